@@ -1,0 +1,1 @@
+"""The vendors that Skyferry acts through: one file each, settings plus a few verbs."""

@@ -1,0 +1,17 @@
+"""The three ways a port says no. Each message names the thing, the value and the next step."""
+
+
+class SkyferryError(Exception):
+    """Anything that Skyferry itself has to say about what went wrong."""
+
+
+class Unavailable(SkyferryError):
+    """It did not work this time and may work the next: the only error that a task retries."""
+
+
+class Refused(SkyferryError):
+    """It will not work however often it is tried; a person, or another choice, has to act."""
+
+
+class Conflict(SkyferryError):
+    """Somebody else wrote first: read again what stands, then decide anew."""

@@ -1,0 +1,289 @@
+"""What Skyferry asks of the world: small protocols, and the frozen values that cross them.
+
+Every verb raises `Unavailable` where trying again may help and `Refused` where it will not; see `blocks.errors`.
+"""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+# --- Hubs: where models come from -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """One file of a model, with the hashes that the hub vouches for."""
+
+    path: str
+    size_bytes: int
+    sha256: str | None
+    """Of the content, for files in large-file storage; None for small ones, which have only `git_sha1`."""
+    git_sha1: str
+    """Of git's blob: sha1 over `blob <size>\\0` and the content."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A repository pinned to a commit, and all its files."""
+
+    repo: str
+    commit: str
+    files: tuple[ModelFile, ...]
+    license: str | None
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(file.size_bytes for file in self.files)
+
+
+class Hub(Protocol):
+    """A place that speaks the Hugging Face Hub's protocol."""
+
+    def look_up(self, repo: str, revision: str) -> Model:
+        """Pin a branch, tag or commit to its commit; Refused where it does not exist or may not be read."""
+        ...
+
+    def read(self, model: Model, file: ModelFile) -> Iterator[bytes]:
+        """The file's bytes as the hub sends them, unchecked."""
+        ...
+
+
+# --- Stores: where mirrors and the ledger live ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Found:
+    body: bytes
+    etag: str
+
+
+@dataclass(frozen=True)
+class StoredObject:
+    key: str
+    size_bytes: int
+
+
+class Upload(Protocol):
+    def write(self, chunk: bytes) -> None: ...
+
+
+class Records(Protocol):
+    """Small documents with conditional writes: an ETag says which version a writer has seen."""
+
+    def get(self, key: str) -> Found | None: ...
+
+    def put(self, key: str, body: bytes, *, replacing: str | None) -> str:
+        """Write over the version with the ETag `replacing` (None: only where there is none); the new ETag.
+
+        Raises Conflict where another version stands.
+        """
+        ...
+
+
+class Objects(Protocol):
+    """Large objects, streamed."""
+
+    def upload(self, key: str, size_bytes: int) -> AbstractContextManager[Upload]:
+        """Write an object piece by piece; it exists only once the `with` block has ended without an error."""
+        ...
+
+    def read(self, key: str) -> Iterator[bytes]: ...
+
+    def list(self, prefix: str) -> Iterator[StoredObject]: ...
+
+    def delete(self, key: str) -> None:
+        """Gone already is no error."""
+        ...
+
+    def url_of(self, key: str) -> str:
+        """How an engine or a person names the object: `s3://bucket/key`."""
+        ...
+
+
+class Store(Records, Objects, Protocol):
+    """One bucket."""
+
+
+# --- Fleets: where replicas run -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """How the engine is started; part of what makes a release the release that it is."""
+
+    context_tokens: int
+    """The longest prompt plus answer that one request may have."""
+    parallel_requests: int
+    """How many requests one replica answers at the same time; further ones wait."""
+
+
+@dataclass(frozen=True)
+class ReplicaOrder:
+    """One replica that should exist. The name is derived from the release and a number, so that a retry adopts it."""
+
+    name: str
+    service: str
+    release: str
+    mirror_prefix: str
+    """The key prefix of the mirror in the fleet's store, ending in a slash."""
+    engine: EngineSettings
+
+
+@dataclass(frozen=True)
+class Replica:
+    """One running copy of the engine."""
+
+    name: str
+    service: str
+    release: str
+    cell: str
+    address: str
+    """`host:port` of its OpenAI-compatible endpoint, as the gateway reaches it."""
+
+
+class Fleet(Protocol):
+    """Something that runs replicas."""
+
+    def launch(self, order: ReplicaOrder) -> Replica:
+        """Start the replica, or adopt the one of that name that is there; it need not be ready yet."""
+        ...
+
+    def replicas(self, service: str) -> tuple[Replica, ...]:
+        """Every replica of the service that exists, of any release."""
+        ...
+
+    def stop(self, name: str) -> None:
+        """End the replica and see that it is gone; gone already is no error."""
+        ...
+
+    def log_tail(self, name: str) -> str:
+        """The last lines that the replica printed; empty where there are none."""
+        ...
+
+
+class Engine(Protocol):
+    """A replica asked directly, past the gateway."""
+
+    def is_healthy(self, address: str) -> bool:
+        """False while it loads, and while nothing answers."""
+        ...
+
+    def complete(self, address: str) -> str:
+        """One real, short completion; Unavailable where none comes back."""
+        ...
+
+    def in_flight(self, address: str) -> int | None:
+        """Requests running and waiting; None where that cannot be known, which counts as busy."""
+        ...
+
+
+# --- Gateways: where users' traffic passes --------------------------------------------------------------------------
+
+Slot = Literal["blue", "green"]
+"""One of the two places that a release can stand in behind a service."""
+
+WHOLE = 10_000
+"""All traffic, in basis points."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Who gets what share of a service's traffic."""
+
+    green_basis_points: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.green_basis_points <= WHOLE:
+            raise ValueError(f"green's share is {self.green_basis_points} basis points; give 0 to {WHOLE}")
+
+    @classmethod
+    def giving(cls, slot: Slot, basis_points: int) -> "Split":
+        return cls(basis_points if slot == "green" else WHOLE - basis_points)
+
+    def share_of(self, slot: Slot) -> int:
+        """In basis points."""
+        return self.green_basis_points if slot == "green" else WHOLE - self.green_basis_points
+
+
+@dataclass(frozen=True)
+class Server:
+    """A replica as the gateway sees it."""
+
+    slot: Slot
+    address: str
+    state: Literal["up", "down", "draining"]
+    in_flight: int
+    """Requests that the gateway has sent there, or holds for it, and that have not ended."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One request as its user saw it."""
+
+    id: str
+    at: float
+    """Unix seconds at which it was accepted."""
+    slot: Slot | None
+    """Where the split sent it; None where there was nowhere to send it."""
+    address: str | None
+    """The replica that answered; None where none of that slot did."""
+    status: int
+    """The HTTP status that the user got; -1 where the user left first."""
+    first_token_ms: float | None
+    total_ms: float
+    user: str | None
+    """A hash of the user, never the user."""
+    retried: bool
+    """It was sent again because the first replica did not answer."""
+    by_fallback: bool
+    """Another slot or the outside provider answered in place of this one."""
+    cut_short: bool
+    """The answer began and the replica broke it off."""
+    user_left: bool
+    """The user broke it off."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the request log had to say since a cursor."""
+
+    outcomes: tuple[Outcome, ...]
+    cursor: str
+    """Hand it to the next call."""
+    is_complete: bool
+    """False where requests may have been logged and lost between the two readings."""
+
+
+class Router(Protocol):
+    def split(self, service: str) -> Split: ...
+
+    def set_split(self, service: str, split: Split) -> None:
+        """Returns once the gateway reports that split."""
+        ...
+
+
+class Pool(Protocol):
+    def servers(self, service: str) -> tuple[Server, ...]: ...
+
+    def attach(self, service: str, slot: Slot, address: str) -> None:
+        """Send requests of that slot there as well, once it is healthy; attached already is no error."""
+        ...
+
+    def drain(self, service: str, slot: Slot, address: str) -> None:
+        """Send nothing new there; what is in flight goes on."""
+        ...
+
+    def detach(self, service: str, slot: Slot, address: str) -> None:
+        """Forget the server; forgotten already is no error."""
+        ...
+
+
+class RequestLog(Protocol):
+    def requests(self, service: str, after: str | None) -> Reading:
+        """The requests that ended since the cursor `after`; with None no requests, only the cursor of now."""
+        ...
+
+
+class Gateway(Router, Pool, RequestLog, Protocol):
+    """A gateway in front of all replicas of its services."""
