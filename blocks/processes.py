@@ -1,0 +1,116 @@
+"""Processes on this machine that outlive whoever started them, found again by pid file or by a mark they carry."""
+
+import json
+import os
+import socket
+import subprocess
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+MARK = "SKYFERRY_DAEMON"
+"""An environment variable that names the daemon's pid file; children inherit it."""
+
+
+@dataclass(frozen=True)
+class Daemon:
+    """A process known by `home/name.pid`; what it prints goes to `home/name.log`."""
+
+    name: str
+    home: Path
+
+    @property
+    def pid_file(self) -> Path:
+        return self.home / f"{self.name}.pid"
+
+    @property
+    def log_file(self) -> Path:
+        return self.home / f"{self.name}.log"
+
+    def find(self) -> psutil.Process | None:
+        """The running process, also where its starter was killed before it could write the pid file."""
+        try:
+            known = json.loads(self.pid_file.read_text())
+            process = psutil.Process(known["pid"])
+            # A pid is used again after a while; together with the start time it names one process.
+            if process.create_time() == known["created"] and process.status() != psutil.STATUS_ZOMBIE:
+                return process
+        except (FileNotFoundError, psutil.NoSuchProcess):
+            pass
+        return min(marked(self.pid_file), key=lambda process: process.create_time(), default=None)
+
+    def start(self, command: Sequence[str], *, env: Mapping[str, str], cwd: Path | None = None) -> psutil.Process:
+        """Run the command in a session of its own, with `env` on top of this environment; adopts a running one."""
+        if (running := self.find()) is not None:
+            return running
+        self.home.mkdir(parents=True, exist_ok=True)
+        with self.log_file.open("ab") as log:
+            child = subprocess.Popen(
+                command,
+                env={**os.environ, **env, MARK: str(self.pid_file)},
+                cwd=cwd,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        process = psutil.Process(child.pid)
+        draft = self.pid_file.with_suffix(".draft")
+        draft.write_text(json.dumps({"pid": child.pid, "created": process.create_time()}))
+        draft.replace(self.pid_file)
+        return process
+
+    def stop(self, grace_seconds: float = 10) -> None:
+        """SIGTERM, then SIGKILL after the grace time, for the process and its children; not running is no error."""
+        if (process := self.find()) is not None:
+            end([*_family(process)], grace_seconds)
+        self.pid_file.unlink(missing_ok=True)
+
+    def log_tail(self, lines: int = 20) -> str:
+        if not self.log_file.exists():
+            return ""
+        return "\n".join(self.log_file.read_text(errors="replace").splitlines()[-lines:])
+
+
+def marked(path: Path) -> Iterator[psutil.Process]:
+    """Processes started as the daemon of that pid file, or of any pid file under that directory."""
+    for process in psutil.process_iter():
+        try:
+            mark = process.environ().get(MARK)
+        except (psutil.Error, OSError):
+            continue
+        if mark is not None and Path(mark).is_relative_to(path) and process.status() != psutil.STATUS_ZOMBIE:
+            yield process
+
+
+def end(processes: Sequence[psutil.Process], grace_seconds: float) -> None:
+    """SIGTERM to each, SIGKILL to those that are still there after the grace time, and wait until all are gone."""
+    for process in processes:
+        _signal(process.terminate)
+    _, alive = psutil.wait_procs(processes, timeout=grace_seconds)
+    for process in alive:
+        _signal(process.kill)
+    psutil.wait_procs(alive, timeout=grace_seconds)
+
+
+def _family(process: psutil.Process) -> Iterator[psutil.Process]:
+    yield process
+    try:
+        yield from process.children(recursive=True)
+    except psutil.NoSuchProcess:
+        return
+
+
+def _signal(send: Callable[[], None]) -> None:
+    try:
+        send()
+    except psutil.NoSuchProcess:
+        return
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A port that nobody listens on at this moment."""
+    with socket.create_server((host, 0)) as listener:
+        return listener.getsockname()[1]
