@@ -1,0 +1,1 @@
+"""Decisions: pure functions of data, with no Prefect, SDK, clock, randomness or environment."""

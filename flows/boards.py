@@ -1,0 +1,84 @@
+"""What people see in the Prefect UI: data in, markdown out."""
+
+from collections.abc import Sequence
+
+from blocks.ports import Slot
+from flows.policy.gates import Ruling, Sample
+from flows.policy.ledger import Release, Stage
+from flows.policy.scale import Decision
+from flows.tasks.fleet import Started
+
+
+def canary_board(
+    release: Release,
+    stages: Sequence[int],
+    share: int,
+    candidate: Sample,
+    stable: Sample,
+    ruling: Ruling,
+    seconds: float,
+) -> str:
+    """Stage, share, what each slot's users saw, verdict and reason."""
+    others: Slot = "blue" if release.slot == "green" else "green"
+    return f"""# Canary of {release.id}
+
+**{share} %** of the traffic for {seconds:.0f} s; the stages are {_arrows(stages)}.
+
+**{ruling.verdict.upper()}**: {ruling.reason}
+
+| | slot | requests | failed | refused | p50 first token | p95 first token |
+|---|---|---:|---:|---:|---:|---:|
+{_sample_row("candidate", release.slot, candidate)}
+{_sample_row("stable", others, stable)}
+
+Model {release.repo} at commit `{release.commit[:12]}`.
+
+{stage_table(release.stages)}
+"""
+
+
+def _arrows(stages: Sequence[int]) -> str:
+    return " → ".join(f"{share} %" for share in stages)
+
+
+def stage_table(stages: Sequence[Stage]) -> str:
+    if not stages:
+        return ""
+    rows = (f"| {s.share_percent} % | {s.verdict} | {s.requests} | {s.seconds:.0f} s | {s.reason} |" for s in stages)
+    return "\n".join(("| stage | verdict | requests | held | reason |", "|---|---|---:|---:|---|", *rows))
+
+
+def placement_table(release: Release, started: Sequence[Started]) -> str:
+    rows = (f"| {s.replica.name} | {s.replica.cell} | {s.replica.address} | {s.seconds:.1f} s |" for s in started)
+    table = "\n".join(("| replica | cell | address | ready after |", "|---|---|---|---:|", *rows))
+    return f"# Replicas of {release.id}\n\nThey stand in slot **{release.slot}**, without traffic yet.\n\n{table}\n"
+
+
+def release_report(release: Release, endpoint: str) -> str:
+    return f"""# Release {release.id}: {release.state}
+
+| | |
+|---|---|
+| endpoint | [{endpoint}]({endpoint}) |
+| model | {release.repo} at commit `{release.commit}` |
+| mirror | `{release.mirror_prefix}` |
+| engine | context of {release.engine.context_tokens} tokens, {release.engine.parallel_requests} requests in parallel |
+| slot | {release.slot} |
+{f"| reason | {release.closing_reason} |" if release.closing_reason else ""}
+
+{stage_table(release.stages)}
+"""
+
+
+def decision_table(decisions: Sequence[Decision], *, dry_run: bool) -> str:
+    rows = (
+        f"| {d.replica.name} | {d.replica.cell} | {'**stop**' if d.stop else 'keep'} | {d.reason} |" for d in decisions
+    )
+    table = "\n".join(("| replica | cell | | why |", "|---|---|---|---|", *rows))
+    return f"# What to stop{' (dry run: nothing was stopped)' if dry_run else ''}\n\n{table}\n"
+
+
+def _sample_row(name: str, slot: Slot, sample: Sample) -> str:
+    times = (sample.first_token_percentile(percent) for percent in (50, 95))
+    p50, p95 = ("no data" if ms is None else f"{ms:.0f} ms" for ms in times)
+    return f"| {name} | {slot} | {sample.requests} | {sample.failed} | {sample.refused} | {p50} | {p95} |"

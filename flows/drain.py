@@ -1,0 +1,54 @@
+"""Take replicas out from under traffic without a request lost."""
+
+from collections.abc import Sequence
+
+from prefect import get_run_logger, unmapped
+
+from blocks.errors import Unavailable
+from blocks.ports import Replica
+from blocks.service import Service
+from flows.tasks.fleet import list_replicas, stop_replica, wait_until_idle
+from flows.tasks.gateway import attach, detach, drain, list_servers
+
+LAST_RESORT_SECONDS = 60.0
+"""How long the busy replicas of a candidate that is given up may still take to finish."""
+
+
+def stop_replicas(
+    service: Service, replicas: Sequence[Replica], *, drain_timeout_seconds: float, even_if_busy: bool = False
+) -> tuple[Replica, ...]:
+    """Drain, wait until nothing is in flight, stop, verify gone; returns those that stayed because they were busy.
+
+    One that is still busy after the timeout, or cannot be asked, takes traffic again, unless `even_if_busy`.
+    """
+    servers = {server.address: server for server in list_servers(service.gateway, service.name)}
+    placed = [servers[replica.address] for replica in replicas if replica.address in servers]
+    for server in placed:
+        drain(service.gateway, service.name, server.slot, server.address)
+    idle = wait_until_idle.map(
+        unmapped(service.gateway), unmapped(service.engine), list(replicas), unmapped(drain_timeout_seconds)
+    ).result()
+    stayed = []
+    for replica, is_idle in zip(replicas, idle, strict=True):
+        server = servers.get(replica.address)
+        if not is_idle and not even_if_busy:
+            get_run_logger().warning("%s is busy, or cannot be asked; it stays", replica.name)
+            if server is not None and server.state != "draining":
+                attach(service.gateway, service.name, server.slot, server.address)
+            stayed.append(replica)
+            continue
+        stop_replica(service.fleet, replica)
+        if server is not None:
+            detach(service.gateway, service.name, server.slot, server.address)
+    return tuple(stayed)
+
+
+def stop_release(service: Service, release: str, *, drain_timeout_seconds: float, even_if_busy: bool = False) -> None:
+    """Stop every replica of a release; Unavailable where some are still busy, which are then left alone."""
+    replicas = [r for r in list_replicas(service.fleet, service.name) if r.release == release]
+    stayed = stop_replicas(service, replicas, drain_timeout_seconds=drain_timeout_seconds, even_if_busy=even_if_busy)
+    if stayed:
+        names = ", ".join(replica.name for replica in stayed)
+        raise Unavailable(
+            f"{names} of {release} were still busy after {drain_timeout_seconds:g} s; run scale-down later"
+        )

@@ -1,0 +1,178 @@
+"""What a person fills in: the parameters of each flow, checked before anything is spent."""
+
+from datetime import time
+from itertools import pairwise
+from typing import Annotated, TypeVar
+from zoneinfo import ZoneInfo, available_timezones
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+
+def _rising_to_100(stages: tuple[int, ...]) -> tuple[int, ...]:
+    if any(low >= high for low, high in pairwise((0, *stages))) or not stages or stages[-1] != 100:  # noqa: PLR2004 - %
+        raise ValueError(f"the stages {list(stages)} do not rise to 100; give something like [5, 15, 30, 50, 100]")
+    return stages
+
+
+def _known_time_zone(name: str) -> str:
+    if name not in available_timezones():
+        raise ValueError(f"there is no time zone {name!r}; give one like Europe/Berlin")
+    return name
+
+
+Stages = Annotated[tuple[int, ...], AfterValidator(_rising_to_100)]
+TimeZone = Annotated[str, AfterValidator(_known_time_zone)]
+
+
+P = TypeVar("P", bound="Plan")
+
+
+class Plan(BaseModel):
+    """The parameters of one flow run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    service: str = Field(title="Service", description="The name of the Service block that users call.")
+
+    def part(self, kind: type[P]) -> P:
+        """The smaller plan that this one contains."""
+        return kind(**{name: getattr(self, name) for name in kind.model_fields})
+
+
+class ModelPlan(Plan):
+    """Which model."""
+
+    repo: str = Field(
+        title="Model",
+        description="The repository on the service's hub, such as Qwen/Qwen3-8B.",
+        pattern=r"^[\w.-]+/[\w.-]+$",
+    )
+    revision: str = Field(
+        default="main",
+        title="Revision",
+        description="A branch, tag or commit; it is pinned to its commit when the run starts.",
+    )
+
+
+class MirrorPlan(ModelPlan):
+    """Copy a model into the service's store."""
+
+
+class ProvisionPlan(ModelPlan):
+    """Start the replicas of a release."""
+
+    context_tokens: int = Field(
+        default=4096,
+        ge=1,
+        title="Context window (tokens)",
+        description="The longest prompt plus answer that one request may have.",
+    )
+    parallel_requests: int = Field(
+        default=4,
+        ge=1,
+        title="Parallel requests",
+        description="How many requests one replica answers at the same time; further ones wait.",
+    )
+    ready_timeout_seconds: float = Field(
+        default=1800,
+        gt=0,
+        title="Ready within (seconds)",
+        description="A replica that answers nothing by then is taken down again, and the run fails.",
+    )
+
+
+class PromotePlan(Plan):
+    """Move traffic to the release under way, stage by stage."""
+
+    stages_percent: Stages = Field(
+        default=(5, 15, 30, 50, 100),
+        title="Stages (%)",
+        description="The shares of the traffic that the candidate gets one after the other, rising to 100.",
+    )
+    stage_seconds: float = Field(
+        default=300,
+        ge=0,
+        title="Stage lasts at least (seconds)",
+        description="No stage is passed before this time, however good it looks.",
+    )
+    stage_deadline_seconds: float = Field(
+        default=3600,
+        gt=0,
+        title="Stage lasts at most (seconds)",
+        description="A stage that its gates have not passed by then is rolled back.",
+    )
+    approve_before_percent: tuple[int, ...] = Field(
+        default=(),
+        title="Ask a person before (%)",
+        description="Before each of these stages the run pauses, shows the evidence and asks: promote or roll back.",
+    )
+    approval_timeout_seconds: int = Field(
+        default=3600,
+        gt=0,
+        title="Answer within (seconds)",
+        description="Without an answer by then the release is rolled back.",
+    )
+
+
+class ReleasePlan(ProvisionPlan, PromotePlan):
+    """The whole chain: mirror, provision, promote, and retire what was there before."""
+
+    keep_warm_seconds: float = Field(
+        default=900,
+        ge=0,
+        title="Keep the old fleet warm (seconds)",
+        description="The replaced release stays ready to take the traffic back for this long before it is stopped.",
+    )
+
+
+class RollBackPlan(Plan):
+    """Give all traffic back to the live release and stop the candidate."""
+
+    reason: str = Field(title="Reason", description="Why; it is kept in the ledger.", min_length=1)
+
+
+class ScaleDownPlan(Plan):
+    """Stop the replicas that are not needed."""
+
+    replicas: int | None = Field(
+        default=None,
+        ge=0,
+        title="Replicas left",
+        description="How many replicas stay; without a number, the service's replicas at night.",
+    )
+    keep: tuple[str, ...] = Field(
+        default=(), title="Keep", description="Names of replicas or releases that are left alone."
+    )
+    to_zero: bool = Field(
+        default=False,
+        title="Down to zero",
+        description="Allow the last healthy replica to be stopped: users then get errors, or the outside provider.",
+    )
+    drain_timeout_seconds: float = Field(
+        default=900,
+        gt=0,
+        title="Drain within (seconds)",
+        description="A replica that is still busy, or cannot be asked, after this time is not stopped.",
+    )
+    dry_run: bool = Field(default=False, title="Dry run", description="Show what would be stopped, and stop nothing.")
+
+
+class ScaleUpPlan(Plan):
+    """Bring the live release back to its replicas by day."""
+
+    ready_by: time | None = Field(
+        default=None,
+        title="Ready by",
+        description="The time of day by which they are ready; the start is timed from earlier starts. Empty: now.",
+    )
+    time_zone: TimeZone = Field(default="UTC", title="Time zone", description="The time zone of that time of day.")
+    ready_timeout_seconds: float = Field(
+        default=1800,
+        gt=0,
+        title="Ready within (seconds)",
+        description="A replica that answers nothing by then is taken down again, and the run fails.",
+    )
+
+    @property
+    def zone(self) -> ZoneInfo:
+        return ZoneInfo(self.time_zone)

@@ -1,0 +1,208 @@
+"""The record of a service's releases, and the steps that it may take from one state to the next."""
+
+import hashlib
+from datetime import datetime
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from blocks.errors import Refused
+from blocks.ports import EngineSettings, ReplicaOrder, Slot
+from flows.policy.gates import Verdict
+
+State = Literal["under way", "live", "retiring", "retired", "rolled back"]
+KEPT_RELEASES = 50
+KEPT_STARTS = 20
+
+
+class Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class Stage(Frozen):
+    """One share of the traffic, and how its gates ruled."""
+
+    share_percent: int
+    verdict: Verdict
+    reason: str
+    requests: int
+    seconds: float
+
+
+class Release(Frozen):
+    """One mirror and one engine configuration for one service."""
+
+    id: str
+    service: str
+    repo: str
+    commit: str
+    engine: EngineSettings
+    slot: Slot
+    state: State
+    run_id: str
+    """The Prefect flow run that acts for it; of a chain of flows, the outermost."""
+    opened_at: datetime
+    stages: tuple[Stage, ...] = ()
+    closing_reason: str = ""
+
+    @property
+    def mirror_prefix(self) -> str:
+        return mirror_prefix(self.repo, self.commit)
+
+
+class ServiceRecord(Frozen):
+    """All that is known of a service's releases, oldest first."""
+
+    releases: tuple[Release, ...] = ()
+    start_seconds: tuple[float, ...] = ()
+    """How long the last replicas took from launch to ready."""
+
+    def in_state(self, state: State) -> Release | None:
+        return next((release for release in reversed(self.releases) if release.state == state), None)
+
+    @property
+    def live(self) -> Release | None:
+        return self.in_state("live")
+
+    @property
+    def under_way(self) -> Release | None:
+        return self.in_state("under way")
+
+    @property
+    def retiring(self) -> tuple[Release, ...]:
+        return tuple(release for release in self.releases if release.state == "retiring")
+
+    def release(self, release: str) -> Release:
+        return next(known for known in self.releases if known.id == release)
+
+    def with_release(self, changed: Release) -> "ServiceRecord":
+        others = tuple(release for release in self.releases if release.id != changed.id)
+        return self.model_copy(update={"releases": (*others, changed)[-KEPT_RELEASES:]})
+
+
+def mirror_prefix(repo: str, commit: str) -> str:
+    return f"models/{repo}/{commit}/"
+
+
+def release_id(service: str, repo: str, commit: str, engine: EngineSettings) -> str:
+    """A name for what the release is, the same at each retry."""
+    return f"{service}-{hashlib.sha256(repr((service, repo, commit, engine)).encode()).hexdigest()[:8]}"
+
+
+def replica_orders(release: Release, count: int) -> list[ReplicaOrder]:
+    """One order a replica; the names are the same at each retry, so that it adopts what an earlier try has started."""
+    return [
+        ReplicaOrder(
+            name=f"{release.id}-{number}",
+            service=release.service,
+            release=release.id,
+            mirror_prefix=release.mirror_prefix,
+            engine=release.engine,
+        )
+        for number in range(count)
+    ]
+
+
+def open_release(
+    record: ServiceRecord,
+    service: str,
+    repo: str,
+    commit: str,
+    engine: EngineSettings,
+    *,
+    run_id: str,
+    ended_run_id: str | None,
+    now: datetime,
+) -> ServiceRecord:
+    """Begin a release in the free slot, or go on with it where an earlier run of it, `ended_run_id`, died."""
+    wanted = release_id(service, repo, commit, engine)
+    if record.live is not None and record.live.id == wanted:
+        return record
+    if (standing := record.under_way) is not None:
+        if standing.id == wanted:
+            return take_over(record, run_id, ended_run_id)
+        raise Refused(
+            f"service {service!r} already has release {standing.id} under way (flow run {standing.run_id}); "
+            f"let it end, or end it with roll-back"
+        )
+    if record.retiring:
+        names = ", ".join(release.id for release in record.retiring)
+        raise Refused(
+            f"both slots of service {service!r} are taken: {names} still retires; wait for its run, or run scale-down"
+        )
+    slot: Slot = "green" if record.live is not None and record.live.slot == "blue" else "blue"
+    return record.with_release(
+        Release(
+            id=wanted,
+            service=service,
+            repo=repo,
+            commit=commit,
+            engine=engine,
+            slot=slot,
+            state="under way",
+            run_id=run_id,
+            opened_at=now,
+        )
+    )
+
+
+def take_over(record: ServiceRecord, run_id: str, ended_run_id: str | None) -> ServiceRecord:
+    """Let another run act for the release that is under way, once the run that did, `ended_run_id`, has ended."""
+    release = record.under_way
+    if release is None:
+        raise Refused("no release is under way; start one with provision-fleet or release-model")
+    if release.run_id == run_id:
+        return record
+    if release.run_id != ended_run_id:
+        raise Refused(
+            f"release {release.id} is in the hands of flow run {release.run_id}, which has not ended; wait or cancel it"
+        )
+    return record.with_release(release.model_copy(update={"run_id": run_id}))
+
+
+def note_stage(record: ServiceRecord, run_id: str, stage: Stage) -> ServiceRecord:
+    release = held_by(record, run_id)
+    return record.with_release(release.model_copy(update={"stages": (*release.stages, stage)}))
+
+
+def note_start(record: ServiceRecord, seconds: float) -> ServiceRecord:
+    return record.model_copy(update={"start_seconds": (*record.start_seconds, seconds)[-KEPT_STARTS:]})
+
+
+def go_live(record: ServiceRecord, run_id: str) -> ServiceRecord:
+    """The candidate has all traffic: it is live, and the one before it retires."""
+    release = held_by(record, run_id)
+    if record.live is not None:
+        record = record.with_release(record.live.model_copy(update={"state": "retiring"}))
+    return record.with_release(release.model_copy(update={"state": "live"}))
+
+
+def retire(record: ServiceRecord, release: str) -> ServiceRecord:
+    """The release's replicas are gone."""
+    standing = next((known for known in record.retiring if known.id == release), None)
+    if standing is None:
+        return record
+    return record.with_release(standing.model_copy(update={"state": "retired"}))
+
+
+def back_out(record: ServiceRecord, reason: str) -> ServiceRecord:
+    """End the release under way; or else the live one, if the release before it still stands warm to take over."""
+    if record.under_way is not None:
+        return _rolled_back(record, record.under_way, reason)
+    if record.live is None or not record.retiring:
+        raise Refused("there is nothing to roll back to: no release is under way, and none before the live one is warm")
+    before = record.retiring[-1]
+    return _rolled_back(record, record.live, reason).with_release(before.model_copy(update={"state": "live"}))
+
+
+def _rolled_back(record: ServiceRecord, release: Release, reason: str) -> ServiceRecord:
+    return record.with_release(release.model_copy(update={"state": "rolled back", "closing_reason": reason}))
+
+
+def held_by(record: ServiceRecord, run_id: str) -> Release:
+    """The release under way; Refused where this run does not act for it, or no longer."""
+    release = record.under_way
+    if release is None or release.run_id != run_id:
+        holder = f"flow run {release.run_id}" if release else "nobody"
+        raise Refused(f"flow run {run_id} no longer acts for the release under way, {holder} does; it has to stop")
+    return release

@@ -1,0 +1,116 @@
+"""Promote a canary: more traffic stage by stage, as long as its gates, and people where asked, say so."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Literal
+
+from prefect import flow, get_run_logger, pause_flow_run
+from prefect.exceptions import FlowPauseTimeout
+from prefect.input import RunInput
+from pydantic import Field
+
+from blocks.errors import Refused
+from blocks.ports import Outcome, Slot
+from blocks.service import Service
+from flows.boards import canary_board
+from flows.plans import PromotePlan
+from flows.policy.gates import Limits, Ruling, judge, tally
+from flows.policy.ledger import Release, Stage, go_live, held_by, note_stage, take_over
+from flows.policy.stages import stages_left
+from flows.tasks.artifacts import Board
+from flows.tasks.gateway import give_share, hold_stage, read_split
+from flows.tasks.ledger import amend, read_record
+from flows.tasks.runs import has_ended, own_run_id
+from flows.tasks.service import open_service
+from flows.undo import RolledBack, users_keep_what_they_had
+
+
+class Approval(RunInput):
+    """What a person answers; there is no default, for an empty answer must not promote."""
+
+    decision: Literal["promote", "roll back"] = Field(
+        title="Decision", description="Give the candidate the next share of the traffic, or all of it back to stable."
+    )
+
+
+@flow(name="promote-canary", flow_run_name="promote-canary-of-{plan.service}")
+def promote_canary(plan: PromotePlan) -> Release:
+    """Give the release under way more of the traffic stage by stage, from the split that stands."""
+    service = open_service(plan.service)
+    release = _take_over(service)
+    with users_keep_what_they_had(service):
+        if read_record(service.store, service.name).live is None:
+            get_run_logger().info("The first release of %s has no users to lose: it gets all traffic.", service.name)
+            give_share(service.gateway, service.name, release.slot, 100)
+        else:
+            _promote_by_stages(service, release, plan)
+        record = amend(service.store, service.name, partial(go_live, run_id=own_run_id()))
+    return record.release(release.id)
+
+
+def _take_over(service: Service) -> Release:
+    standing = read_record(service.store, service.name).under_way
+    ended = standing.run_id if standing is not None and has_ended(standing.run_id) else None
+    step = partial(take_over, run_id=own_run_id(), ended_run_id=ended)
+    return held_by(amend(service.store, service.name, step), own_run_id())
+
+
+def _promote_by_stages(service: Service, release: Release, plan: PromotePlan) -> None:
+    board = Board(f"canary-board-{service.name}", f"The canary of {service.name}, stage by stage")
+    standing = read_split(service.gateway, service.name).share_of(release.slot)
+    for share in stages_left(plan.stages_percent, standing):
+        if share in plan.approve_before_percent:
+            _ask_a_person(release, share, plan.approval_timeout_seconds)
+            # A person may have taken an hour: somebody else may act for the release by now.
+            held_by(read_record(service.store, service.name), own_run_id())
+        give_share(service.gateway, service.name, release.slot, share)
+        stage = _hold(service, release, plan, share, board)
+        release = held_by(
+            amend(service.store, service.name, partial(note_stage, run_id=own_run_id(), stage=stage)), own_run_id()
+        )
+        if stage.verdict == "roll back":
+            raise RolledBack(f"rolled back at {share} %: {stage.reason}")
+
+
+def _hold(service: Service, release: Release, plan: PromotePlan, share: int, board: Board) -> Stage:
+    limits = Limits(
+        error_percent=service.error_percent,
+        first_token_p95_ms=service.first_token_p95_ms,
+        slower_than_stable=service.slower_than_stable,
+        minimum_requests=service.minimum_requests,
+        minimum_seconds=plan.stage_seconds,
+        deadline_seconds=plan.stage_deadline_seconds,
+    )
+    other: Slot = "blue" if release.slot == "green" else "green"
+
+    def rule(outcomes: Sequence[Outcome], seconds: float) -> Ruling:
+        candidate, stable = tally(outcomes, release.slot), tally(outcomes, other)
+        ruling = judge(candidate, stable, limits, seconds)
+        board.show(canary_board(release, plan.stages_percent, share, candidate, stable, ruling, seconds))
+        return ruling
+
+    ruling, outcomes, seconds = hold_stage(service.gateway, service.name, share, rule)
+    get_run_logger().info("%s %%: %s: %s", share, ruling.verdict, ruling.reason)
+    return Stage(
+        share_percent=share,
+        verdict=ruling.verdict,
+        reason=ruling.reason,
+        requests=tally(outcomes, release.slot).requests,
+        seconds=seconds,
+    )
+
+
+def _ask_a_person(release: Release, share: int, timeout_seconds: int) -> None:
+    evidence = "\n".join(f"- {s.share_percent} %: {s.verdict}: {s.reason}" for s in release.stages) or "- none yet"
+    question = f"**Give {release.id} {share} % of the traffic?** Its stages so far:\n\n{evidence}"
+    try:
+        answer = pause_flow_run(
+            wait_for_input=Approval.with_initial_data(description=question), timeout=timeout_seconds, poll_interval=2
+        )
+    except FlowPauseTimeout as error:
+        raise RolledBack(f"rolled back before {share} %: nobody answered within {timeout_seconds} s") from error
+    # The server checks an answer against the form's schema; check it here too, where an old form may have answered.
+    if answer.decision == "roll back":
+        raise RolledBack(f"rolled back before {share} %: a person said so")
+    if answer.decision != "promote":
+        raise Refused(f"the answer is {answer.decision!r}; it has to be 'promote' or 'roll back'")

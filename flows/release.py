@@ -1,0 +1,64 @@
+"""Release a model: mirror, provision, promote, retire."""
+
+import time
+from functools import partial
+
+from prefect import flow, get_run_logger
+from prefect.artifacts import create_link_artifact, create_markdown_artifact
+
+from blocks.service import Service
+from flows.boards import release_report
+from flows.drain import stop_release
+from flows.mirror import mirror_model
+from flows.plans import MirrorPlan, PromotePlan, ProvisionPlan, ReleasePlan
+from flows.policy.ledger import Release, retire
+from flows.promote import promote_canary
+from flows.provision import open_in_ledger, provision_fleet
+from flows.tasks.ledger import amend, read_record
+from flows.tasks.service import open_service
+from flows.undo import users_keep_what_they_had
+
+DRAIN_TIMEOUT_SECONDS = 900.0
+"""The longest answer that a replaced replica may still be giving."""
+
+
+@flow(name="release-model", flow_run_name="release-{plan.repo}-at-{plan.revision}-to-{plan.service}")
+def release_model(plan: ReleasePlan) -> Release:
+    """Give a model to users one stage at a time; whatever fails, they keep the one they have."""
+    service = open_service(plan.service)
+    release = open_in_ledger(service, plan)
+    pinned = plan.model_copy(update={"revision": release.commit})
+    try:
+        if release.state != "live":
+            with users_keep_what_they_had(service):
+                mirror_model(pinned.part(MirrorPlan))
+                provision_fleet(pinned.part(ProvisionPlan))
+                promote_canary(pinned.part(PromotePlan))
+        retire_the_old(service, plan.keep_warm_seconds)
+    finally:
+        release = report(service, release.id)
+    return release
+
+
+def retire_the_old(service: Service, keep_warm_seconds: float) -> None:
+    """Stop what the release has replaced, after a time in which a roll-back would find it ready."""
+    if read_record(service.store, service.name).retiring:
+        get_run_logger().info("The old fleet stays warm for %g s.", keep_warm_seconds)
+        time.sleep(keep_warm_seconds)
+    for old in read_record(service.store, service.name).retiring:
+        stop_release(service, old.id, drain_timeout_seconds=DRAIN_TIMEOUT_SECONDS)
+        amend(service.store, service.name, partial(retire, release=old.id))
+
+
+def report(service: Service, release: str) -> Release:
+    """Show how the release stands, and where users reach it."""
+    standing = read_record(service.store, service.name).release(release)
+    create_markdown_artifact(
+        release_report(standing, service.endpoint),
+        key=f"release-report-{service.name}",
+        description=f"Release {release} is {standing.state}",
+    )
+    create_link_artifact(
+        service.endpoint, key=f"endpoint-{service.name}", description=f"Where users call {service.name}"
+    )
+    return standing

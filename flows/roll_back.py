@@ -1,0 +1,14 @@
+"""Roll back by hand: all traffic to the release that is known to be good."""
+
+from prefect import flow
+
+from flows.plans import RollBackPlan
+from flows.policy.ledger import ServiceRecord
+from flows.tasks.service import open_service
+from flows.undo import roll_back_to_stable
+
+
+@flow(name="roll-back", flow_run_name="roll-back-{plan.service}")
+def roll_back(plan: RollBackPlan) -> ServiceRecord:
+    """End the release under way, whoever runs it; or go back to the one before the live one while it is warm."""
+    return roll_back_to_stable(open_service(plan.service), plan.reason)

@@ -1,0 +1,63 @@
+"""Move traffic, and watch what users see of it."""
+
+import time
+from collections.abc import Callable, Sequence
+
+from blocks.ports import Outcome, Pool, RequestLog, Router, Server, Slot, Split
+from flows.policy.gates import Ruling
+from flows.tasks import act
+
+POLL_SECONDS = 1.0
+
+
+@act(task_run_name="read-split-of-{service}")
+def read_split(router: Router, service: str) -> Split:
+    return router.split(service)
+
+
+@act(task_run_name="give-{share_percent}-percent-of-{service}-to-{slot}")
+def give_share(router: Router, service: str, slot: Slot, share_percent: int) -> None:
+    """The other slot gets the rest."""
+    router.set_split(service, Split.giving(slot, share_percent * 100))
+
+
+@act(task_run_name="list-servers-of-{service}")
+def list_servers(pool: Pool, service: str) -> tuple[Server, ...]:
+    return pool.servers(service)
+
+
+@act(task_run_name="attach-{address}-to-{slot}")
+def attach(pool: Pool, service: str, slot: Slot, address: str) -> None:
+    pool.attach(service, slot, address)
+
+
+@act(task_run_name="drain-{address}-in-{slot}")
+def drain(pool: Pool, service: str, slot: Slot, address: str) -> None:
+    pool.drain(service, slot, address)
+
+
+@act(task_run_name="detach-{address}-from-{slot}")
+def detach(pool: Pool, service: str, slot: Slot, address: str) -> None:
+    pool.detach(service, slot, address)
+
+
+@act(task_run_name="hold-stage-of-{share_percent}-percent")
+def hold_stage(
+    log: RequestLog,
+    service: str,
+    share_percent: int,  # noqa: ARG001 - it names the task run
+    rule: Callable[[Sequence[Outcome], float], Ruling],
+) -> tuple[Ruling, tuple[Outcome, ...], float]:
+    """Watch requests until `rule`, told those of this stage and its seconds so far, says promote or roll back."""
+    begun = time.monotonic()
+    outcomes: list[Outcome] = []
+    cursor = log.requests(service, after=None).cursor
+    while True:
+        reading = log.requests(service, after=cursor)
+        cursor = reading.cursor
+        outcomes.extend(reading.outcomes)
+        elapsed = time.monotonic() - begun
+        ruling = rule(outcomes, elapsed)
+        if ruling.verdict != "hold":
+            return ruling, tuple(outcomes), elapsed
+        time.sleep(POLL_SECONDS)

@@ -1,0 +1,40 @@
+"""Read and write the ledger: one JSON document a service, written only over the version that was read."""
+
+from functools import partial  # noqa: TC003 - Prefect evaluates a task's annotations
+
+import stamina
+from prefect.runtime import task_run
+
+from blocks.errors import Conflict
+from blocks.ports import Records
+from flows.policy.ledger import ServiceRecord
+from flows.tasks import act
+
+
+def _key(service: str) -> str:
+    return f"ledger/{service}.json"
+
+
+@act(task_run_name="read-ledger-of-{service}")
+def read_record(records: Records, service: str) -> ServiceRecord:
+    found = records.get(_key(service))
+    return ServiceRecord() if found is None else ServiceRecord.model_validate_json(found.body)
+
+
+def _name_of_step() -> str:
+    return f"ledger-{task_run.parameters['step'].func.__name__}"
+
+
+@act(task_run_name=_name_of_step)
+def amend(records: Records, service: str, step: "partial[ServiceRecord]") -> ServiceRecord:
+    """Take one step; where somebody else wrote meanwhile, take it from what stands now."""
+    for attempt in stamina.retry_context(on=Conflict, attempts=8, wait_initial=0.05, wait_max=1):
+        with attempt:
+            found = records.get(_key(service))
+            before = ServiceRecord() if found is None else ServiceRecord.model_validate_json(found.body)
+            after = step(before)
+            if after != before:
+                body = after.model_dump_json(indent=1).encode()
+                records.put(_key(service), body, replacing=found.etag if found else None)
+            return after
+    raise AssertionError  # stamina either returns from the block above or raises

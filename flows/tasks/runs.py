@@ -1,0 +1,22 @@
+"""Ask Prefect about flow runs."""
+
+from uuid import UUID
+
+from prefect.client.orchestration import get_client
+from prefect.exceptions import ObjectNotFound
+from prefect.runtime import flow_run
+
+
+def own_run_id() -> str:
+    """The run that acts: of a chain of flows the outermost, so that each link acts for the same release."""
+    return flow_run.root_flow_run_id
+
+
+def has_ended(run_id: str) -> bool:
+    """Also where Prefect does not know the run, as after its database was lost."""
+    with get_client(sync_client=True) as client:
+        try:
+            state = client.read_flow_run(UUID(run_id)).state
+        except ObjectNotFound:
+            return True
+    return state is not None and state.is_final()
