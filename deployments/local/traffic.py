@@ -1,0 +1,232 @@
+"""Users of the quickstart: requests that come when they come, and a count of what became of each.
+
+Open loop: nothing waits for an answer before the next request is sent, so a slow service is asked no less.
+"""
+
+import argparse
+import asyncio
+import json
+import signal
+import time
+from bisect import insort
+from collections import deque
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import httpx
+
+STREAMED_SHARE = 0.5
+MAX_TOKENS = (4, 8)
+SHORT_WORDS = (8, 16)
+ANSWER_TIMEOUT = httpx.Timeout(60, connect=5)
+LAST_ANSWERS_SECONDS = 30
+"""How long the end waits for what is in flight."""
+REPORT_SECONDS = 1
+FAILURES_KEPT = 50
+WORDS = (
+    *("river", "garden", "window", "letter", "summer", "market", "bridge", "music", "winter", "teacher", "mountain"),
+    *("village", "doctor", "paper", "table", "story", "ocean", "kitchen", "forest", "island", "station", "machine"),
+    *("picture", "question", "answer", "morning", "evening", "family", "friend", "money", "number", "water", "fire"),
+)
+
+
+@dataclass(frozen=True)
+class Request:
+    user: str
+    prompt: str
+    max_tokens: int
+    is_streamed: bool
+
+
+def requests(random: Random, *, users: int, long_share: float, long_tokens: int) -> Iterator[Request]:
+    """One request after another, for ever; the same ones for the same random numbers."""
+    while True:
+        words = long_tokens if random.random() < long_share else random.randint(*SHORT_WORDS)
+        yield Request(
+            user=f"user-{random.randrange(users)}",
+            prompt=f"Tell me about {' '.join(random.choices(WORDS, k=words))}.",
+            max_tokens=random.randint(*MAX_TOKENS),
+            is_streamed=random.random() < STREAMED_SHARE,
+        )
+
+
+@dataclass
+class Tally:
+    """What became of the requests: sent = answered + lost + refused + streams_cut + in_flight."""
+
+    started_at: float = field(default_factory=time.time)
+    sent: int = 0
+    answered: int = 0
+    lost: int = 0
+    """No answer, or one that says that the service failed."""
+    refused: int = 0
+    """The service says that the request is wrong."""
+    streams_started: int = 0
+    streams_cut: int = 0
+    first_token_ms: list[float] = field(default_factory=list)
+    """In order; of streams only."""
+    total_ms: list[float] = field(default_factory=list)
+    """In order; of what was answered."""
+    users: set[str] = field(default_factory=set)
+    users_who_saw_a_failure: set[str] = field(default_factory=set)
+    failures: deque[dict[str, float | int | str | None]] = field(default_factory=lambda: deque(maxlen=FAILURES_KEPT))
+
+    def fail(self, request: Request, status: int | None, message: str) -> None:
+        self.users_who_saw_a_failure.add(request.user)
+        self.failures.append({"at": time.time(), "status": status, "message": message[:200]})
+
+    def report(self) -> str:
+        return json.dumps(
+            {
+                "started_at": self.started_at,
+                "seconds": time.time() - self.started_at,
+                "sent": self.sent,
+                "answered": self.answered,
+                "lost": self.lost,
+                "refused": self.refused,
+                "streams_started": self.streams_started,
+                "streams_cut": self.streams_cut,
+                "in_flight": self.sent - self.answered - self.lost - self.refused - self.streams_cut,
+                "first_token_ms": percentiles(self.first_token_ms),
+                "total_ms": percentiles(self.total_ms),
+                "users": len(self.users),
+                "users_who_saw_a_failure": len(self.users_who_saw_a_failure),
+                "failures": list(self.failures),
+            },
+            indent=1,
+        )
+
+
+def percentiles(in_order: list[float]) -> dict[str, float | None]:
+    """The nearest-rank percentiles; None where there is nothing to rank."""
+    last = len(in_order) - 1
+    return {f"p{percent}": in_order[round(last * percent / 100)] if in_order else None for percent in (50, 95, 99)}
+
+
+async def send(client: httpx.AsyncClient, request: Request, tally: Tally) -> None:
+    """Ask once, as a user who does not ask again, and count what comes."""
+    begun = time.monotonic()
+    tally.sent += 1
+    tally.users.add(request.user)
+    body = {
+        "messages": [{"role": "user", "content": request.prompt}],
+        "max_tokens": request.max_tokens,
+        "temperature": 0,
+        "stream": request.is_streamed,
+    }
+    is_stream = False
+    try:
+        async with client.stream(
+            "POST", "chat/completions", json=body, headers={"x-user-id": request.user}
+        ) as response:
+            if response.is_success and request.is_streamed:
+                is_stream = True
+                tally.streams_started += 1
+                is_whole = await _read_stream(response, begun, tally)
+            else:
+                is_whole = response.is_success and "message" in _first_choice(await response.aread())
+    except httpx.HTTPError as error:
+        tally.streams_cut += is_stream
+        tally.lost += not is_stream
+        tally.fail(request, None, f"{type(error).__name__}: {error}")
+        return
+    if is_whole:
+        tally.answered += 1
+        insort(tally.total_ms, 1000 * (time.monotonic() - begun))
+    elif response.is_client_error:
+        tally.refused += 1
+        tally.fail(request, response.status_code, response.reason_phrase)
+    elif is_stream:
+        tally.streams_cut += 1
+        tally.fail(request, response.status_code, "the stream ended before the answer did")
+    else:
+        tally.lost += 1
+        tally.fail(request, response.status_code, "no completion" if response.is_success else response.reason_phrase)
+
+
+async def _read_stream(response: httpx.Response, begun: float, tally: Tally) -> bool:
+    """Whether the answer came to its end."""
+    is_whole = has_begun = False
+    async for line in response.aiter_lines():
+        if line == "data: [DONE]":
+            is_whole = True
+        elif line.startswith("data: "):
+            choice = _first_choice(line.removeprefix("data: "))
+            if not has_begun and choice.get("delta", {}).get("content"):
+                has_begun = True
+                insort(tally.first_token_ms, 1000 * (time.monotonic() - begun))
+            # vLLM ends its streams with "abort" where it is shut down.
+            is_whole |= choice.get("finish_reason") not in (None, "abort")
+    return is_whole
+
+
+def _first_choice(body: str | bytes) -> dict[str, Any]:
+    """Nothing, where it is half an answer, an error or no JSON at all."""
+    try:
+        return json.loads(body)["choices"][0]
+    except (ValueError, LookupError, TypeError):
+        return {}
+
+
+async def run(
+    url: str, rate: float, arrivals: Iterator[Request], random: Random, report: Path, stop: asyncio.Event
+) -> None:
+    """Send as a Poisson process of that many requests a second until told to stop, then wait for the last answers."""
+    tally = Tally()
+    loop = asyncio.get_running_loop()
+    # A service that is slow has as many connections as requests that wait: any limit here would close the loop.
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=20, keepalive_expiry=2)
+    async with httpx.AsyncClient(base_url=url, timeout=ANSWER_TIMEOUT, limits=limits, trust_env=False) as client:
+        reporting = asyncio.create_task(_report_again_and_again(tally, report))
+        due = loop.time()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(None) as patience, asyncio.TaskGroup() as group:
+                for request in arrivals:
+                    due += random.expovariate(rate)
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(stop.wait(), max(0, due - loop.time()))
+                    if stop.is_set():
+                        break
+                    group.create_task(send(client, request, tally))
+                patience.reschedule(loop.time() + LAST_ANSWERS_SECONDS)
+        reporting.cancel()
+    _write(report, tally.report())
+
+
+async def _report_again_and_again(tally: Tally, report: Path) -> None:
+    while True:
+        _write(report, tally.report())
+        await asyncio.sleep(REPORT_SECONDS)
+
+
+def _write(path: Path, text: str) -> None:
+    """All of it or nothing: others read the report at any moment."""
+    draft = path.with_suffix(".new")
+    draft.write_text(text)
+    draft.replace(path)
+
+
+async def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--url", required=True, help="the service, up to and with /v1")
+    parser.add_argument("--rate", type=float, required=True, help="requests a second, on average")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--report", type=Path, required=True, help="the JSON file that is rewritten every second")
+    parser.add_argument("--users", type=int, default=200)
+    parser.add_argument("--long-share", type=float, default=0.1, help="of the requests, those with long prompts")
+    parser.add_argument("--long-tokens", type=int, default=300, help="about how long those are")
+    given = parser.parse_args()
+    stop = asyncio.Event()
+    for ending in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(ending, stop.set)
+    random = Random(given.seed)  # noqa: S311 - it makes up users, not secrets
+    arrivals = requests(random, users=given.users, long_share=given.long_share, long_tokens=given.long_tokens)
+    await run(given.url, given.rate, arrivals, random, given.report, stop)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
