@@ -114,3 +114,12 @@ def free_port(host: str = "127.0.0.1") -> int:
     """A port that nobody listens on at this moment."""
     with socket.create_server((host, 0)) as listener:
         return listener.getsockname()[1]
+
+
+def is_free(host: str, port: int) -> bool:
+    """Whether one could listen there at this moment."""
+    try:
+        socket.create_server((host, port)).close()
+    except OSError:
+        return False
+    return True

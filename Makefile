@@ -1,0 +1,54 @@
+# The front door. Each target builds what it needs first; nothing is needed beforehand but python3 (3.11 or newer) and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+ARGS ?=
+PART ?=
+
+.PHONY: demo up down status test check format lock install clean
+
+demo: install ## Watch releases go to users under live traffic: the main job, on this machine
+	$(BIN)/skyferry demo $(ARGS)
+
+up: install ## Start the embedded stack and leave it running
+	$(BIN)/skyferry up $(ARGS)
+
+down: install ## End everything that `make up` started
+	$(BIN)/skyferry down $(ARGS)
+
+status: install ## Say what of the stack is running
+	$(BIN)/skyferry status $(ARGS)
+
+test: install ## Every test that needs no root
+	$(BIN)/pytest $(ARGS)
+
+check: install ## What people, pre-commit and CI share: format, lint, types, import rules, fast tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/basedpyright
+	$(BIN)/lint-imports
+	$(BIN)/pytest -q -m "not server" $(ARGS)
+
+format: install ## Put the code into shape
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lock: $(BIN)/uv ## Resolve all dependencies anew, into the one lock
+	$(BIN)/uv pip compile pyproject.toml --all-extras --group dev --universal --python-version 3.11 \
+		--generate-hashes --no-emit-index-url --custom-compile-command 'make lock' --upgrade -q -o requirements.lock
+
+install: $(INSTALLED)
+
+$(BIN)/uv:
+	$(PYTHON) -m venv $(VENV)
+	awk '/^uv==/ {on = 1; print; next} /^[^ ]/ {on = 0} on' requirements.lock > $(VENV)/uv.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r $(VENV)/uv.txt
+
+$(INSTALLED): requirements.lock pyproject.toml $(BIN)/uv
+	$(BIN)/uv pip sync --quiet --python $(BIN)/python requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	touch $@
+
+clean: ## Remove the environment
+	rm -rf $(VENV)

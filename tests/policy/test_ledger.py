@@ -1,0 +1,148 @@
+"""The steps that a service's record may take."""
+
+from datetime import UTC, datetime
+
+import pytest
+
+from blocks.errors import Refused
+from blocks.ports import EngineSettings
+from flows.policy.ledger import (
+    ServiceRecord,
+    Stage,
+    back_out,
+    go_live,
+    held_by,
+    note_stage,
+    note_start,
+    open_release,
+    release_id,
+    replica_orders,
+    retire,
+    take_over,
+)
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+ENGINE = EngineSettings(context_tokens=1024, parallel_requests=2)
+NOTHING = ServiceRecord()
+
+
+def opened(record: ServiceRecord, commit: str, run_id: str = "run", ended_run_id: str | None = None) -> ServiceRecord:
+    return open_release(record, "chat", "a/b", commit, ENGINE, run_id=run_id, ended_run_id=ended_run_id, now=NOW)
+
+
+def with_live(commit: str = "v1", record: ServiceRecord = NOTHING) -> ServiceRecord:
+    return go_live(opened(record, commit), "run")
+
+
+def test_the_id_says_what_a_release_is() -> None:
+    """The same model and engine give the same id; another commit or window another."""
+    first = release_id("chat", "a/b", "v1", ENGINE)
+    assert first == release_id("chat", "a/b", "v1", EngineSettings(1024, 2))
+    assert (
+        len({first, release_id("chat", "a/b", "v2", ENGINE), release_id("chat", "a/b", "v1", EngineSettings(64, 2))})
+        == 3
+    )
+
+
+def test_the_next_release_takes_the_other_slot() -> None:
+    """Blue first, then green, then blue again once the old one is gone."""
+    first = with_live()
+    assert first.live is not None
+    assert first.live.slot == "blue"
+    second = with_live("v2", first)
+    assert second.live is not None
+    assert second.live.slot == "green"
+    third = opened(retire(second, first.live.id), "v3")
+    assert third.under_way is not None
+    assert third.under_way.slot == "blue"
+
+
+def test_a_second_release_of_the_same_service_is_refused() -> None:
+    """While one is under way, another one names it and says how to end it."""
+    with pytest.raises(Refused, match=r"under way.*run-1.*roll-back"):
+        opened(opened(NOTHING, "v1", "run-1"), "v2", "run-2", ended_run_id="run-1")
+
+
+def test_a_slot_that_still_retires_is_not_free() -> None:
+    """Both slots are taken until the old fleet is gone."""
+    with pytest.raises(Refused, match="both slots"):
+        opened(with_live("v2", with_live()), "v3")
+
+
+def test_a_retry_goes_on_with_the_release_of_a_dead_run() -> None:
+    """The stages that were passed stay; the run is the new one's."""
+    stage = Stage(share_percent=5, verdict="promote", reason="good", requests=20, seconds=10)
+    record = note_stage(opened(NOTHING, "v1", "run-1"), "run-1", stage)
+    again = opened(record, "v1", "run-2", ended_run_id="run-1")
+    assert held_by(again, "run-2").stages == (stage,)
+
+
+def test_a_living_run_is_not_robbed() -> None:
+    """Taking over is refused unless the very run that holds the release is known to have ended."""
+    record = opened(NOTHING, "v1", "run-1")
+    for ended in (None, "some-other-run"):
+        with pytest.raises(Refused, match="has not ended"):
+            take_over(record, "run-2", ended)
+
+
+def test_a_run_that_lost_its_release_may_write_nothing() -> None:
+    """A flow that was given up for dead and wakes again is told to stop."""
+    record = take_over(opened(NOTHING, "v1", "run-1"), "run-2", "run-1")
+    stage = Stage(share_percent=5, verdict="promote", reason="good", requests=20, seconds=10)
+    with pytest.raises(Refused, match="no longer acts"):
+        note_stage(record, "run-1", stage)
+    with pytest.raises(Refused, match="no longer acts"):
+        go_live(record, "run-1")
+
+
+def test_the_same_release_again_changes_nothing() -> None:
+    """What is live already needs no release."""
+    record = with_live()
+    assert opened(record, "v1", "run-2") == record
+
+
+def test_going_live_retires_the_one_before() -> None:
+    """The old one is retiring until its replicas are gone."""
+    record = with_live("v2", with_live())
+    assert record.live is not None
+    assert record.live.commit == "v2"
+    assert [release.commit for release in record.retiring] == ["v1"]
+
+
+def test_backing_out_ends_the_release_under_way() -> None:
+    """The live one stays live."""
+    record = back_out(opened(with_live(), "v2"), "too many errors")
+    assert record.under_way is None
+    assert record.live is not None
+    assert record.live.commit == "v1"
+    assert record.releases[-1].closing_reason == "too many errors"
+
+
+def test_backing_out_after_promotion_brings_the_warm_one_back() -> None:
+    """While the replaced release is still warm, it can be live again."""
+    record = back_out(with_live("v2", with_live()), "a person said so")
+    assert record.live is not None
+    assert record.live.commit == "v1"
+    assert not record.retiring
+
+
+def test_backing_out_with_nothing_to_go_back_to_is_refused() -> None:
+    """The only release of a service cannot be rolled back: there is nothing behind it."""
+    with pytest.raises(Refused, match="nothing to roll back to"):
+        back_out(with_live(), "why not")
+
+
+def test_the_record_survives_json_and_keeps_the_latest_starts() -> None:
+    """What is written is what is read, and measurements do not pile up."""
+    record = opened(with_live(), "v2")
+    for seconds in range(30):
+        record = note_start(record, seconds)
+    assert ServiceRecord.model_validate_json(record.model_dump_json()) == record
+    assert record.start_seconds == tuple(range(10, 30))
+
+
+def test_replicas_have_names_that_a_retry_finds() -> None:
+    """The names come from the release and a number."""
+    release = with_live().live
+    assert release is not None
+    assert [order.name for order in replica_orders(release, 2)] == [f"{release.id}-0", f"{release.id}-1"]

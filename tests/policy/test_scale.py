@@ -1,0 +1,101 @@
+"""Which replicas go at night, and when the others come back."""
+
+from datetime import UTC, datetime, time, timedelta
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from blocks.ports import EngineSettings, Replica, Server
+from flows.policy.ledger import Release, ServiceRecord, State
+from flows.policy.scale import next_time, what_to_stop, when_to_start
+
+
+def release(name: str, state: State) -> Release:
+    return Release(
+        id=name,
+        service="chat",
+        repo="a/b",
+        commit="c",
+        engine=EngineSettings(1024, 2),
+        slot="blue",
+        state=state,
+        run_id="run",
+        opened_at=datetime(2026, 1, 1, tzinfo=UTC),
+    )
+
+
+RECORD = ServiceRecord(
+    releases=(
+        release("live", "live"),
+        release("old", "retiring"),
+        release("bad", "rolled back"),
+        release("new", "under way"),
+    )
+)
+
+
+def replica(release: str, number: int) -> Replica:
+    return Replica(f"{release}-{number}", "chat", release, "local", f"{release}:{number}")
+
+
+def up(*replicas: Replica) -> list[Server]:
+    return [Server("blue", replica.address, "up", 0) for replica in replicas]
+
+
+def stopped(
+    replicas: list[Replica], servers: list[Server], wanted: int, *keep: str, to_zero: bool = False
+) -> list[str]:
+    decisions = what_to_stop(replicas, servers, RECORD, wanted, keep, to_zero=to_zero)
+    assert [decision.replica for decision in decisions] == replicas
+    assert all(decision.reason for decision in decisions)
+    return [decision.replica.name for decision in decisions if decision.stop]
+
+
+LIVE = [replica("live", number) for number in range(3)]
+
+
+def test_the_night_keeps_the_wanted_number() -> None:
+    """Three run, one is wanted, two go."""
+    assert len(stopped(LIVE, up(*LIVE), 1)) == 2
+
+
+def test_the_last_healthy_one_stays() -> None:
+    """With one healthy replica of three, that one stays and the others go."""
+    assert stopped(LIVE, up(LIVE[2]), 1) == ["live-0", "live-1"]
+
+
+def test_zero_has_to_be_said() -> None:
+    """Nothing goes below one replica unless told to."""
+    assert len(stopped(LIVE, up(*LIVE), 0)) == 2
+    assert len(stopped(LIVE, up(*LIVE), 0, to_zero=True)) == 3
+
+
+def test_the_keep_list_is_kept() -> None:
+    """By replica or by release."""
+    assert "live-2" not in stopped(LIVE, up(*LIVE), 1, "live-2")
+    assert stopped(LIVE, up(*LIVE), 1, "live") == []
+
+
+def test_what_ended_releases_left_goes_and_the_candidate_stays() -> None:
+    """Retiring and rolled back go, under way stays, and what the ledger does not know is not touched."""
+    others = [replica(name, 0) for name in ("old", "bad", "new", "stranger")]
+    assert stopped([LIVE[0], *others], up(LIVE[0]), 1) == ["old-0", "bad-0"]
+
+
+def test_without_a_healthy_one_as_many_as_wanted_stay() -> None:
+    """Replicas that only start up, or are down for a moment, are not all stopped."""
+    assert len(stopped(LIVE, [], 1)) == 2
+
+
+@pytest.mark.parametrize(("hour", "day"), [(6, 2), (8, 1)])
+def test_the_next_seven_is_today_or_tomorrow(hour: int, day: int) -> None:
+    """In the time zone that was asked for."""
+    now = datetime(2026, 1, 1, 7, tzinfo=ZoneInfo("Europe/Berlin"))
+    assert next_time(time(hour), now) == datetime(2026, 1, day, hour, tzinfo=ZoneInfo("Europe/Berlin"))
+
+
+def test_the_start_is_timed_from_the_slowest_start_before() -> None:
+    """Half as long again as the slowest; a quarter of an hour where nothing is known."""
+    ready_by = datetime(2026, 1, 1, 7, tzinfo=UTC)
+    assert when_to_start(ready_by, (60, 120)) == ready_by - timedelta(seconds=180)
+    assert when_to_start(ready_by, ()) == ready_by - timedelta(minutes=15)
