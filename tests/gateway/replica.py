@@ -1,0 +1,125 @@
+"""A model server for tests: it answers at once, streams, breaks off or is unwell, as the request or the test asks."""
+
+import http.server
+import json
+import socket
+import ssl
+import struct
+import threading
+import time
+from typing import Self
+
+
+class Replica:
+    """Listens on a free port of loopback until it is stopped; says its name in every answer."""
+
+    def __init__(self, name: str, tls: ssl.SSLContext | None = None) -> None:
+        self.name = name
+        self.is_healthy = True
+        self.seen: list[dict[str, str]] = []
+        """The headers of each completion asked of it, names in lower case."""
+        self.release = threading.Event()
+        """Requests that `wait_for_release` are answered once it is set."""
+        self._server = _Server(("127.0.0.1", 0), _Handler)
+        self._server.replica = self
+        if tls is not None:
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
+        self.port: int = self._server.server_address[1]
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def stop(self) -> None:
+        """Gone as after SIGKILL: the port refuses and whatever is in flight breaks off."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._server.cut_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+class _Server(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+    replica: Replica
+
+    def __init__(self, address: tuple[str, int], handler: type[http.server.BaseHTTPRequestHandler]) -> None:
+        self.open: set[socket.socket] = set()
+        super().__init__(address, handler)
+
+    def get_request(self) -> tuple[socket.socket, object]:
+        connection, peer = super().get_request()
+        self.open.add(connection)
+        return connection, peer
+
+    def shutdown_request(self, request: socket.socket) -> None:  # pyright: ignore[reportIncompatibleMethodOverride] - TCP only
+        self.open.discard(request)
+        super().shutdown_request(request)
+
+    def cut_all(self) -> None:
+        for connection in list(self.open):
+            _cut(connection)
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A peer that went away is what some tests are about."""
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: _Server  # pyright: ignore[reportIncompatibleVariableOverride] - the only server it is used with
+
+    def do_GET(self) -> None:
+        self._answer(200 if self.server.replica.is_healthy else 503, {"status": "ok"})
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        self.server.replica.seen.append({name.lower(): value for name, value in self.headers.items()})
+        if asked.get("wait_for_release"):
+            self.server.replica.release.wait(timeout=30)
+        if asked.get("stream"):
+            self._stream(asked)
+        else:
+            self._answer(asked.get("status", 200), {"from": self.server.replica.name})
+
+    def _stream(self, asked: dict[str, float]) -> None:
+        """The headers at once, as real servers do, then the tokens."""
+        self.send_response(200)
+        self.send_header("content-type", "text/event-stream")
+        self.send_header("transfer-encoding", "chunked")
+        self.end_headers()
+        for number in range(int(asked["tokens"])):
+            time.sleep(asked["seconds_per_token"])
+            if number == asked.get("cut_after"):
+                _cut(self.connection)
+                return
+            event = f'data: {{"from": "{self.server.replica.name}", "token": {number}}}\n\n'.encode()
+            self.wfile.write(b"%x\r\n%s\r\n" % (len(event), event))
+            self.wfile.flush()
+        self.wfile.write(b"0\r\n\r\n")
+
+    def _answer(self, status: int, body: dict[str, str]) -> None:
+        content = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name that http.server gives it
+        """The gateway's log is the one under test."""
+
+
+def _cut(connection: socket.socket) -> None:
+    """With a reset, as when the process is killed."""
+    try:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        connection.shutdown(socket.SHUT_RDWR)
+        connection.close()
+    except OSError:
+        return

@@ -1,0 +1,171 @@
+"""A real gateway for tests, with certificates of its own, on free ports of loopback."""
+
+import signal
+import socket
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import stamina
+import trustme
+
+from blocks.haproxy import HAProxyGateway
+from blocks.ports import Outcome
+from blocks.processes import Daemon, end, free_port, marked
+from deployments.gateway.config import (
+    AdminTLS,
+    GatewaySettings,
+    OutsideProvider,
+    check_configuration,
+    command,
+    write_configuration,
+)
+
+SERVICES = ("chat", "embed")
+
+
+class NotYet(AssertionError):
+    """What a test waits for has not come to pass."""
+
+
+def wait_until(what: str, holds: object, timeout_seconds: float = 10) -> None:
+    """Ask again and again whether it holds, a callable without arguments, until it does."""
+    assert callable(holds)
+    for attempt in stamina.retry_context(on=NotYet, timeout=timeout_seconds, attempts=None, wait_max=0.05):
+        with attempt:
+            if not holds():
+                raise NotYet(what)
+
+
+@dataclass(frozen=True)
+class RunningGateway:
+    """HAProxy with the services of SERVICES, and the two ways to its admin connection."""
+
+    settings: GatewaySettings
+    by_socket: HAProxyGateway
+    by_tls: HAProxyGateway
+    env: Mapping[str, str]
+
+    @property
+    def daemon(self) -> Daemon:
+        return Daemon("haproxy", self.settings.run_directory)
+
+    def start(self) -> None:
+        self.daemon.start(command(self.settings.run_directory), env=self.env)
+        wait_until("the gateway answers", lambda: self.worker is not None)
+
+    @property
+    def worker(self) -> str | None:
+        """Tells one worker of HAProxy from the next; None while none answers."""
+        try:
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.connect(str(self.settings.run_directory / "admin.sock"))
+                connection.sendall(b"get var proc.boot\n")
+                return connection.recv(1000).decode()
+        except OSError:
+            return None
+
+    def reload(self) -> None:
+        before = self.worker
+        master = self.daemon.find()
+        assert master is not None
+        master.send_signal(signal.SIGUSR2)
+        wait_until("the new worker answers", lambda: self.worker not in (before, None))
+
+    def kill(self) -> None:
+        """SIGKILL, to the master and its workers."""
+        for process in marked(self.daemon.pid_file):
+            process.kill()
+        end([*marked(self.daemon.pid_file)], grace_seconds=5)
+
+    def url(self, service: str = "chat") -> str:
+        return f"http://{self.settings.services[service]}/v1/chat/completions"
+
+    def ask(
+        self, user: str | None = None, *, headers: Mapping[str, str] | None = None, **asked: object
+    ) -> httpx.Response:
+        return httpx.post(
+            self.url(), json=asked, headers={**(headers or {}), **({"x-user-id": user} if user else {})}, timeout=10
+        )
+
+    def outcomes(self, after: str, count: int) -> tuple[Outcome, ...]:
+        """What was logged since the cursor, once it is that many; HAProxy logs after the user has the answer."""
+        wait_until(
+            f"{count} requests are logged", lambda: len(self.by_socket.requests("chat", after).outcomes) >= count
+        )
+        reading = self.by_socket.requests("chat", after)
+        assert reading.is_complete
+        return reading.outcomes
+
+
+@contextmanager
+def running_gateway(
+    run_directory: Path, outside: OutsideProvider | None = None, key: str = ""
+) -> Iterator[RunningGateway]:
+    ca = trustme.CA()
+    certificate = run_directory / "gateway.pem"
+    client_ca = run_directory / "ca.pem"
+    run_directory.mkdir()
+    ca.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(certificate)
+    ca.cert_pem.write_to_path(client_ca)
+    client = ca.issue_cert("flows@skyferry.test")
+    admin_address = f"127.0.0.1:{free_port()}"
+    settings = GatewaySettings(
+        run_directory=run_directory,
+        services={service: f"127.0.0.1:{free_port()}" for service in SERVICES},
+        admin_tls=AdminTLS(address=admin_address, certificate=certificate, client_ca=client_ca),
+        outside=outside,
+    )
+    gateway = RunningGateway(
+        settings=settings,
+        by_socket=HAProxyGateway(admin_socket=run_directory / "admin.sock"),
+        by_tls=HAProxyGateway(
+            admin_address=admin_address,
+            client_certificate=client.cert_chain_pems[0].bytes().decode(),
+            client_key=client.private_key_pem.bytes().decode(),  # pyright: ignore[reportArgumentType] - pydantic wraps it
+            ca_certificate=ca.cert_pem.bytes().decode(),
+        ),
+        env={outside.key_variable: key} if outside else {},
+    )
+    write_configuration(settings)
+    check_configuration(run_directory, gateway.env)
+    try:
+        gateway.start()
+        yield gateway
+    finally:
+        gateway.daemon.stop(grace_seconds=2)
+
+
+class Load:
+    """A few users who ask again and again, on connections they keep, while the `with` block runs."""
+
+    def __init__(self, url: str, users: int = 4) -> None:
+        self.answers: list[int | str] = []
+        self._over = threading.Event()
+        self._threads = [threading.Thread(target=self._use, args=(url,)) for _ in range(users)]
+
+    def _use(self, url: str) -> None:
+        with httpx.Client(timeout=10) as client:
+            while not self._over.is_set():
+                try:
+                    self.answers.append(client.post(url, json={}).status_code)
+                except httpx.HTTPError as error:
+                    self.answers.append(repr(error))
+
+    def goes_on(self, count: int = 50) -> None:
+        """Wait for that many further answers."""
+        goal = len(self.answers) + count
+        wait_until(f"{count} more answers", lambda: len(self.answers) >= goal)
+
+    def __enter__(self) -> "Load":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join()
