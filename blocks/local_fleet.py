@@ -1,0 +1,210 @@
+"""Replicas as processes on this machine: the fleet of the quickstart, and of whoever has one big machine."""
+
+import fcntl
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import psutil
+from prefect.blocks.core import Block
+from pydantic import BaseModel, Field, ValidationError
+
+from blocks.errors import Refused, Unavailable
+from blocks.ports import Replica, ReplicaOrder, Store
+from blocks.processes import Daemon, free_port
+from blocks.s3 import S3Store
+
+LISTENING_SECONDS = 30
+POLL_SECONDS = 0.02
+
+
+class LocalFleet(Block):
+    """Runs each replica as a llama.cpp process on this machine, on loopback."""
+
+    _block_type_name = "Local Fleet"
+    _block_type_slug = "local-fleet"
+
+    directory: Path = Field(
+        title="Directory",
+        description="Where the replicas' weights, logs and process ids are kept on this machine.",
+    )
+    store: S3Store = Field(title="Store", description="The bucket that holds the mirrors of the models.")
+    cell: str = Field(
+        default="local",
+        title="Cell",
+        description="What this machine is called among the places where replicas run.",
+    )
+
+    def launch(self, order: ReplicaOrder) -> Replica:
+        """Start or adopt the replica; Refused without sound GGUF weights, Unavailable where its process dies at once.
+
+        Returns once the process listens, so that its address is its own and nobody else's.
+        """
+        with _alone(self._home / f"{order.name}.lock"):
+            if (running := self._running(order.name)) is not None:
+                return running
+            weights = fetch_weights(self.store, order.mirror_prefix, self.directory / "weights")
+            port = free_port()
+            replica = Replica(
+                name=order.name,
+                service=order.service,
+                release=order.release,
+                cell=self.cell,
+                address=f"127.0.0.1:{port}",
+            )
+            _write(self._record(order.name), json.dumps(asdict(replica)))
+            daemon = self._daemon(order.name)
+            process = daemon.start(
+                [
+                    *(sys.executable, "-m", "blocks.llama_cpp"),
+                    *("--weights", str(weights)),
+                    *("--port", str(port)),
+                    *("--context-tokens", str(order.engine.context_tokens)),
+                    *("--parallel", str(order.engine.parallel_requests)),
+                    *("--alias", order.service),
+                ],
+                env={},
+            )
+            _wait_until_listening(process, port, daemon)
+            return replica
+
+    def replicas(self, service: str) -> tuple[Replica, ...]:
+        names = sorted(record.stem for record in self._home.glob("*.json"))
+        running = [replica for name in names if (replica := self._running(name)) is not None]
+        return tuple(replica for replica in running if replica.service == service)
+
+    def stop(self, name: str) -> None:
+        """SIGTERM, SIGKILL where that does not help, and everything forgotten but the log."""
+        with _alone(self._home / f"{name}.lock"):
+            daemon = self._daemon(name)
+            daemon.stop()
+            if (process := daemon.find()) is not None:
+                raise Unavailable(f"replica {name} still runs as process {process.pid} after SIGKILL; try again")
+            self._record(name).unlink(missing_ok=True)
+
+    def log_tail(self, name: str) -> str:
+        return self._daemon(name).log_tail()
+
+    @property
+    def _home(self) -> Path:
+        return self.directory / "replicas"
+
+    def _daemon(self, name: str) -> Daemon:
+        return Daemon(name, self._home)
+
+    def _record(self, name: str) -> Path:
+        """Who the process of that name is, and where; written before it is started."""
+        return self._home / f"{name}.json"
+
+    def _running(self, name: str) -> Replica | None:
+        try:
+            replica = Replica(**json.loads(self._record(name).read_text()))
+        except FileNotFoundError:
+            return None
+        return replica if self._daemon(name).find() is not None else None
+
+
+class _File(BaseModel):
+    path: str
+    size_bytes: int
+    sha256: str
+
+
+class _Manifest(BaseModel):
+    """What a fleet needs of a mirror's manifest."""
+
+    files: tuple[_File, ...]
+
+
+def fetch_weights(store: Store, mirror_prefix: str, directory: Path) -> Path:
+    """The mirror's GGUF file in that directory, by its sha256; copied and checked where it is not there yet.
+
+    Refused where the mirror has no manifest, not exactly one GGUF file, or one of another sha256.
+    """
+    file = _choose_weights(store, mirror_prefix)
+    weights = directory / f"{file.sha256}.gguf"
+    with _alone(directory / f"{file.sha256}.lock"):
+        if not weights.exists():
+            draft = weights.with_suffix(".part")
+            try:
+                _copy(store, mirror_prefix + file.path, draft, file.sha256)
+                draft.replace(weights)
+            finally:
+                draft.unlink(missing_ok=True)
+    return weights
+
+
+def _choose_weights(store: Store, mirror_prefix: str) -> _File:
+    key = f"{mirror_prefix}manifest.json"
+    if (found := store.get(key)) is None:
+        raise Refused(f"{store.url_of(key)} is not there, so there is no whole mirror; mirror the model first")
+    try:
+        manifest = _Manifest.model_validate_json(found.body)
+    except ValidationError as error:
+        raise Refused(f"{store.url_of(key)} is no manifest ({error}); mirror the model again") from error
+    choices = [file for file in manifest.files if file.path.endswith(".gguf")]
+    if len(choices) != 1:
+        names = ", ".join(file.path for file in manifest.files)
+        raise Refused(
+            f"{store.url_of(mirror_prefix)} holds {len(choices)} GGUF files where llama.cpp needs one; "
+            f"there are: {names or 'no files'}; release a model that has one"
+        )
+    return choices[0]
+
+
+def _copy(store: Store, key: str, path: Path, sha256: str) -> None:
+    digest = hashlib.sha256()
+    try:
+        with path.open("wb") as file:
+            for chunk in store.read(key):
+                digest.update(chunk)
+                file.write(chunk)
+    except OSError as error:
+        raise Refused(f"{path} could not be written ({error}); make room there or choose another directory") from error
+    if digest.hexdigest() != sha256:
+        raise Refused(
+            f"{store.url_of(key)} has the sha256 {digest.hexdigest()} where its manifest says {sha256}; "
+            f"delete the mirror and make it anew"
+        )
+
+
+def _wait_until_listening(process: psutil.Process, port: int, daemon: Daemon) -> None:
+    deadline = time.monotonic() + LISTENING_SECONDS
+    while not _listens(process, port):
+        if daemon.find() is None:
+            raise Unavailable(f"replica {daemon.name} died as it started; its last words:\n{daemon.log_tail()}")
+        if time.monotonic() > deadline:
+            raise Unavailable(
+                f"replica {daemon.name} does not listen on port {port} after {LISTENING_SECONDS} s; "
+                f"its last words:\n{daemon.log_tail()}"
+            )
+        time.sleep(POLL_SECONDS)
+
+
+def _listens(process: psutil.Process, port: int) -> bool:
+    try:
+        connections = process.net_connections("tcp4")
+    except psutil.Error:
+        return False
+    return any(found.status == psutil.CONN_LISTEN and found.laddr.port == port for found in connections)
+
+
+@contextmanager
+def _alone(lock_file: Path) -> Iterator[None]:
+    """Wait until nobody else, in whatever process, is in here with that file; the killed let go of it."""
+    lock_file.parent.mkdir(parents=True, exist_ok=True)
+    with lock_file.open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _write(path: Path, text: str) -> None:
+    """All of it or nothing, whenever this process is killed."""
+    draft = path.with_suffix(".new")
+    draft.write_text(text)
+    draft.replace(path)
