@@ -2,16 +2,16 @@
 
 import json
 import secrets
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
 from blocks.errors import Refused
 from blocks.processes import free_port, is_free
+from deployments.local.seaweed import Ports, SeaweedFS
 
 HOST = "127.0.0.1"
 SERVICE = "chat"
-BUCKET = "skyferry"
 USUAL_UI_PORT = 4200
 USUAL_GATEWAY_PORT = 8080
 
@@ -60,7 +60,7 @@ class StackSettings:
     ui_port: int
     gateway_port: int
     hub_port: int
-    store_port: int
+    store_ports: Ports
     access_key_id: str = field(default_factory=lambda: secrets.token_hex(10))
     secret_access_key: str = field(default_factory=lambda: secrets.token_hex(20), repr=False)
 
@@ -80,35 +80,42 @@ class StackSettings:
     def hub_url(self) -> str:
         return f"http://{HOST}:{self.hub_port}"
 
-    @property
-    def store_url(self) -> str:
-        return f"http://{HOST}:{self.store_port}"
-
     @classmethod
     def read(cls, home: Home) -> Self | None:
         try:
-            return cls(**json.loads((home.path / "stack.json").read_text()))
+            known = json.loads((home.path / "stack.json").read_text())
         except FileNotFoundError:
             return None
+        return cls(**{**known, "store_ports": Ports(**known["store_ports"])})
+
+    def seaweed(self, home: Home) -> SeaweedFS:
+        return SeaweedFS(home.store, self.store_ports, self.access_key_id, self.secret_access_key)
 
     @classmethod
-    def make(cls, home: Home, ui_port: int | None, gateway_port: int | None) -> Self:
-        """Ports that were asked for, or else the usual ones, or else free ones; Refused where one asked for is taken."""
+    def settle(cls, home: Home, ui_port: int | None, gateway_port: int | None) -> Self:
+        """For a stack that is about to start: the ports asked for, or else those it had, the usual ones, or free ones.
+
+        Refused where a port that was asked for, or that the store's files are bound to, is taken.
+        """
         for name, port in (("ui", ui_port), ("gateway", gateway_port)):
             if port is not None and not is_free(HOST, port):
                 raise Refused(f"port {port} on {HOST} is in use; free it, or choose another with --{name}-port")
-        made = cls(
-            ui_port=ui_port or _usual(USUAL_UI_PORT),
-            gateway_port=gateway_port or _usual(USUAL_GATEWAY_PORT),
-            hub_port=free_port(),
-            store_port=free_port(),
-        )
+        had = cls.read(home)
+        for port in asdict(had.store_ports).values() if had else ():
+            if not is_free(HOST, port):
+                raise Refused(f"port {port} on {HOST} is in use, and the store in {home.store} needs it; free it")
+        chosen = {
+            "ui_port": ui_port or _free_of(had and had.ui_port, USUAL_UI_PORT),
+            "gateway_port": gateway_port or _free_of(had and had.gateway_port, USUAL_GATEWAY_PORT),
+            "hub_port": _free_of(had and had.hub_port),
+        }
+        settled = replace(had, **chosen) if had else cls(**chosen, store_ports=Ports.free())
         home.path.mkdir(parents=True, exist_ok=True, mode=0o700)
         file = home.path / "stack.json"
         file.touch(mode=0o600)
-        file.write_text(json.dumps(asdict(made), indent=1))
-        return made
+        file.write_text(json.dumps(asdict(settled), indent=1))
+        return settled
 
 
-def _usual(port: int) -> int:
-    return port if is_free(HOST, port) else free_port()
+def _free_of(*wished: int | None) -> int:
+    return next((port for port in wished if port is not None and is_free(HOST, port)), None) or free_port()

@@ -12,6 +12,9 @@ Verdict = Literal["promote", "hold", "roll back"]
 BEYOND_CHANCE = 0.001
 """A measure that is over its limit by less than this probability of bad luck is harm; the rest of it is doubt."""
 
+DOUBTFUL = 0.05
+"""More of something than stable has, by less than this probability of bad luck, is doubt."""
+
 REFUSED_REQUESTS = frozenset({400, 413, 422})
 """Statuses with which an engine refuses a request that it was sent, such as a prompt that is too long for it."""
 
@@ -141,9 +144,10 @@ def _more_than_stable(hits: int, candidate: Sample, stable_hits: int, stable: Sa
         f"{hits} of {candidate.requests} requests {what}{_percent(hits, candidate.requests)}, "
         f"stable's {stable_hits} of {stable.requests}"
     )
-    if ways / comb(total, all_hits) < BEYOND_CHANCE:
+    chance = ways / comb(total, all_hits)
+    if chance < BEYOND_CHANCE:
         return Ruling("roll back", words)
-    return Ruling("promote", "")
+    return Ruling("hold", words) if chance < DOUBTFUL else Ruling("promote", "")
 
 
 def _rule_p95(sorted_values: Sequence[float], limit: float, words: str) -> Ruling:

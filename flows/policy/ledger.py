@@ -80,6 +80,10 @@ class ServiceRecord(Frozen):
         return self.model_copy(update={"releases": (*others, changed)[-KEPT_RELEASES:]})
 
 
+def ledger_key(service: str) -> str:
+    return f"ledger/{service}.json"
+
+
 def mirror_prefix(repo: str, commit: str) -> str:
     return f"models/{repo}/{commit}/"
 

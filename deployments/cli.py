@@ -1,0 +1,196 @@
+"""The `skyferry` command."""
+
+import os
+import shlex
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from blocks.errors import Refused, SkyferryError
+from deployments.local.demo import Demo, Report
+from deployments.local.settings import SERVICE, Home, StackSettings
+from deployments.local.stack import Stack
+from flows.policy.ledger import Release
+
+app = typer.Typer(
+    help="Skyferry releases open-weight language models onto GPU clusters. These commands tend the embedded stack on "
+    "this machine; the releases themselves are flows: `prefect deployment run release-model/chat`.",
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,  # a local variable may hold a key
+)
+console = Console(highlight=False)
+
+Data = Annotated[
+    Path,
+    typer.Option(envvar="SKYFERRY_DATA", help="The one directory that everything is kept in.", file_okay=False),
+]
+UiPort = Annotated[int | None, typer.Option(help="The port of the Prefect UI; without it 4200, or a free one.")]
+GatewayPort = Annotated[int | None, typer.Option(help="The port that users call; without it 8080, or a free one.")]
+DATA = Path(".skyferry")
+RATE = 5.0
+"""Requests a second: what two small replicas answer while this machine also does everything else."""
+
+
+@app.command()
+def up(data: Data = DATA, ui_port: UiPort = None, gateway_port: GatewayPort = None) -> None:
+    """Start the embedded stack: Prefect, an S3 store, a model hub and the gateway; one that runs already is found."""
+    with _spoken_errors():
+        stack = _bring_up(Home(data.resolve()), ui_port, gateway_port)
+    _show_addresses(stack)
+
+
+@app.command()
+def down(data: Data = DATA) -> None:
+    """End every process of the stack; its data stays."""
+    with _spoken_errors():
+        _bring_down(_known_stack(data))
+    console.print("Everything is stopped.")
+
+
+@app.command()
+def status(data: Data = DATA) -> None:
+    """Say what of the stack is running; exits with 1 where something is not."""
+    with _spoken_errors():
+        stack = _known_stack(data)
+    table = Table("part", "process", "address", "health")
+    for part in stack.parts:
+        process = part.daemon.find()
+        healthy = process is not None and part.is_healthy()
+        table.add_row(part.title, str(process.pid) if process else "-", part.address, "good" if healthy else "down")
+    for replica in stack.fleet.replicas(SERVICE):
+        table.add_row(f"replica {replica.name}", "", replica.address, "running")
+    console.print(table)
+    raise typer.Exit(0 if stack.is_up() else 1)
+
+
+@app.command()
+def demo(
+    data: Annotated[Path | None, typer.Option(help="Where to keep its data; without it, nowhere.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the report there, for machines.")] = None,
+    rate: Annotated[float, typer.Option(min=0.1, help="Requests a second that users send, on average.")] = RATE,
+    *,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the stack up, and its data in place.")] = False,
+) -> None:
+    """Release three models under live traffic, one of them bad, and tell what users noticed: the main job."""
+    directory = data or (DATA if keep else None)
+    with _spoken_errors(), _home_of(directory) as home:
+        stack = _bring_up(home, None, None)
+        try:
+            report = Demo(stack, rate, console.print).play()
+        finally:
+            if keep:
+                _show_addresses(stack)
+            else:
+                _bring_down(stack)
+    if json_file is not None:
+        json_file.write_text(report.model_dump_json(indent=1))
+    _show_report(report)
+    raise typer.Exit(0 if report.came_true else 1)
+
+
+@contextmanager
+def _spoken_errors() -> Iterator[None]:
+    """What Skyferry has to say is said in words; anything else is a defect and keeps its traceback."""
+    try:
+        yield
+    except SkyferryError as error:
+        console.print(f"[red]{type(error).__name__}:[/red] {escape(str(error))}", soft_wrap=True)
+        raise typer.Exit(1) from error
+
+
+@contextmanager
+def _home_of(directory: Path | None) -> Iterator[Home]:
+    """The named directory, or one that is gone afterwards."""
+    if directory is not None:
+        yield Home(directory.resolve())
+        return
+    temporary = Path(tempfile.mkdtemp(prefix="skyferry-demo-"))
+    try:
+        yield Home(temporary)
+    finally:
+        shutil.rmtree(temporary)
+
+
+def _known_stack(data: Path) -> Stack:
+    home = Home(data.resolve())
+    if (settings := StackSettings.read(home)) is None:
+        raise Refused(f"{home.path} holds no stack; name another with --data, or run `skyferry up`")
+    return Stack(home, settings)
+
+
+def _bring_up(home: Home, ui_port: int | None, gateway_port: int | None) -> Stack:
+    had = StackSettings.read(home)
+    if had is not None and Stack(home, had).is_running():
+        for name, asked, has in (("ui", ui_port, had.ui_port), ("gateway", gateway_port, had.gateway_port)):
+            if asked not in {None, has}:
+                raise Refused(f"the stack in {home.path} runs with --{name}-port {has}; run `skyferry down` first")
+        stack = Stack(home, had)
+        if stack.is_up():
+            return stack
+    else:
+        stack = Stack(home, StackSettings.settle(home, ui_port, gateway_port))
+    with console.status("starting") as shown:
+
+        def say(words: str) -> None:
+            shown.update(words)
+            console.print(f"[dim]{words}[/dim]")
+
+        stack.up(say)
+    return stack
+
+
+def _bring_down(stack: Stack) -> None:
+    with console.status("stopping") as shown:
+        stack.down(shown.update)
+
+
+def _show_addresses(stack: Stack) -> None:
+    env_file = shlex.quote(os.path.relpath(stack.home.env_file))
+    bin_directory = shlex.quote(os.path.relpath(Path(sys.executable).parent))
+    console.print(
+        f"""
+Prefect UI   {stack.settings.ui_url}
+Endpoint     {stack.settings.endpoint}
+
+Three commands to try:
+  . {env_file}
+  {bin_directory}/prefect deployment run release-model/{SERVICE} --watch
+  curl {stack.settings.endpoint}/chat/completions -H 'Content-Type: application/json' \\
+    -d '{{"messages": [{{"role": "user", "content": "Hello!"}}], "max_tokens": 20}}'
+
+`skyferry down` ends it.""",
+        soft_wrap=True,
+    )
+
+
+def _show_report(report: Report) -> None:
+    steps = Table("step", "seconds", "requests", "lost", "refused", "streams cut", title="What users noticed")
+    for step in report.steps:
+        seen = step.noticed
+        counts = (step.seconds, seen.sent, seen.lost, seen.refused, seen.streams_cut)
+        steps.add_row(step.name, *map(str, counts))
+    console.print(steps)
+    console.print(_stage_table(report.releases))
+    for claim, came_true in report.claims.items():
+        console.print(f"{'[green]yes[/green]' if came_true else '[red]no[/red] '}  {claim}")
+
+
+def _stage_table(releases: tuple[Release, ...]) -> Table:
+    table = Table("release", "slot", "state", "stage", "verdict", "seconds", "reason", title="Releases")
+    for release in releases:
+        first = (f"{release.id}\n{release.commit[:12]}", release.slot, release.state)
+        if not release.stages:
+            table.add_row(*first, "100 %", "promote", "", "the first release: no users to lose")
+        for stage in release.stages:
+            table.add_row(*first, f"{stage.share_percent} %", stage.verdict, f"{stage.seconds:.0f}", stage.reason)
+            first = ("", "", "")
+    return table

@@ -1,0 +1,57 @@
+"""Put the embedded stack's blocks into its Prefect server: `python -m deployments.local.register HOME`."""
+
+import sys
+from pathlib import Path
+
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.exceptions import ObjectAlreadyExists
+
+from blocks.haproxy import HAProxyGateway
+from blocks.hugging_face import HuggingFaceHub
+from blocks.local_fleet import LocalFleet
+from blocks.service import Service
+from deployments.local.settings import SERVICE, Home, StackSettings
+
+DOCUMENT = "local"
+
+
+def register(home: Home, settings: StackSettings) -> None:
+    """Blocks for this stack, written over those of an earlier `up`, and the work pool."""
+    store = settings.seaweed(home).store
+    hub = HuggingFaceHub(endpoint=settings.hub_url)
+    gateway = HAProxyGateway(admin_socket=home.gateway / "admin.sock")
+    fleet = LocalFleet(directory=home.fleet, store=store)
+    for block in (store, hub, gateway, fleet):
+        block.save(DOCUMENT, overwrite=True)
+    Service(
+        name=SERVICE,
+        endpoint=settings.endpoint,
+        hub=hub,
+        store=store,
+        fleet=fleet,
+        gateway=gateway,
+        replicas=2,
+        night_replicas=1,
+        # A laptop's processor is no GPU, and it is shared with everything else that runs here: these limits are wide.
+        first_token_p95_ms=5000,
+        slower_than_stable=4,
+        minimum_requests=20,
+    ).save(SERVICE, overwrite=True)
+    with get_client(sync_client=True) as client:
+        try:
+            client.create_work_pool(WorkPoolCreate(name="local", type="process"))
+        except ObjectAlreadyExists:
+            return
+
+
+def main() -> None:
+    home = Home(Path(sys.argv[1]))
+    settings = StackSettings.read(home)
+    if settings is None:
+        sys.exit(f"{home.path} holds no stack; run `skyferry up` first")
+    register(home, settings)
+
+
+if __name__ == "__main__":
+    main()

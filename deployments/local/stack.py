@@ -1,0 +1,212 @@
+"""The embedded stack: a real Prefect server and worker, S3 store, model hub and gateway, on loopback."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import httpx
+
+from blocks.errors import Refused, Unavailable
+from blocks.local_fleet import LocalFleet
+from blocks.processes import Daemon, end, marked
+from deployments.gateway.config import (
+    GatewaySettings,
+    OutsideProvider,
+    check_configuration,
+    command,
+    write_configuration,
+)
+from deployments.local.hub import REPO, fill_hub
+from deployments.local.settings import HOST, SERVICE, Home, StackSettings
+
+START_SECONDS = 120
+POLL_SECONDS = 0.2
+FALLBACK_HOST, FALLBACK_KEY = "SKYFERRY_FALLBACK_HOST", "SKYFERRY_FALLBACK_KEY"
+"""Environment variables that name an outside OpenAI-compatible provider, and hold the key for it."""
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One process of the stack."""
+
+    title: str
+    daemon: Daemon
+    command: list[str]
+    address: str
+    is_healthy: Callable[[], bool]
+
+
+@dataclass(frozen=True)
+class Stack:
+    home: Home
+    settings: StackSettings
+
+    @property
+    def env(self) -> dict[str, str]:
+        """What every process of the stack finds in its environment; no secret."""
+        return {
+            "PREFECT_HOME": str(self.home.prefect),
+            "PREFECT_API_URL": self.settings.api_url,
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "DO_NOT_TRACK": "1",
+            "PREFECT_SERVER_UI_V2_ENABLED": "false",  # the V2 interface asks an analytics host from the browser
+            "PREFECT_UI_API_URL": self.settings.api_url,
+            "PREFECT_WORKER_QUERY_SECONDS": "2",
+            "PREFECT_LOGGING_SERVER_LEVEL": "WARNING",
+        }
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """In the order in which they start; they stop in the opposite one."""
+        home, settings = self.home, self.settings
+        store, worker = settings.seaweed(home), Daemon("worker", home.run)
+        prefect = [sys.executable, "-m", "prefect"]
+        return (
+            Part(
+                "Prefect server",
+                Daemon("prefect-server", home.run),
+                [*prefect, "server", "start", "--host", HOST, "--port", str(settings.ui_port)],
+                settings.ui_url,
+                lambda: _answers(f"{settings.api_url}/health", 200),
+            ),
+            Part(
+                "model hub",
+                Daemon("hub", home.run),
+                [
+                    *(sys.executable, "-m", "deployments.local.hub"),
+                    *("--directory", str(home.hub), "--port", str(settings.hub_port)),
+                ],
+                settings.hub_url,
+                lambda: _answers(f"{settings.hub_url}/api/models/{REPO}", 200),
+            ),
+            Part(
+                "object store",
+                Daemon("store", home.run),
+                store.command(),
+                f"http://{HOST}:{settings.store_ports.s3}",
+                lambda: _answers(f"http://{HOST}:{settings.store_ports.s3}"),
+            ),
+            Part(
+                "gateway",
+                Daemon("gateway", home.run),
+                command(home.gateway),
+                settings.endpoint,
+                lambda: _answers(settings.endpoint),
+            ),
+            Part(
+                "Prefect worker",
+                worker,
+                [
+                    *(*prefect, "worker", "start"),
+                    *("--pool", "local", "--type", "process", "--name", "local", "--limit", "4"),
+                ],
+                "work pool local",
+                lambda: worker.find() is not None,
+            ),
+        )
+
+    @property
+    def fleet(self) -> LocalFleet:
+        return LocalFleet(directory=self.home.fleet, store=self.settings.seaweed(self.home).store)
+
+    def up(self, say: Say) -> None:
+        """Start what is not running yet, and put blocks and deployments in place."""
+        self._prepare()
+        *servers, worker = self.parts
+        for part in servers:
+            # All of them first: they get ready side by side.
+            part.daemon.start(part.command, env=self.env)
+        for part in servers:
+            say(f"starting the {part.title}")
+            wait_until_healthy(part)
+        say("making the bucket")
+        self.settings.seaweed(self.home).wait_until_ready()
+        say("registering blocks and deployments")
+        self._run("-m", "deployments.local.register", str(self.home.path))
+        self._run("-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(prefect_file()))
+        worker.daemon.start(worker.command, env=self.env)
+        wait_until_healthy(worker)
+
+    def down(self, say: Say) -> None:
+        """End every process that carries this stack's mark, the worker first and the server last."""
+        for part in reversed(self.parts):
+            say(f"stopping the {part.title}")
+            part.daemon.stop()
+        # Replicas, flow runs, and whatever a crash has left without a pid file.
+        end([*marked(self.home.path)], grace_seconds=5)
+        if left := [*marked(self.home.path)]:
+            raise Unavailable(f"still running after SIGKILL: {', '.join(str(process.pid) for process in left)}")
+        for pid_file in self.home.path.rglob("*.pid"):
+            pid_file.unlink()
+
+    def is_up(self) -> bool:
+        return all(part.daemon.find() is not None and part.is_healthy() for part in self.parts)
+
+    def is_running(self) -> bool:
+        """Whether any of it is."""
+        return any(part.daemon.find() is not None for part in self.parts)
+
+    def _prepare(self) -> None:
+        for directory in (self.home.run, self.home.hub):
+            directory.mkdir(parents=True, exist_ok=True)
+        fill_hub(self.home.hub)
+        self.settings.seaweed(self.home).prepare()
+        host = os.environ.get(FALLBACK_HOST)
+        if host is not None and not os.environ.get(FALLBACK_KEY):
+            raise Refused(f"{FALLBACK_HOST} names {host}, and {FALLBACK_KEY} is not set; set both or neither")
+        outside = OutsideProvider(host, FALLBACK_KEY) if host is not None else None
+        write_configuration(
+            GatewaySettings(
+                run_directory=self.home.gateway,
+                services={SERVICE: f"{HOST}:{self.settings.gateway_port}"},
+                outside=outside,
+            )
+        )
+        check_configuration(self.home.gateway, os.environ)
+        self.home.env_file.write_text("".join(f"export {name}={value}\n" for name, value in self.env.items()))
+
+    def _run(self, *arguments: str) -> None:
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            env={**os.environ, **self.env},
+            cwd=self.home.path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode != 0:
+            raise Unavailable(f"`python {' '.join(arguments)}` failed:\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
+
+
+def prefect_file() -> Path:
+    """The project's own in a checkout, the packaged copy in an installation."""
+    package = Path(str(resources.files("deployments")))
+    return next(path for path in (package / "prefect.yaml", package.parent / "prefect.yaml") if path.exists())
+
+
+def wait_until_healthy(part: Part) -> None:
+    """Unavailable, with its last words, where the process has died or does not get ready in time."""
+    deadline = time.monotonic() + START_SECONDS
+    while not part.is_healthy():
+        if part.daemon.find() is None:
+            raise Unavailable(f"the {part.title} died as it started; its last words:\n{part.daemon.log_tail()}")
+        if time.monotonic() > deadline:
+            raise Unavailable(
+                f"the {part.title} was not ready within {START_SECONDS} s; its last words:\n{part.daemon.log_tail()}"
+            )
+        time.sleep(POLL_SECONDS)
+
+
+def _answers(url: str, status: int | None = None) -> bool:
+    try:
+        answer = httpx.get(url, timeout=2, trust_env=False)
+    except httpx.HTTPError:
+        return False
+    return status is None or answer.status_code == status
