@@ -1,11 +1,12 @@
 """One replica as a process of its own: llama.cpp's OpenAI-compatible server on loopback."""
 
 import argparse
+import json
 import signal
 import sys
+from contextlib import closing
+from http.client import HTTPConnection
 from pathlib import Path
-
-import httpx
 
 # The names come out of its compiled part, which says nothing to a type checker.
 from xllamacpp import CommonParams, Server  # pyright: ignore[reportAttributeAccessIssue] - see above
@@ -42,6 +43,13 @@ def settings(weights: Path, *, port: int, context_tokens: int, parallel: int, al
     return params
 
 
+def context_offered(port: int) -> int:
+    """What one request may have: never more tokens than the model was trained for."""
+    with closing(HTTPConnection("127.0.0.1", port)) as connection:
+        connection.request("GET", "/props")
+        return json.load(connection.getresponse())["default_generation_settings"]["n_ctx"]
+
+
 def main() -> None:
     """Serve until SIGTERM, which ends the process at once: whoever sends it has drained the replica first."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -64,9 +72,7 @@ def main() -> None:
             alias=given.alias,
         )
     )
-    offered = httpx.get(f"{server.listening_address}/props", trust_env=False).json()["default_generation_settings"][
-        "n_ctx"
-    ]
+    offered = context_offered(given.port)
     if offered < given.context_tokens:
         sys.exit(
             f"{given.weights.name} was trained for {offered} tokens and {given.context_tokens} were asked for; "

@@ -1,10 +1,18 @@
 """A language model of a few hundred kilobytes with random weights: it says nonsense, at once and for ever."""
 
 import string
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import gguf
+import httpx
 import numpy as np
+import psutil
+import stamina
+
+from blocks.processes import Daemon, free_port
 
 WIDTH = 64
 HEADS = 4
@@ -65,3 +73,24 @@ def write_tiny_gguf(path: Path, seed: int = 0) -> Path:
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+@contextmanager
+def tiny_replica(
+    directory: Path, *, context_tokens: int = CONTEXT, parallel: int = 2
+) -> Iterator[tuple[str, psutil.Process]]:
+    """A ready llama.cpp replica of the model: its address and its process."""
+    weights = write_tiny_gguf(directory / "tiny.gguf")
+    address = f"127.0.0.1:{(port := free_port())}"
+    options = {"weights": weights, "port": port, "context-tokens": context_tokens, "parallel": parallel}
+    daemon = Daemon("replica", directory)
+    process = daemon.start(
+        [sys.executable, "-m", "blocks.llama_cpp", *(f"--{name}={value}" for name, value in options.items())], env={}
+    )
+    try:
+        for attempt in stamina.retry_context(on=httpx.HTTPError, attempts=None, timeout=20, wait_max=0.05):
+            with attempt:
+                httpx.get(f"http://{address}/health").raise_for_status()
+        yield address, process
+    finally:
+        daemon.stop(grace_seconds=1)

@@ -1,0 +1,103 @@
+"""A replica as a process: what it does with a prompt that is too long, and when it is told to end."""
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from tests.tiny_gguf import tiny_replica, write_tiny_gguf
+
+pytestmark = pytest.mark.server
+
+
+@pytest.fixture
+def replica(tmp_path: Path) -> Iterator[tuple[str, psutil.Process]]:
+    with tiny_replica(tmp_path, context_tokens=4096, parallel=1) as running:
+        yield running
+
+
+def ask(address: str, *, letters: int, max_tokens: int) -> httpx.Response:
+    """A letter is a token, and two more mark the beginning."""
+    body = {"messages": [{"role": "user", "content": "a" * letters}], "max_tokens": max_tokens, "temperature": 0}
+    return httpx.post(f"http://{address}/v1/chat/completions", json=body, timeout=30)
+
+
+@pytest.mark.parametrize("parallel", [1, 3])
+def test_each_request_has_the_whole_context(tmp_path: Path, parallel: int) -> None:
+    """However many are answered at the same time, a prompt plus answer of the whole context fits, and ends with it."""
+    with tiny_replica(tmp_path, context_tokens=512, parallel=parallel) as (address, _):
+        answer = ask(address, letters=400, max_tokens=500).json()
+    assert answer["usage"]["total_tokens"] == 512
+    assert answer["choices"][0]["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize("parallel", [1, 3])
+def test_a_prompt_that_is_too_long_is_refused(tmp_path: Path, parallel: int) -> None:
+    """HTTP 400 in OpenAI's form, with the numbers; never an answer to half of the prompt."""
+    with tiny_replica(tmp_path, context_tokens=512, parallel=parallel) as (address, _):
+        response = ask(address, letters=600, max_tokens=1)
+    error = response.json()["error"]
+    assert response.status_code == 400
+    assert (error["type"], error["n_prompt_tokens"], error["n_ctx"]) == ("exceed_context_size_error", 602, 512)
+
+
+def test_a_context_between_two_steps_is_rounded_up(tmp_path: Path) -> None:
+    """A request never has less than was ordered."""
+    with tiny_replica(tmp_path, context_tokens=600, parallel=2) as (address, _):
+        assert ask(address, letters=590, max_tokens=1).status_code == 200
+
+
+def test_sigterm_ends_an_idle_replica(replica: tuple[str, psutil.Process]) -> None:
+    """At once."""
+    _, process = replica
+    process.terminate()
+    assert process.wait(timeout=2) == -signal.SIGTERM
+
+
+def test_sigterm_ends_a_busy_replica(replica: tuple[str, psutil.Process]) -> None:
+    """At once as well; the stream in flight breaks off and cannot be taken for a whole one."""
+    address, process = replica
+    body = {"messages": [{"role": "user", "content": "hello"}], "stream": True, "max_tokens": 4000}
+    with httpx.stream("POST", f"http://{address}/v1/chat/completions", json=body, timeout=30) as response:
+        lines = response.iter_lines()
+        assert json.loads(next(lines).removeprefix("data: "))["choices"]
+        process.terminate()
+        assert process.wait(timeout=2) == -signal.SIGTERM
+        with pytest.raises(httpx.RemoteProtocolError):
+            list(lines)
+
+
+def test_nothing_of_a_prompt_is_logged(tmp_path: Path) -> None:
+    """Neither of one that was answered, nor of one that was too long, nor of one that was no JSON."""
+    with tiny_replica(tmp_path, context_tokens=256) as (address, _):
+        url = f"http://{address}/v1/chat/completions"
+        for content in ("secret", "secret" * 100):
+            httpx.post(url, json={"messages": [{"role": "user", "content": content}], "max_tokens": 2})
+        assert httpx.post(url, content=b'{"messages": [{"role": "user", "content": "secret').status_code == 400
+    log = (tmp_path / "replica.log").read_text()
+    assert "exceeds the available context size" in log
+    assert "secret" not in log
+
+
+def test_a_taken_port_ends_the_replica(replica: tuple[str, psutil.Process], tmp_path: Path) -> None:
+    """Two never listen on one port, so an address is one replica's."""
+    address, _ = replica
+    weights = write_tiny_gguf(tmp_path / "other.gguf")
+    ended = subprocess.run(
+        [
+            *(sys.executable, "-m", "blocks.llama_cpp", "--weights", weights),
+            *("--port", address.partition(":")[2], "--context-tokens", "512", "--parallel", "1"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    assert ended.returncode != 0
+    assert "couldn't bind" in ended.stdout + ended.stderr

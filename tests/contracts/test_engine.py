@@ -1,0 +1,153 @@
+"""What every engine keeps to: the one in memory, and llama.cpp asked over HTTP."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from http.client import HTTPConnection
+
+import pytest
+import stamina
+
+from blocks.errors import Unavailable
+from blocks.openai_engine import OpenAIEngine
+from blocks.ports import Engine, EngineSettings, ReplicaOrder
+from blocks.processes import free_port
+from tests.fakes.fleet import FakeEngine, FakeFleet
+from tests.servers import canned_server
+from tests.tiny_gguf import tiny_replica
+
+VLLM_METRICS = """\
+# HELP vllm:num_requests_running Number of requests in model execution batches.
+# TYPE vllm:num_requests_running gauge
+vllm:num_requests_running{engine="0",model_name="tiny"} 3.0
+vllm:num_requests_running{engine="1",model_name="tiny"} 1.0
+# HELP vllm:num_requests_waiting Number of requests waiting to be processed.
+# TYPE vllm:num_requests_waiting gauge
+vllm:num_requests_waiting{engine="0",model_name="tiny"} 0.0
+vllm:num_requests_waiting{engine="1",model_name="tiny"} 2.0
+"""
+
+
+@dataclass(frozen=True)
+class Case:
+    engine: Engine
+    address: str
+    """Where a replica answers two requests at the same time."""
+    hold: Callable[[int], AbstractContextManager[None]]
+    """So many requests are in flight there for as long as the block lasts."""
+
+
+def fake_case() -> Case:
+    fleet = FakeFleet()
+    engine = FakeEngine(fleet)
+    address = fleet.launch(ReplicaOrder("chat-1a-0", "chat", "1a", "models/tiny/1/", EngineSettings(512, 2))).address
+
+    @contextmanager
+    def hold(requests: int) -> Iterator[None]:
+        engine.in_flight_at[address] = requests
+        yield
+        del engine.in_flight_at[address]
+
+    return Case(engine, address, hold)
+
+
+@contextmanager
+def endless_requests(address: str, requests: int) -> Iterator[None]:
+    """Streams far longer than a test, whose users leave at the end of the block."""
+    body = json.dumps({"messages": [{"role": "user", "content": "hello"}], "stream": True, "max_tokens": 4000})
+    with ExitStack() as connections:
+        for _ in range(requests):
+            connection = connections.enter_context(closing(HTTPConnection(address)))
+            connection.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
+        yield
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with tiny_replica(tmp_path_factory.mktemp("replica")) as (address, _):
+        yield address
+
+
+@pytest.fixture(params=["fake", pytest.param("llama.cpp", marks=pytest.mark.server)])
+def case(request: pytest.FixtureRequest) -> Case:
+    if request.param == "fake":
+        return fake_case()
+    address: str = request.getfixturevalue("address")
+    return Case(OpenAIEngine(), address, lambda requests: endless_requests(address, requests))
+
+
+def test_a_replica_that_answers_is_healthy(case: Case) -> None:
+    """Health is asked of the address: one answers, the other does not."""
+    assert case.engine.is_healthy(case.address)
+    assert not case.engine.is_healthy(f"127.0.0.1:{free_port()}")
+
+
+def test_a_completion_is_real(case: Case) -> None:
+    """A replica that works says something."""
+    assert case.engine.complete(case.address)
+
+
+def test_no_completion_is_unavailable(case: Case) -> None:
+    """Where nothing answers, the error names the address."""
+    nowhere = f"127.0.0.1:{free_port()}"
+    with pytest.raises(Unavailable, match=nowhere):
+        case.engine.complete(nowhere)
+
+
+@pytest.mark.parametrize("requests", [1, 3])
+def test_requests_in_flight_are_counted(case: Case, requests: int) -> None:
+    """Those that run and those that wait for their turn count alike, and none are left once they have ended."""
+    with case.hold(requests):
+        wait_for(case, requests)
+    wait_for(case, 0)
+
+
+def wait_for(case: Case, in_flight: int) -> None:
+    for attempt in stamina.retry_context(on=AssertionError, attempts=None, timeout=20, wait_max=0.05):
+        with attempt:
+            assert case.engine.in_flight(case.address) == in_flight
+
+
+def test_in_flight_is_unknown_where_nothing_answers(case: Case) -> None:
+    """Not zero: nobody knows."""
+    assert case.engine.in_flight(f"127.0.0.1:{free_port()}") is None
+
+
+def test_in_flight_of_vllm_counts_every_rank() -> None:
+    """Each data-parallel rank has gauges of its own; they add up."""
+    with canned_server(200, body=VLLM_METRICS.encode()) as server:
+        assert OpenAIEngine().in_flight(server.address) == 6
+
+
+@pytest.mark.parametrize(
+    ("status", "page"),
+    [(200, "vllm:num_requests_running 1\n"), (200, "{not metrics}"), (200, ""), (404, ""), (503, VLLM_METRICS)],
+)
+def test_in_flight_is_unknown_where_the_metrics_do_not_tell(status: int, page: str) -> None:
+    """A page that lacks half of them, is none, or comes with an error is no count."""
+    with canned_server(status, body=page.encode()) as server:
+        assert OpenAIEngine().in_flight(server.address) is None
+
+
+def test_a_loading_engine_is_not_healthy() -> None:
+    """503, as engines say while they load, is not healthy."""
+    with canned_server(503, body=b'{"error":{"message":"Loading model"}}') as server:
+        assert not OpenAIEngine().is_healthy(server.address)
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (500, '{"error":{"message":"out of memory"}}'),
+        (200, "not JSON"),
+        (200, '{"choices":[],"usage":{"completion_tokens":0}}'),
+        (200, '{"choices":[{"message":{"content":""}}],"usage":{"completion_tokens":0}}'),
+    ],
+)
+def test_what_came_instead_of_a_completion_is_told(status: int, body: str) -> None:
+    """An answer that is no completion is Unavailable, with its status and what it said."""
+    with canned_server(status, body=body.encode()) as server, pytest.raises(Unavailable) as raised:
+        OpenAIEngine().complete(server.address)
+    assert f"HTTP {status}" in str(raised.value)
+    assert body in str(raised.value)

@@ -1,0 +1,252 @@
+"""What every fleet keeps to: the one in memory, and processes on this machine."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import stamina
+
+from blocks.errors import Refused, Unavailable
+from blocks.local_fleet import LocalFleet, fetch_weights
+from blocks.openai_engine import OpenAIEngine
+from blocks.ports import EngineSettings, Fleet, ReplicaOrder, Store
+from blocks.processes import Daemon, end, marked
+from blocks.s3 import S3Store
+from tests.fakes.fleet import FakeFleet
+from tests.fakes.store import FakeStore
+from tests.servers import running_seaweedfs  # noqa: F401 - the fixture s3_store
+from tests.tiny_gguf import write_tiny_gguf
+
+ORDER = ReplicaOrder(
+    "chat-1a-0", "chat", "1a", "models/tiny/1/", EngineSettings(context_tokens=512, parallel_requests=1)
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    fleet: Fleet
+    kill: Callable[[str], None]
+    """The replica dies behind the fleet's back."""
+
+
+def publish(store: Store, prefix: str, files: Mapping[str, bytes]) -> None:
+    """Make a mirror of these files."""
+    described = [
+        {"path": path, "size_bytes": len(body), "sha256": hashlib.sha256(body).hexdigest()}
+        for path, body in files.items()
+    ]
+    for path, body in files.items():
+        with store.upload(prefix + path, len(body)) as upload:
+            upload.write(body)
+    manifest = {"repo": "tiny", "commit": "1", "license": None, "files": described}
+    store.put(f"{prefix}manifest.json", json.dumps(manifest).encode(), replacing=None)
+
+
+@pytest.fixture(scope="module")
+def mirrored(s3_store: S3Store, tmp_path_factory: pytest.TempPathFactory) -> S3Store:
+    """A store with a mirror of a tiny model, and of one that llama.cpp cannot read."""
+    weights = write_tiny_gguf(tmp_path_factory.mktemp("model") / "tiny.gguf").read_bytes()
+    publish(s3_store, ORDER.mirror_prefix, {"README.md": b"# Tiny", "tiny.gguf": weights})
+    publish(s3_store, "models/unreadable/1/", {"unreadable.gguf": b"no weights"})
+    return s3_store
+
+
+@pytest.fixture
+def local_fleet(tmp_path: Path, mirrored: S3Store) -> Iterator[LocalFleet]:
+    yield LocalFleet(directory=tmp_path / "fleet", store=mirrored)
+    end([*marked(tmp_path)], grace_seconds=1)
+
+
+@pytest.fixture(params=["fake", pytest.param("local", marks=pytest.mark.server)])
+def case(request: pytest.FixtureRequest) -> Case:
+    if request.param == "fake":
+        fake = FakeFleet()
+        return Case(fake, fake.kill)
+    fleet: LocalFleet = request.getfixturevalue("local_fleet")
+    return Case(fleet, lambda name: kill(fleet, name))
+
+
+def kill(fleet: LocalFleet, name: str) -> None:
+    process = Daemon(name, fleet.directory / "replicas").find()
+    assert process is not None
+    process.kill()
+    process.wait()
+
+
+def test_a_launched_replica_is_what_was_ordered(case: Case) -> None:
+    """It carries the order's names and is listed for its service, and for no other."""
+    replica = case.fleet.launch(ORDER)
+    assert (replica.name, replica.service, replica.release) == (ORDER.name, ORDER.service, ORDER.release)
+    assert case.fleet.replicas("chat") == (replica,)
+    assert case.fleet.replicas("embed") == ()
+
+
+def test_launching_again_adopts(case: Case) -> None:
+    """A second launch of the same name gives the replica that runs."""
+    assert case.fleet.launch(ORDER) == case.fleet.launch(ORDER)
+    assert len(case.fleet.replicas("chat")) == 1
+
+
+def test_replicas_do_not_share_an_address(case: Case) -> None:
+    """Two replicas stand at two addresses, and both are listed, whatever their release."""
+    first = case.fleet.launch(ORDER)
+    second = case.fleet.launch(replace(ORDER, name="chat-2b-0", release="2b"))
+    assert first.address != second.address
+    assert case.fleet.replicas("chat") == (first, second)
+
+
+def test_a_stopped_replica_is_gone(case: Case) -> None:
+    """It is not listed any more; stopping it once more, or one that never was, is no error."""
+    case.fleet.launch(ORDER)
+    case.fleet.stop(ORDER.name)
+    assert case.fleet.replicas("chat") == ()
+    case.fleet.stop(ORDER.name)
+    case.fleet.stop("never-was")
+
+
+def test_stopping_one_leaves_the_others(case: Case) -> None:
+    """Only the replica of that name ends, also where another's name begins with it."""
+    other = case.fleet.launch(replace(ORDER, name=f"{ORDER.name}0"))
+    case.fleet.launch(ORDER)
+    case.fleet.stop(ORDER.name)
+    assert case.fleet.replicas("chat") == (other,)
+
+
+def test_a_killed_replica_is_not_listed_and_can_be_launched_anew(case: Case) -> None:
+    """A fleet tells of what runs, not of what it once started."""
+    case.fleet.launch(ORDER)
+    case.kill(ORDER.name)
+    assert case.fleet.replicas("chat") == ()
+    again = case.fleet.launch(ORDER)
+    assert case.fleet.replicas("chat") == (again,)
+
+
+def test_the_log_outlives_its_replica(case: Case) -> None:
+    """What a replica printed can be read after its end; where nothing was printed there is nothing."""
+    case.fleet.launch(ORDER)
+    for attempt in stamina.retry_context(on=AssertionError, attempts=None, timeout=10, wait_max=0.05):
+        with attempt:
+            assert "is served at" in case.fleet.log_tail(ORDER.name)
+    case.fleet.stop(ORDER.name)
+    assert "is served at" in case.fleet.log_tail(ORDER.name)
+    assert case.fleet.log_tail("never-was") == ""
+
+
+@pytest.mark.server
+def test_launches_at_the_same_time_start_one_process(local_fleet: LocalFleet) -> None:
+    """However many ask for one name at once, there is one process, and all are told of it."""
+    with ThreadPoolExecutor(4) as pool:
+        launched = set(pool.map(local_fleet.launch, [ORDER] * 4))
+    assert len(launched) == 1
+    assert len([*marked(local_fleet.directory)]) == 1
+
+
+@pytest.mark.server
+def test_replicas_of_one_model_share_its_weights(local_fleet: LocalFleet) -> None:
+    """Replicas launched at the same time fetch the weights once and leave nothing half-written."""
+    with ThreadPoolExecutor(2) as pool:
+        orders = [replace(ORDER, name=name) for name in ("a", "b")]
+        assert len({replica.address for replica in pool.map(local_fleet.launch, orders)}) == 2
+    (weights,) = (local_fleet.directory / "weights").glob("*.gguf")
+    assert weights.stem == hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert [*weights.parent.glob("*.part")] == []
+
+
+@pytest.mark.server
+def test_another_fleet_block_finds_the_same_replicas(local_fleet: LocalFleet) -> None:
+    """What runs is known from the directory, so a flow that starts again finds it."""
+    replica = local_fleet.launch(ORDER)
+    assert local_fleet.model_copy().replicas("chat") == (replica,)
+
+
+@pytest.mark.server
+def test_a_replica_becomes_ready(local_fleet: LocalFleet) -> None:
+    """The address answers as an OpenAI-compatible engine does."""
+    replica = local_fleet.launch(ORDER)
+    engine = OpenAIEngine()
+    for attempt in stamina.retry_context(on=AssertionError, attempts=None, timeout=10, wait_max=0.05):
+        with attempt:
+            assert engine.is_healthy(replica.address)
+    assert engine.complete(replica.address)
+
+
+@pytest.mark.server
+def test_weights_that_cannot_be_loaded_end_the_replica(local_fleet: LocalFleet) -> None:
+    """A replica that dies as it loads is not listed, and its log says why."""
+    with suppress(Unavailable):  # it may die before or after it listens
+        local_fleet.launch(replace(ORDER, mirror_prefix="models/unreadable/1/"))
+    for attempt in stamina.retry_context(on=AssertionError, attempts=None, timeout=10, wait_max=0.05):
+        with attempt:
+            assert local_fleet.replicas("chat") == ()
+    assert "failed to load model" in local_fleet.log_tail(ORDER.name)
+
+
+@pytest.mark.server
+def test_more_context_than_the_model_has_ends_the_replica(local_fleet: LocalFleet) -> None:
+    """A replica that could not give a request the context that was ordered does not run, and says what it could."""
+    local_fleet.launch(replace(ORDER, engine=EngineSettings(context_tokens=100_000, parallel_requests=1)))
+    for attempt in stamina.retry_context(on=AssertionError, attempts=None, timeout=10, wait_max=0.05):
+        with attempt:
+            assert local_fleet.replicas("chat") == ()
+    assert "choose a context of 4096 tokens or fewer" in local_fleet.log_tail(ORDER.name)
+
+
+def test_weights_are_fetched_once(tmp_path: Path) -> None:
+    """Weights that are there already are not read from the store again."""
+    store = FakeStore()
+    publish(store, "m/", {"m.gguf": b"weights"})
+    fetched = fetch_weights(store, "m/", tmp_path)
+    del store.objects["m/m.gguf"]
+    assert fetch_weights(store, "m/", tmp_path) == fetched
+    assert fetched.read_bytes() == b"weights"
+
+
+def test_corrupted_weights_are_refused_and_removed(tmp_path: Path) -> None:
+    """Weights with another sha256 than their manifest's are no weights; sound ones can be fetched afterwards."""
+    store = FakeStore()
+    publish(store, "m/", {"m.gguf": b"weights"})
+    sound = store.objects["m/m.gguf"]
+    store.corrupt("m/m.gguf")
+    with pytest.raises(Refused, match="sha256"):
+        fetch_weights(store, "m/", tmp_path)
+    assert [path for path in tmp_path.iterdir() if path.suffix != ".lock"] == []
+    store.objects["m/m.gguf"] = sound
+    assert fetch_weights(store, "m/", tmp_path).read_bytes() == b"weights"
+
+
+@pytest.mark.parametrize("files", [{"README.md": b"", "model.safetensors": b""}, {"q4.gguf": b"", "q8.gguf": b""}])
+def test_a_mirror_without_exactly_one_gguf_is_refused(files: dict[str, bytes], tmp_path: Path) -> None:
+    """The refusal lists what there is instead."""
+    store = FakeStore()
+    publish(store, "m/", files)
+    with pytest.raises(Refused, match=", ".join(files)):
+        fetch_weights(store, "m/", tmp_path)
+
+
+def test_half_a_mirror_is_refused(tmp_path: Path) -> None:
+    """Without a manifest nothing is launched from a mirror."""
+    store = FakeStore()
+    publish(store, "m/", {"m.gguf": b"weights"})
+    del store.objects["m/manifest.json"]
+    with pytest.raises(Refused, match="mirror the model first"):
+        fetch_weights(store, "m/", tmp_path)
+
+
+def test_a_store_that_breaks_off_leaves_nothing_behind(tmp_path: Path) -> None:
+    """Half the weights are removed, and the error is the store's own."""
+
+    class BreaksOff(FakeStore):
+        def read(self, key: str) -> Iterator[bytes]:
+            yield self.objects[key][:1]
+            raise Unavailable("the store broke off")
+
+    store = BreaksOff()
+    publish(store, "m/", {"m.gguf": b"weights"})
+    with pytest.raises(Unavailable, match="broke off"):
+        fetch_weights(store, "m/", tmp_path)
+    assert [path for path in tmp_path.iterdir() if path.suffix != ".lock"] == []

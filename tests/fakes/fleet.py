@@ -1,0 +1,81 @@
+"""A fleet and an engine in memory, which fail when a test asks for it."""
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import count
+
+from blocks.errors import SkyferryError, Unavailable
+from blocks.ports import Replica, ReplicaOrder
+
+
+@dataclass
+class FakeFleet:
+    """Replicas run from the moment they are launched; no two ever have the same address."""
+
+    running: dict[str, Replica] = field(default_factory=dict)
+    launch_failures: deque[SkyferryError] = field(default_factory=deque)
+    """Each is raised once, by the next launches in turn."""
+    orders: list[ReplicaOrder] = field(default_factory=list)
+    """Every launch that was asked for, also those that failed or adopted."""
+    stopped: list[str] = field(default_factory=list)
+    """The names of the replicas that were stopped while they ran, in turn."""
+    _logs: dict[str, str] = field(default_factory=dict)
+    _ports: Iterator[int] = field(default_factory=lambda: count(9000))
+
+    def launch(self, order: ReplicaOrder) -> Replica:
+        self.orders.append(order)
+        if self.launch_failures:
+            raise self.launch_failures.popleft()
+        if order.name not in self.running:
+            address = f"127.0.0.1:{next(self._ports)}"
+            self.running[order.name] = Replica(order.name, order.service, order.release, "fake", address)
+            self._logs[order.name] = f"{order.mirror_prefix} is served at {address}"
+        return self.running[order.name]
+
+    def replicas(self, service: str) -> tuple[Replica, ...]:
+        return tuple(replica for _, replica in sorted(self.running.items()) if replica.service == service)
+
+    def stop(self, name: str) -> None:
+        if self.running.pop(name, None) is not None:
+            self.stopped.append(name)
+
+    def log_tail(self, name: str) -> str:
+        return self._logs.get(name, "")
+
+    def kill(self, name: str) -> None:
+        """It dies behind the fleet's back."""
+        del self.running[name]
+
+
+@dataclass
+class FakeEngine:
+    """Answers at the addresses of a fleet's replicas."""
+
+    fleet: FakeFleet
+    never_ready: set[str] = field(default_factory=set)
+    """Releases whose replicas never become healthy."""
+    unhealthy: set[str] = field(default_factory=set)
+    """Addresses."""
+    in_flight_at: dict[str, int | None] = field(default_factory=dict)
+    """By address; None where it cannot be known, and 0 where nothing is said."""
+    failing_completions: int = 0
+    """So many of the next completions raise Unavailable."""
+
+    def is_healthy(self, address: str) -> bool:
+        replica = self._at(address)
+        return replica is not None and replica.release not in self.never_ready and address not in self.unhealthy
+
+    def complete(self, address: str) -> str:
+        if self.failing_completions > 0:
+            self.failing_completions -= 1
+            raise Unavailable(f"the replica at {address} was told to fail")
+        if not self.is_healthy(address):
+            raise Unavailable(f"nothing answers at {address}")
+        return "hello"
+
+    def in_flight(self, address: str) -> int | None:
+        return None if self._at(address) is None else self.in_flight_at.get(address, 0)
+
+    def _at(self, address: str) -> Replica | None:
+        return next((replica for replica in self.fleet.running.values() if replica.address == address), None)
