@@ -4,6 +4,7 @@ import re
 import socket
 import ssl
 import tempfile
+from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, Literal, Self, cast
 
@@ -65,7 +66,7 @@ class HAProxyGateway(Block):
     def set_split(self, service: str, split: Split) -> None:
         self._say("split", service, str(split.green_basis_points))
         if (stands := self.split(service)) != split:
-            raise Unavailable(f"{service} was to have {split} and has {stands}; was the gateway reloaded? Try again")
+            raise Unavailable(f"{service} has {stands} in spite of being told {split}; try again")
 
     def servers(self, service: str) -> tuple[Server, ...]:
         return tuple(_server(line) for line in self._say("servers", service).splitlines())
@@ -92,9 +93,7 @@ class HAProxyGateway(Block):
     def _check(self, service: str, slot: Slot, address: str, wanted: set[str | None]) -> None:
         states = {(server.slot, server.address): server.state for server in self.servers(service)}
         if (state := states.get((slot, address))) not in wanted:
-            raise Unavailable(
-                f"{address} in {slot} of {service} was to be {wanted} and is {state}; was the gateway reloaded? Try again"
-            )
+            raise Unavailable(f"{address} in {slot} of {service} is {state} in spite of being told; try again")
 
     def _say(self, verb: str, *words: str) -> str:
         for word in words:
@@ -201,7 +200,7 @@ class LogLine(BaseModel, frozen=True):
             slot=slot if slot in ("blue", "green") else None,
             address=(f"[{self.ip}]:{self.port}" if ":" in self.ip else f"{self.ip}:{self.port}") if reached else None,
             status=status,
-            first_token_ms=self.first_byte if answered and status < 400 else None,
+            first_token_ms=self.first_byte if answered and status < HTTPStatus.BAD_REQUEST else None,
             total_ms=float(self.active),
             user=self.user,
             retried=self.retries.lstrip("+") != "0",

