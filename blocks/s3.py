@@ -9,7 +9,15 @@ from typing import Any
 
 from boto3.session import Session
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, IncompleteReadError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    CredentialRetrievalError,
+    FlexibleChecksumError,
+    HTTPClientError,
+    IncompleteReadError,
+)
+from botocore.exceptions import ConnectionError as NoConnectionError
 from prefect.blocks.core import Block
 from pydantic import Field, SecretStr
 
@@ -23,6 +31,14 @@ PARTS_AT_ONCE = 4
 
 CHANGED = {"PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey"}
 """Why a conditional put fails; S3 says NoSuchKey where the version to replace has been deleted."""
+
+BROKEN_OFF = (
+    NoConnectionError,
+    HTTPClientError,
+    IncompleteReadError,
+    FlexibleChecksumError,
+    CredentialRetrievalError,
+)
 
 RETRIABLE = {"SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "TooManyRequests", "OperationAborted"}
 
@@ -145,7 +161,7 @@ class S3Store(Block):
             yield
         except ClientError as error:
             raise _translation(error, f"{where} did not {act}") from error
-        except (HTTPClientError, IncompleteReadError) as error:
+        except BROKEN_OFF as error:
             raise Unavailable(f"{where} did not {act}: {error}; check that it runs and can be reached") from error
         except BotoCoreError as error:
             raise Refused(f"{where} was not asked to {act}: {error}; correct the block's settings") from error

@@ -1,0 +1,175 @@
+"""How the S3 block says no, and what it leaves in the bucket."""
+
+from pathlib import Path
+
+import cloudpickle
+import pytest
+
+from blocks.errors import Conflict, Refused, SkyferryError, Unavailable
+from blocks.processes import free_port
+from blocks.s3 import S3Store
+from tests.servers import canned_server, running_seaweedfs, seaweedfs  # noqa: F401 - the fixture s3_store
+
+MIB = 1 << 20
+
+
+def store_at(address: str) -> S3Store:
+    return S3Store.model_validate(
+        {
+            "bucket": "mirrors",
+            "endpoint_url": f"http://{address}",
+            "access_key_id": "tests",
+            "secret_access_key": "very-secret",
+        }
+    )
+
+
+def changed(store: S3Store, **settings: str) -> S3Store:
+    return S3Store.model_validate({**store.model_dump(), **settings})
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "error", "words"),
+    [
+        (403, "AccessDenied", Refused, "s3:GetObject"),
+        (403, "InvalidAccessKeyId", Refused, "access key id"),
+        (403, "SignatureDoesNotMatch", Refused, "secret access key"),
+        (400, "ExpiredToken", Refused, "renew"),
+        (400, "AuthorizationHeaderMalformed", Refused, "region"),
+        (404, "NoSuchBucket", Refused, "create the bucket"),
+        (507, "XMinioStorageFull", Refused, "free space"),
+        (418, "Teapot", Refused, "Teapot"),
+        (400, "RequestTimeout", Unavailable, "try again"),
+        (500, "InternalError", Unavailable, "disk has room"),
+        (503, "SlowDown", Unavailable, "try again"),
+    ],
+)
+def test_each_answer_says_what_to_do(status: int, code: str, error: type[SkyferryError], words: str) -> None:
+    """The store's code becomes an error that names bucket, endpoint and key and says what helps."""
+    body = f"<Error><Code>{code}</Code><Message>No.</Message></Error>".encode()
+    with canned_server(status, {"Content-Type": "application/xml"}, body) as server:
+        with pytest.raises(error, match=words) as refusal:
+            store_at(server.address).get("ledger/chat.json")
+        assert all(word in str(refusal.value) for word in ("s3://mirrors", server.address, "ledger/chat.json"))
+
+
+@pytest.mark.parametrize(
+    ("status", "code"), [(412, "PreconditionFailed"), (409, "ConditionalRequestConflict"), (404, "NoSuchKey")]
+)
+def test_each_way_to_be_late_is_a_conflict(status: int, code: str) -> None:
+    """S3 has three answers for a version that is no longer there."""
+    body = f"<Error><Code>{code}</Code><Message>No.</Message></Error>".encode()
+    with (
+        canned_server(status, {"Content-Type": "application/xml"}, body) as server,
+        pytest.raises(Conflict, match=r"ledger/chat\.json"),
+    ):
+        store_at(server.address).put("ledger/chat.json", b"{}", replacing='"seen"')
+
+
+def test_a_store_that_is_not_there_may_come_back() -> None:
+    """No connection is worth another try."""
+    with pytest.raises(Unavailable, match="can be reached"):
+        store_at(f"127.0.0.1:{free_port()}").get("key")
+
+
+def test_an_object_that_breaks_off_is_worth_another_try() -> None:
+    """Fewer bytes than the store announced are not taken for the object."""
+    with (
+        canned_server(200, {"Content-Length": "9", "Connection": "close"}, b"only") as server,
+        pytest.raises(Unavailable, match=r"model\.gguf"),
+    ):
+        b"".join(store_at(server.address).read("model.gguf"))
+
+
+def test_the_block_travels_to_another_process_with_its_client_in_use() -> None:
+    """Prefect pickles blocks for tasks, also after they have spoken to the store."""
+    store = store_at("127.0.0.1:9")
+    assert store.client is store.client
+    copy = cloudpickle.loads(cloudpickle.dumps(store))
+    assert copy == store
+    assert copy.client is store.client
+
+
+def test_the_secret_is_not_shown() -> None:
+    """Neither the block's text nor its saved form without secrets has the secret in it."""
+    store = store_at("127.0.0.1:9")
+    assert "very-secret" not in f"{store!r} {store} {store.model_dump_json()}"
+
+
+def test_a_store_needs_a_scheme() -> None:
+    """A host name alone is caught where it is typed."""
+    with pytest.raises(ValueError, match="endpoint_url"):
+        S3Store(bucket="mirrors", endpoint_url="localhost:8333")
+
+
+@pytest.mark.server
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"bucket": "missing"}, "create the bucket"),
+        ({"secret_access_key": "wrong"}, "secret access key"),
+        ({"access_key_id": "nobody"}, "access key id"),
+        ({"bucket": "no such name"}, "settings"),
+    ],
+)
+def test_wrong_settings_are_refused(s3_store: S3Store, settings: dict[str, str], words: str) -> None:
+    """Whatever verb meets a wrong setting names the setting."""
+    store = changed(s3_store, **settings)
+    for verb in (
+        lambda: store.get("key"),
+        lambda: store.put("key", b"", replacing=None),
+        lambda: next(store.read("key")),
+        lambda: next(store.list("")),
+        lambda: store.delete("key"),
+    ):
+        with pytest.raises(Refused, match=words):
+            verb()
+
+
+@pytest.mark.server
+def test_a_bucket_is_made_once(s3_store: S3Store) -> None:
+    """Making one's own bucket again changes nothing; a new one can be written at once."""
+    store = changed(s3_store, bucket="second")
+    store.create_bucket()
+    store.put("key", b"one", replacing=None)
+    store.create_bucket()
+    assert store.get("key") is not None
+
+
+@pytest.mark.server
+def test_the_store_checks_each_part(s3_store: S3Store) -> None:
+    """Every part is sent with its SHA-256, and the store keeps them."""
+    with s3_store.upload("checked", 20 * MIB) as upload:
+        upload.write(bytes(20 * MIB))
+    found = s3_store.client.head_object(Bucket=s3_store.bucket, Key="checked", ChecksumMode="ENABLED")
+    assert found["ChecksumSHA256"].endswith("-2")
+
+
+@pytest.mark.server
+def test_a_failed_upload_leaves_no_part(s3_store: S3Store) -> None:
+    """Parts of an object that never came to be are removed: a bucket's owner would pay for them unseen."""
+
+    def fail() -> None:
+        with s3_store.upload("abandoned", 100 * MIB) as upload:
+            upload.write(bytes(70 * MIB))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert s3_store.client.list_multipart_uploads(Bucket=s3_store.bucket).get("Uploads", []) == []
+
+
+@pytest.mark.server
+def test_a_full_disk_is_said(tmp_path: Path) -> None:
+    """A SeaweedFS that has no room left fails the upload with a hint, and publishes nothing."""
+    size_bytes = 200 * MIB
+
+    def fill(store: S3Store) -> None:
+        with store.upload("large", size_bytes) as upload:
+            for _ in range(200):
+                upload.write(bytes(MIB))
+
+    with seaweedfs(tmp_path, "-volume.max=1", "-master.volumeSizeLimitMB=8") as store:
+        with pytest.raises(Unavailable, match="disk has room"):
+            fill(store)
+        assert [*store.list("")] == []

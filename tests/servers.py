@@ -1,0 +1,119 @@
+"""Real servers for tests: each on free ports of loopback, in a directory of its own, and gone afterwards."""
+
+import secrets
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import pytest
+import stamina
+
+from blocks.errors import Unavailable
+from blocks.hugging_face import HuggingFaceHub
+from blocks.processes import Daemon, free_port
+from blocks.s3 import S3Store
+from deployments.local.seaweed import Ports, SeaweedFS
+from tests.fakes.hub import Models
+
+
+@contextmanager
+def seaweedfs(directory: Path, *options: str) -> Iterator[S3Store]:
+    """An empty bucket on a SeaweedFS of its own."""
+    server = SeaweedFS(directory, Ports.free(), "tests", secrets.token_hex(16))
+    server.prepare()
+    try:
+        with _running("seaweedfs", directory, [*server.command(), *options]):
+            server.wait_until_ready()
+            yield server.store
+    finally:
+        # It leaves its sockets behind, in this place whatever TMPDIR says.
+        for port in astuple(server.ports):
+            for socket in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):  # noqa: S108 - SeaweedFS chose it
+                socket.unlink()
+
+
+@pytest.fixture(name="s3_store", scope="session")
+def running_seaweedfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Store]:
+    """One bucket for all tests: keep apart with keys."""
+    with seaweedfs(tmp_path_factory.mktemp("seaweedfs")) as store:
+        yield store
+
+
+@contextmanager
+def local_hub(directory: Path, models: Models) -> Iterator[HuggingFaceHub]:
+    """The embedded hub with these models."""
+    for repo, revisions in models.items():
+        for revision, files in revisions.items():
+            for path, body in files.items():
+                file = directory / "models" / repo / revision / path
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(body)
+    port = free_port()
+    hub = HuggingFaceHub(endpoint=f"http://127.0.0.1:{port}")
+    command = ["-m", "deployments.local.hub", "--directory", str(directory / "models"), "--port", str(port)]
+    with _running("hub", directory, [sys.executable, *command]):
+        for attempt in stamina.retry_context(
+            on=Unavailable, attempts=None, timeout=30, wait_initial=0.05, wait_max=0.2
+        ):
+            with attempt:
+                hub.look_up(next(iter(models)), "main")
+        yield hub
+
+
+@dataclass
+class CannedServer:
+    """Gives every request the same answer and keeps what was asked."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+    address: str = ""
+    requests: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
+    """Method, path, headers with names in lower case."""
+
+
+@contextmanager
+def canned_server(status: int, headers: dict[str, str] | None = None, body: bytes = b"") -> Iterator[CannedServer]:
+    canned = CannedServer(status, headers or {}, body)
+
+    class Handler(BaseHTTPRequestHandler):
+        def answer(self) -> None:
+            asked = {name.lower(): value for name, value in self.headers.items()}
+            canned.requests.append((self.command, self.path, asked))
+            self.rfile.read(int(asked.get("content-length", 0)))
+            self.send_response(canned.status)
+            for name, value in {"Content-Length": str(len(canned.body)), **canned.headers}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(canned.body)
+
+        protocol_version = "HTTP/1.1"
+        do_GET = do_PUT = do_POST = do_DELETE = answer  # noqa: N815 - the names that http.server calls
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name in the base class
+            """Say nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        canned.address = f"127.0.0.1:{server.server_port}"
+        Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield canned
+        finally:
+            server.shutdown()
+
+
+@contextmanager
+def _running(name: str, directory: Path, command: Sequence[str]) -> Iterator[None]:
+    daemon = Daemon(name, directory / "run")
+    daemon.start(command, env={}, cwd=Path(__file__).parents[1])
+    try:
+        yield
+    except Unavailable as error:
+        error.add_note(daemon.log_tail())
+        raise
+    finally:
+        daemon.stop(grace_seconds=0.5)
