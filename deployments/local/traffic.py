@@ -27,6 +27,7 @@ LAST_ANSWERS_SECONDS = 30
 """How long the end waits for what is in flight."""
 REPORT_SECONDS = 1
 FAILURES_KEPT = 50
+MESSAGE_CHARACTERS = 200
 WORDS = (
     *("river", "garden", "window", "letter", "summer", "market", "bridge", "music", "winter", "teacher", "mountain"),
     *("village", "doctor", "paper", "table", "story", "ocean", "kitchen", "forest", "island", "station", "machine"),
@@ -55,6 +56,18 @@ def requests(random: Random, *, users: int, long_share: float, long_tokens: int)
 
 
 @dataclass
+class Answer:
+    """What a user got, as far as it came."""
+
+    status: int | None = None
+    """None where there was no answer at all."""
+    is_stream: bool = False
+    is_whole: bool = False
+    error: str = ""
+    first_token_ms: float | None = None
+
+
+@dataclass
 class Tally:
     """What became of the requests: sent = answered + lost + refused + streams_cut + in_flight."""
 
@@ -75,9 +88,26 @@ class Tally:
     users_who_saw_a_failure: set[str] = field(default_factory=set)
     failures: deque[dict[str, float | int | str | None]] = field(default_factory=lambda: deque(maxlen=FAILURES_KEPT))
 
-    def fail(self, request: Request, status: int | None, message: str) -> None:
+    def begin(self, request: Request) -> None:
+        self.sent += 1
+        self.users.add(request.user)
+
+    def end(self, request: Request, answer: Answer, total_ms: float) -> None:
+        self.streams_started += answer.is_stream
+        if answer.first_token_ms is not None:
+            insort(self.first_token_ms, answer.first_token_ms)
+        if answer.is_whole:
+            self.answered += 1
+            insort(self.total_ms, total_ms)
+            return
+        if answer.is_stream:
+            self.streams_cut += 1
+        elif answer.status is not None and httpx.codes.is_client_error(answer.status):
+            self.refused += 1
+        else:
+            self.lost += 1
         self.users_who_saw_a_failure.add(request.user)
-        self.failures.append({"at": time.time(), "status": status, "message": message[:200]})
+        self.failures.append({"at": time.time(), "status": answer.status, "message": answer.error[:MESSAGE_CHARACTERS]})
 
     def report(self) -> str:
         return json.dumps(
@@ -110,58 +140,42 @@ def percentiles(in_order: list[float]) -> dict[str, float | None]:
 async def send(client: httpx.AsyncClient, request: Request, tally: Tally) -> None:
     """Ask once, as a user who does not ask again, and count what comes."""
     begun = time.monotonic()
-    tally.sent += 1
-    tally.users.add(request.user)
+    answer = Answer()
+    tally.begin(request)
+    try:
+        await _ask(client, request, answer, begun)
+    except httpx.HTTPError as error:
+        answer.error = f"{type(error).__name__}: {error}"
+    tally.end(request, answer, _ms_since(begun))
+
+
+async def _ask(client: httpx.AsyncClient, request: Request, answer: Answer, begun: float) -> None:
+    """Note in the answer how far it came, also where it breaks off."""
     body = {
         "messages": [{"role": "user", "content": request.prompt}],
         "max_tokens": request.max_tokens,
         "temperature": 0,
         "stream": request.is_streamed,
     }
-    is_stream = False
-    try:
-        async with client.stream(
-            "POST", "chat/completions", json=body, headers={"x-user-id": request.user}
-        ) as response:
-            if response.is_success and request.is_streamed:
-                is_stream = True
-                tally.streams_started += 1
-                is_whole = await _read_stream(response, begun, tally)
-            else:
-                is_whole = response.is_success and "message" in _first_choice(await response.aread())
-    except httpx.HTTPError as error:
-        tally.streams_cut += is_stream
-        tally.lost += not is_stream
-        tally.fail(request, None, f"{type(error).__name__}: {error}")
-        return
-    if is_whole:
-        tally.answered += 1
-        insort(tally.total_ms, 1000 * (time.monotonic() - begun))
-    elif response.is_client_error:
-        tally.refused += 1
-        tally.fail(request, response.status_code, response.reason_phrase)
-    elif is_stream:
-        tally.streams_cut += 1
-        tally.fail(request, response.status_code, "the stream ended before the answer did")
-    else:
-        tally.lost += 1
-        tally.fail(request, response.status_code, "no completion" if response.is_success else response.reason_phrase)
-
-
-async def _read_stream(response: httpx.Response, begun: float, tally: Tally) -> bool:
-    """Whether the answer came to its end."""
-    is_whole = has_begun = False
-    async for line in response.aiter_lines():
-        if line == "data: [DONE]":
-            is_whole = True
-        elif line.startswith("data: "):
+    headers = {"x-user-id": request.user}
+    async with client.stream("POST", "chat/completions", json=body, headers=headers) as response:
+        answer.status = response.status_code
+        answer.is_stream = response.is_success and request.is_streamed
+        answer.error = "the answer is not whole" if response.is_success else response.reason_phrase
+        if not answer.is_stream:
+            answer.is_whole = response.is_success and "message" in _first_choice(await response.aread())
+            return
+        async for line in response.aiter_lines():
             choice = _first_choice(line.removeprefix("data: "))
-            if not has_begun and choice.get("delta", {}).get("content"):
-                has_begun = True
-                insort(tally.first_token_ms, 1000 * (time.monotonic() - begun))
+            if answer.first_token_ms is None and choice.get("delta", {}).get("content"):
+                answer.first_token_ms = _ms_since(begun)
             # vLLM ends its streams with "abort" where it is shut down.
-            is_whole |= choice.get("finish_reason") not in (None, "abort")
-    return is_whole
+            if line == "data: [DONE]" or choice.get("finish_reason") not in (None, "abort"):
+                answer.is_whole = True
+
+
+def _ms_since(begun: float) -> float:
+    return 1000 * (time.monotonic() - begun)
 
 
 def _first_choice(body: str | bytes) -> dict[str, Any]:
