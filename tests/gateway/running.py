@@ -3,14 +3,14 @@
 import signal
 import socket
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 import httpx
-import stamina
 import trustme
 
 from blocks.haproxy import HAProxyGateway
@@ -28,17 +28,12 @@ from deployments.gateway.config import (
 SERVICES = ("chat", "embed")
 
 
-class NotYet(AssertionError):
-    """What a test waits for has not come to pass."""
-
-
-def wait_until(what: str, holds: object, timeout_seconds: float = 10) -> None:
-    """Ask again and again whether it holds, a callable without arguments, until it does."""
-    assert callable(holds)
-    for attempt in stamina.retry_context(on=NotYet, timeout=timeout_seconds, attempts=None, wait_max=0.05):
-        with attempt:
-            if not holds():
-                raise NotYet(what)
+def wait_until(what: str, holds: Callable[[], object], timeout_seconds: float = 10) -> None:
+    """Ask again and again whether it holds, until it does."""
+    deadline = time.monotonic() + timeout_seconds
+    while not holds():
+        assert time.monotonic() < deadline, f"in {timeout_seconds} s it did not come to pass that {what}"
+        time.sleep(0.02)
 
 
 @dataclass(frozen=True)
