@@ -20,7 +20,7 @@ class ModelFile:
     sha256: str | None
     """Of the content, for files in large-file storage; None for small ones, which have only `git_sha1`."""
     git_sha1: str
-    """Of git's blob: sha1 over `blob <size>\\0` and the content."""
+    """Of git's blob: sha1 over `blob <size>\\0` and the content, which for large-file storage is a pointer's."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,11 @@ class Model:
 
 class Hub(Protocol):
     """A place that speaks the Hugging Face Hub's protocol."""
+
+    @property
+    def endpoint(self) -> str:
+        """Its address, which goes into the manifests of what came from it."""
+        ...
 
     def look_up(self, repo: str, revision: str) -> Model:
         """Pin a branch, tag or commit to its commit; Refused where it does not exist or may not be read."""

@@ -173,3 +173,12 @@ def test_a_full_disk_is_said(tmp_path: Path) -> None:
         with pytest.raises(Unavailable, match="disk has room"):
             fill(store)
         assert [*store.list("")] == []
+
+
+@pytest.mark.server
+def test_seaweedfs_keeps_what_was_written(tmp_path: Path) -> None:
+    """Killed and started again in the same place, on other ports, it has every object."""
+    with seaweedfs(tmp_path) as store, store.upload("large", 20 * MIB) as upload:
+        upload.write(bytes(20 * MIB))
+    with seaweedfs(tmp_path) as store:
+        assert b"".join(store.read("large")) == bytes(20 * MIB)

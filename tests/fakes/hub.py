@@ -13,6 +13,8 @@ Models = Mapping[str, Mapping[str, Mapping[str, bytes]]]
 
 
 class FakeHub:
+    endpoint = "https://hub.fake"
+
     def __init__(self, models: Models) -> None:
         self.models = models
         self.failures: deque[SkyferryError] = deque()
