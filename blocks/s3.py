@@ -40,7 +40,15 @@ BROKEN_OFF = (
     CredentialRetrievalError,
 )
 
-RETRIABLE = {"SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "TooManyRequests", "OperationAborted"}
+RETRIABLE = {
+    "SlowDown",
+    "RequestTimeout",
+    "Throttling",
+    "ThrottlingException",
+    "TooManyRequests",
+    "OperationAborted",
+    "NoSuchUpload",  # the bucket's clean-up was faster; a new upload works
+}
 
 NEXT_STEPS = {
     "NoSuchBucket": "create the bucket, or correct its name and the endpoint",

@@ -40,6 +40,7 @@ def changed(store: S3Store, **settings: str) -> S3Store:
         (507, "XMinioStorageFull", Refused, "free space"),
         (418, "Teapot", Refused, "Teapot"),
         (400, "RequestTimeout", Unavailable, "try again"),
+        (404, "NoSuchUpload", Unavailable, "try again"),
         (500, "InternalError", Unavailable, "disk has room"),
         (503, "SlowDown", Unavailable, "try again"),
     ],
