@@ -104,12 +104,13 @@ class StackSettings:
         for port in asdict(had.store_ports).values() if had else ():
             if not is_free(HOST, port):
                 raise Refused(f"port {port} on {HOST} is in use, and the store in {home.store} needs it; free it")
-        chosen = {
-            "ui_port": ui_port or _free_of(had and had.ui_port, USUAL_UI_PORT),
-            "gateway_port": gateway_port or _free_of(had and had.gateway_port, USUAL_GATEWAY_PORT),
-            "hub_port": _free_of(had and had.hub_port),
-        }
-        settled = replace(had, **chosen) if had else cls(**chosen, store_ports=Ports.free())
+        ui = ui_port or _free_of(had and had.ui_port, USUAL_UI_PORT)
+        gateway = gateway_port or _free_of(had and had.gateway_port, USUAL_GATEWAY_PORT)
+        hub = _free_of(had and had.hub_port)
+        if had is None:
+            settled = cls(ui, gateway, hub, Ports.free())
+        else:
+            settled = replace(had, ui_port=ui, gateway_port=gateway, hub_port=hub)
         home.path.mkdir(parents=True, exist_ok=True, mode=0o700)
         file = home.path / "stack.json"
         file.touch(mode=0o600)

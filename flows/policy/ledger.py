@@ -166,6 +166,8 @@ def take_over(record: ServiceRecord, run_id: str, ended_run_id: str | None) -> S
 
 def note_stage(record: ServiceRecord, run_id: str, stage: Stage) -> ServiceRecord:
     release = held_by(record, run_id)
+    if release.stages[-1:] == (stage,):
+        return record  # the step is taken again where the answer to its writing was lost
     return record.with_release(release.model_copy(update={"stages": (*release.stages, stage)}))
 
 

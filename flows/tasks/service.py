@@ -3,10 +3,11 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from http import HTTPStatus
 from typing import cast
 
 from prefect.client.orchestration import get_client
-from prefect.exceptions import ObjectNotFound
+from prefect.exceptions import PrefectHTTPStatusError
 
 from blocks.errors import Refused
 from blocks.service import Service
@@ -38,6 +39,8 @@ def _known() -> str:
     with get_client(sync_client=True) as client:
         try:
             documents = client.read_block_documents_by_type(Service.get_block_type_slug(), include_secrets=False)
-        except ObjectNotFound:
-            documents = []
+        except PrefectHTTPStatusError as error:
+            if error.response.status_code != HTTPStatus.NOT_FOUND:
+                raise
+            documents = []  # nobody has registered the block type yet
     return ", ".join(repr(document.name) for document in documents) or "none at all: register one first"

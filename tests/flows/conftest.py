@@ -1,0 +1,131 @@
+"""Flows on fakes: a real Prefect API for the whole session, and a world in memory for each test."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import pytest
+from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, PREFECT_LOGGING_TO_API_ENABLED, temporary_settings
+from prefect.testing.utilities import prefect_test_harness
+
+from blocks.ports import Engine, Outcome, Reading, Slot, Split
+from blocks.service import Service
+from flows.policy.ledger import ServiceRecord, ledger_key
+from flows.tasks.service import serving
+from tests.fakes.fleet import FakeEngine, FakeFleet
+from tests.fakes.gateway import FakeGateway
+from tests.fakes.hub import FakeHub
+from tests.fakes.store import FakeStore
+
+REPO = "maker/model"
+MODELS = {
+    REPO: {
+        revision: {"model.gguf": b"weights" * 1000, "README.md": f"---\nlicense: mit\n---\n{revision}".encode()}
+        for revision in ("v1", "v2", "v3")
+    }
+}
+GOOD = Outcome(
+    id="request",
+    at=0,
+    slot="blue",
+    address="127.0.0.1:9000",
+    status=200,
+    first_token_ms=50,
+    total_ms=100,
+    user="u",
+    retried=False,
+    by_fallback=False,
+    cut_short=False,
+    user_left=False,
+)
+
+
+@dataclass
+class Users:
+    """What the users of each slot see at each look at the request log."""
+
+    seen: dict[Slot, list[Outcome]] = field(default_factory=lambda: {"blue": [], "green": []})
+
+    def see(self, slot: Slot, outcome: Outcome, times: int) -> None:
+        self.seen[slot] = [replace(outcome, slot=slot)] * times
+
+
+class GatewayWithUsers(FakeGateway):
+    """Whenever the log is read, more requests have ended meanwhile."""
+
+    def __init__(self, service: str, users: Users) -> None:
+        super().__init__(service)
+        self.users = users
+        self.splits: list[int] = []
+
+    def set_split(self, service: str, split: Split) -> None:
+        super().set_split(service, split)
+        self.splits.append(split.green_basis_points)
+
+    def requests(self, service: str, after: str | None) -> Reading:
+        if after is not None:
+            self.append(service, *self.users.seen["blue"], *self.users.seen["green"])
+        return super().requests(service, after)
+
+
+class FakeService(Service):
+    """A service whose engine is a fake as well."""
+
+    _block_type_name = "Fake Service"
+    _block_type_slug = "fake-service"
+    _engine: Engine | None = None
+
+    @property
+    def engine(self) -> Engine:
+        assert self._engine is not None
+        return self._engine
+
+
+@dataclass
+class World:
+    service: Service
+    hub: FakeHub
+    store: FakeStore
+    fleet: FakeFleet
+    engine: FakeEngine
+    gateway: GatewayWithUsers
+    users: Users
+
+    @property
+    def record(self) -> ServiceRecord:
+        found = self.store.get(ledger_key("chat"))
+        return ServiceRecord() if found is None else ServiceRecord.model_validate_json(found.body)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def prefect_api() -> Iterator[None]:
+    # Heartbeats matter to no test here, and the thread that sends them holds up the end of each flow.
+    quiet = {PREFECT_LOGGING_TO_API_ENABLED: False, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}
+    with temporary_settings(quiet), prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    users = Users()
+    users.see("blue", GOOD, 50)
+    users.see("green", GOOD, 50)
+    hub, store, fleet = FakeHub(MODELS), FakeStore(), FakeFleet()
+    gateway, engine = GatewayWithUsers("chat", users), FakeEngine(fleet)
+    # The fields are typed as the real blocks, for the form in the UI; fakes come in unvalidated.
+    service = FakeService.model_construct(
+        name="chat",
+        endpoint="http://127.0.0.1:1/v1",
+        hub=hub,
+        store=store,
+        fleet=fleet,
+        gateway=gateway,
+        replicas=2,
+        night_replicas=1,
+        error_percent=1.0,
+        first_token_p95_ms=500.0,
+        slower_than_stable=1.5,
+        minimum_requests=20,
+    )
+    service._engine = engine
+    with serving(service):
+        yield World(service, hub, store, fleet, engine, gateway, users)
