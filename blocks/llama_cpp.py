@@ -32,7 +32,7 @@ def settings(weights: Path, *, port: int, context_tokens: int, parallel: int, al
     params.kv_unified = False
     params.ctx_shift = False
     params.fit_params = False  # the context that was ordered or none
-    params.cache_ram_mib = 0  # else old prompts may take up to 8 GiB
+    params.cache_ram_mib = 128  # for prompts that begin alike; without a limit it may take 8 GiB
     params.cpuparams.n_threads = 1
     params.cpuparams_batch.n_threads = 1
     params.n_threads_http = HTTP_THREADS

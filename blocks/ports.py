@@ -236,6 +236,7 @@ class Outcome:
     status: int
     """The HTTP status that the user got; -1 where the user left first."""
     first_token_ms: float | None
+    """None for answers that were not streamed, and for errors."""
     total_ms: float
     user: str | None
     """A hash of the user, never the user."""

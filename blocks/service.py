@@ -55,6 +55,12 @@ class Service(Block):
         title="Slower than stable, at most (times)",
         description="How many times stable's p95 time to first token the candidate's may be.",
     )
+    first_token_margin_ms: float = Field(
+        default=100.0,
+        ge=0,
+        title="Slower than stable, without harm (ms)",
+        description="A p95 time to first token that is later than stable's by less than this never counts as slower.",
+    )
     minimum_requests: int = Field(
         default=100,
         ge=1,

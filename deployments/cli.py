@@ -36,7 +36,7 @@ Data = Annotated[
 UiPort = Annotated[int | None, typer.Option(help="The port of the Prefect UI; without it 4200, or a free one.")]
 GatewayPort = Annotated[int | None, typer.Option(help="The port that users call; without it 8080, or a free one.")]
 DATA = Path(".skyferry")
-RATE = 5.0
+RATE = 3.0
 """Requests a second: what two small replicas answer while this machine also does everything else."""
 
 
@@ -179,18 +179,14 @@ def _show_report(report: Report) -> None:
         counts = (step.seconds, seen.sent, seen.lost, seen.refused, seen.streams_cut)
         steps.add_row(step.name, *map(str, counts))
     console.print(steps)
-    console.print(_stage_table(report.releases))
+    console.print(_release_table(report.releases))
     for claim, came_true in report.claims.items():
         console.print(f"{'[green]yes[/green]' if came_true else '[red]no[/red] '}  {claim}")
 
 
-def _stage_table(releases: tuple[Release, ...]) -> Table:
-    table = Table("release", "slot", "state", "stage", "verdict", "seconds", "reason", title="Releases")
+def _release_table(releases: tuple[Release, ...]) -> Table:
+    table = Table("release", "slot", "state", "stages passed (%)", "ended because", title="Releases")
     for release in releases:
-        first = (f"{release.id}\n{release.commit[:12]}", release.slot, release.state)
-        if not release.stages:
-            table.add_row(*first, "100 %", "promote", "", "the first release: no users to lose")
-        for stage in release.stages:
-            table.add_row(*first, f"{stage.share_percent} %", stage.verdict, f"{stage.seconds:.0f}", stage.reason)
-            first = ("", "", "")
+        passed = " ".join(str(stage.share_percent) for stage in release.stages if stage.verdict == "promote")
+        table.add_row(release.id, release.slot, release.state, passed or "-", release.closing_reason)
     return table

@@ -77,6 +77,7 @@ def _hold(service: Service, release: Release, plan: PromotePlan, share: int, boa
         error_percent=service.error_percent,
         first_token_p95_ms=service.first_token_p95_ms,
         slower_than_stable=service.slower_than_stable,
+        first_token_margin_ms=service.first_token_margin_ms,
         minimum_requests=service.minimum_requests,
         minimum_seconds=plan.stage_seconds,
         deadline_seconds=plan.stage_deadline_seconds,

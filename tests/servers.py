@@ -4,7 +4,7 @@ import secrets
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -30,10 +30,7 @@ def seaweedfs(directory: Path, *options: str) -> Iterator[S3Store]:
             server.wait_until_ready()
             yield server.store
     finally:
-        # It leaves its sockets behind, in this place whatever TMPDIR says.
-        for port in astuple(server.ports):
-            for socket in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):  # noqa: S108 - SeaweedFS chose it
-                socket.unlink()
+        server.remove_sockets()
 
 
 @pytest.fixture(name="s3_store", scope="session")

@@ -1,5 +1,5 @@
 -- Stamps the first byte of the answer's body into txn.ttft_ms. HAProxy's own %Tr stops at the headers, which
--- servers of event streams send long before the first token.
+-- servers of event streams send long before the first token. Other answers come all at once: they have no first token.
 
 local TimeToFirstToken = { id = "time to first token", flags = filter.FLT_CFG_FL_HTX }
 TimeToFirstToken.__index = TimeToFirstToken
@@ -14,10 +14,18 @@ function TimeToFirstToken:new()
 end
 
 function TimeToFirstToken:start_analyze(txn, channel)
-  if channel:is_resp() then
-    filter.register_data_filter(self, channel)
-  else
+  if not channel:is_resp() then
     self.began = milliseconds()
+  end
+end
+
+function TimeToFirstToken:http_headers(txn, message)
+  if not message.channel:is_resp() then
+    return
+  end
+  local types = message:get_headers()["content-type"]
+  if types and types[0]:find("text/event-stream", 1, true) == 1 then
+    filter.register_data_filter(self, message.channel)
   end
 end
 

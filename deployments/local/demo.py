@@ -20,7 +20,7 @@ from deployments.local.settings import SERVICE
 from deployments.local.stack import Say, Stack
 from flows.policy.ledger import Release, ServiceRecord, State, ledger_key
 
-LONG_TOKENS = 300
+LONG_TOKENS = 240
 """About what a longer prompt has: more than v3's window takes, and much less than the others'."""
 WINDOW_TOKENS = 2048
 FAR_TOO_SMALL_WINDOW_TOKENS = 256

@@ -4,7 +4,7 @@ import json
 import os
 import sysconfig
 import time
-from dataclasses import dataclass, fields
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 from blocks.errors import Unavailable
@@ -98,6 +98,12 @@ class SeaweedFS:
             "-s3.autoCreateBucket=false",
             f"-s3.config={self.identities_file}",
         ]
+
+    def remove_sockets(self) -> None:
+        """What it leaves behind where it is killed, in this place whatever TMPDIR says."""
+        for port in astuple(self.ports):
+            for socket in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):  # noqa: S108 - SeaweedFS chose it
+                socket.unlink()
 
     def wait_until_ready(self, timeout_seconds: float = 60) -> None:
         """Return once the bucket is there and takes an object; Unavailable after the timeout."""

@@ -41,6 +41,7 @@ class Part:
     command: list[str]
     address: str
     is_healthy: Callable[[], bool]
+    grace_seconds: float = 10
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,11 @@ class Stack:
             "PREFECT_SERVER_UI_V2_ENABLED": "false",  # the V2 interface asks an analytics host from the browser
             "PREFECT_UI_API_URL": self.settings.api_url,
             "PREFECT_WORKER_QUERY_SECONDS": "2",
-            "PREFECT_LOGGING_SERVER_LEVEL": "WARNING",
+            # One write a task run locks SQLite so often that clients are told to come back in two seconds.
+            "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "100",
+            "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": "100",
+            "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "0.5",
+            "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_BATCH_SIZE": "100",
         }
 
     @property
@@ -92,6 +97,7 @@ class Stack:
                 store.command(),
                 f"http://{HOST}:{settings.store_ports.s3}",
                 lambda: _answers(f"http://{HOST}:{settings.store_ports.s3}"),
+                grace_seconds=1,  # it takes a quarter of a minute to end by itself, and loses nothing when it is killed
             ),
             Part(
                 "gateway",
@@ -138,7 +144,8 @@ class Stack:
         """End every process that carries this stack's mark, the worker first and the server last."""
         for part in reversed(self.parts):
             say(f"stopping the {part.title}")
-            part.daemon.stop()
+            part.daemon.stop(part.grace_seconds)
+        self.settings.seaweed(self.home).remove_sockets()
         # Replicas, flow runs, and whatever a crash has left without a pid file.
         end([*marked(self.home.path)], grace_seconds=5)
         if left := [*marked(self.home.path)]:

@@ -20,8 +20,8 @@ from typing import Any
 import httpx
 
 STREAMED_SHARE = 0.5
-MAX_TOKENS = (4, 8)
-SHORT_WORDS = (8, 16)
+MAX_TOKENS = (3, 6)
+QUESTION_WORDS = (2, 4)
 ANSWER_TIMEOUT = httpx.Timeout(60, connect=5)
 LAST_ANSWERS_SECONDS = 30
 """How long the end waits for what is in flight."""
@@ -44,12 +44,17 @@ class Request:
 
 
 def requests(random: Random, *, users: int, long_share: float, long_tokens: int) -> Iterator[Request]:
-    """One request after another, for ever; the same ones for the same random numbers."""
+    """One request after another, for ever; the same ones for the same random numbers.
+
+    The longer ones ask about one document, whose tokens an engine keeps: on a small machine each new one takes seconds.
+    """
+    document = f"Read this: {' '.join(random.choices(WORDS, k=long_tokens))}."
     while True:
-        words = long_tokens if random.random() < long_share else random.randint(*SHORT_WORDS)
+        question = f"Tell me about {' '.join(random.choices(WORDS, k=random.randint(*QUESTION_WORDS)))}."
+        is_long = random.random() < long_share
         yield Request(
             user=f"user-{random.randrange(users)}",
-            prompt=f"Tell me about {' '.join(random.choices(WORDS, k=words))}.",
+            prompt=f"{document} {question}" if is_long else question,
             max_tokens=random.randint(*MAX_TOKENS),
             is_streamed=random.random() < STREAMED_SHARE,
         )

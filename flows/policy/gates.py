@@ -28,6 +28,8 @@ class Limits:
     """None where the service promises nothing, as where nobody streams."""
     slower_than_stable: float
     """How many times stable's p95 time to first token the candidate's may be."""
+    first_token_margin_ms: float
+    """A difference from stable's that is smaller than this never matters."""
     minimum_requests: int
     """A stage with fewer of the candidate's requests than this never passes."""
     minimum_seconds: float
@@ -119,7 +121,7 @@ def _first_token_against_stable(candidate: Sample, stable: Sample, limits: Limit
     p95, stable_p95 = candidate.first_token_percentile(95), stable.first_token_percentile(95)
     if p95 is None or stable_p95 is None or len(stable.first_token_ms) < limits.minimum_requests:
         return Ruling("promote", "")  # nothing to compare with; the absolute limit rules alone
-    allowed = stable_p95 * limits.slower_than_stable
+    allowed = max(stable_p95 * limits.slower_than_stable, stable_p95 + limits.first_token_margin_ms)
     words = f"p95 time to first token {p95:.0f} ms, {allowed:.0f} ms allowed beside stable's {stable_p95:.0f} ms"
     return _rule_p95(candidate.first_token_ms, allowed, words)
 

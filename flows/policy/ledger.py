@@ -11,6 +11,7 @@ from blocks.ports import EngineSettings, ReplicaOrder, Slot
 from flows.policy.gates import Verdict
 
 State = Literal["under way", "live", "retiring", "retired", "rolled back"]
+ENDED = frozenset({"retired", "rolled back"})
 KEPT_RELEASES = 50
 KEPT_STARTS = 20
 
@@ -76,8 +77,13 @@ class ServiceRecord(Frozen):
         return next(known for known in self.releases if known.id == release)
 
     def with_release(self, changed: Release) -> "ServiceRecord":
-        others = tuple(release for release in self.releases if release.id != changed.id)
-        return self.model_copy(update={"releases": (*others, changed)[-KEPT_RELEASES:]})
+        """In its place; one that is opened again after its end comes last, as a new one does."""
+        standing = [release.id for release in self.releases if release.state not in ENDED or changed.state in ENDED]
+        if changed.id in standing:
+            releases = tuple(changed if release.id == changed.id else release for release in self.releases)
+        else:
+            releases = (*(release for release in self.releases if release.id != changed.id), changed)
+        return self.model_copy(update={"releases": releases[-KEPT_RELEASES:]})
 
 
 def ledger_key(service: str) -> str:

@@ -1,5 +1,6 @@
 """Ask Prefect about flow runs."""
 
+from functools import lru_cache
 from uuid import UUID
 
 from prefect.client.orchestration import get_client
@@ -9,6 +10,12 @@ from prefect.runtime import flow_run
 
 def own_run_id() -> str:
     """The run that acts: of a chain of flows the outermost, so that each link acts for the same release."""
+    return _root_of(flow_run.id)
+
+
+@lru_cache(maxsize=128)
+def _root_of(_run_id: str) -> str:
+    """Asked once a run: each answer takes several calls to Prefect."""
     return flow_run.root_flow_run_id
 
 

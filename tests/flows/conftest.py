@@ -4,7 +4,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import pytest
-from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, PREFECT_LOGGING_TO_API_ENABLED, temporary_settings
+from prefect.settings import (
+    PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+    PREFECT_LOGGING_TO_API_ENABLED,
+    PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE,
+    PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL,
+    PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE,
+    temporary_settings,
+)
 from prefect.testing.utilities import prefect_test_harness
 
 from blocks.ports import Engine, Outcome, Reading, Slot, Split
@@ -98,8 +105,15 @@ class World:
 
 @pytest.fixture(scope="session", autouse=True)
 def prefect_api() -> Iterator[None]:
-    # Heartbeats matter to no test here, and the thread that sends them holds up the end of each flow.
-    quiet = {PREFECT_LOGGING_TO_API_ENABLED: False, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}
+    quiet = {
+        PREFECT_LOGGING_TO_API_ENABLED: False,
+        # Heartbeats matter to no test here, and the thread that sends them holds up the end of each flow.
+        PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,
+        # One write a task run locks SQLite so often that clients are told to come back in two seconds.
+        PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE: 100,
+        PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE: 100,
+        PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL: 0.5,
+    }
     with temporary_settings(quiet), prefect_test_harness(server_startup_timeout=120):
         yield
 
@@ -124,6 +138,7 @@ def world() -> Iterator[World]:
         error_percent=1.0,
         first_token_p95_ms=500.0,
         slower_than_stable=1.5,
+        first_token_margin_ms=100.0,
         minimum_requests=20,
     )
     service._engine = engine

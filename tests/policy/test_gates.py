@@ -13,6 +13,7 @@ LIMITS = Limits(
     error_percent=1,
     first_token_p95_ms=500,
     slower_than_stable=1.5,
+    first_token_margin_ms=100,
     minimum_requests=20,
     minimum_seconds=10,
     deadline_seconds=100,
@@ -97,6 +98,12 @@ def test_within_the_limit_but_slower_than_stable_is_harm() -> None:
     assert (
         judge(replace(GOOD, first_token_ms=(300.0,) * 100), STABLE, LIMITS, elapsed_seconds=50).verdict == "roll back"
     )
+
+
+def test_a_difference_too_small_to_matter_is_none() -> None:
+    """Three times as slow, and still within the margin."""
+    quick = replace(STABLE, first_token_ms=(30.0,) * 1000)
+    assert judge(replace(GOOD, first_token_ms=(90.0,) * 100), quick, LIMITS, elapsed_seconds=50).verdict == "promote"
 
 
 def test_without_streams_a_promised_first_token_holds() -> None:

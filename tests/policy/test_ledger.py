@@ -132,6 +132,17 @@ def test_backing_out_with_nothing_to_go_back_to_is_refused() -> None:
         back_out(with_live(), "why not")
 
 
+def test_releases_stand_in_the_order_in_which_they_began() -> None:
+    """Whatever becomes of them later; one that is released again begins anew."""
+    second = with_live("v2", with_live())
+    first = second.releases[0]
+    retired = retire(second, first.id)
+    assert [release.commit for release in retired.releases] == ["v1", "v2"]
+    third = back_out(opened(retired, "v3"), "bad")
+    assert [release.commit for release in third.releases] == ["v1", "v2", "v3"]
+    assert [release.commit for release in opened(third, "v1").releases] == ["v2", "v3", "v1"]
+
+
 def test_the_record_survives_json_and_keeps_the_latest_starts() -> None:
     """What is written is what is read, and measurements do not pile up."""
     record = opened(with_live(), "v2")
