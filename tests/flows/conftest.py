@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import pytest
 from prefect.settings import (
@@ -101,6 +102,13 @@ class World:
     def record(self) -> ServiceRecord:
         found = self.store.get(ledger_key("chat"))
         return ServiceRecord() if found is None else ServiceRecord.model_validate_json(found.body)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All of these need Prefect's server."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.server)
 
 
 @pytest.fixture(scope="session", autouse=True)
