@@ -166,11 +166,13 @@ def claims(
     first, second, third, night = steps
     states: list[State] = [release.state for release in releases]
     unharmed = Noticed().model_dump(exclude={"sent"})
-    shares = [stage.share_percent for stage in releases[-1].stages]
+    # A release that never began is not in the ledger.
+    passed = [(stage.share_percent, stage.verdict) for release in releases[1:2] for stage in release.stages]
+    shares = [stage.share_percent for release in releases[2:] for stage in release.stages]
     return {
         "v1 was released": first.exit_code == 0,
         "v2 took over through all stages": second.exit_code == 0
-        and [(s.share_percent, s.verdict) for s in releases[1].stages] == [(n, "promote") for n in STAGES_PERCENT],
+        and passed == [(share, "promote") for share in STAGES_PERCENT],
         "v1 was retired, v2 is live, v3 was rolled back": states == ["retired", "live", "rolled back"],
         "v3's run says that it failed": third.exit_code != 0,
         "no user noticed v2's promotion": second.noticed.model_dump(exclude={"sent"}) == unharmed,
@@ -179,7 +181,8 @@ def claims(
         and third.noticed.users_who_saw_a_failure <= 2 * shares[-1] / 100 * users["users"],
         "no request was lost and no stream cut, ever": (users["lost"], users["streams_cut"]) == (0, 0),
         "the night's replica is left, and it is v2's": night.exit_code == 0
-        and [name.rsplit("-", 1)[0] for name in replicas_left] == [releases[1].id],
+        and len(replicas_left) == 1
+        and [name.rsplit("-", 1)[0] for name in replicas_left] == [release.id for release in releases[1:2]],
         "nobody noticed the scale-down": night.noticed.model_dump(exclude={"sent"}) == unharmed,
     }
 
