@@ -5,8 +5,9 @@ import shlex
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from blocks.errors import Refused, SkyferryError
-from deployments.local.demo import Demo, Report
+from deployments.local.demo import Demo, Noticed, Report, Users
 from deployments.local.settings import SERVICE, Home, StackSettings
 from deployments.local.stack import Stack
 from flows.policy.ledger import Release
@@ -97,6 +98,22 @@ def demo(
     raise typer.Exit(0 if report.came_true else 1)
 
 
+@app.command()
+def traffic(
+    data: Data = DATA,
+    rate: Annotated[float, typer.Option(min=0.1, help="Requests a second, on average.")] = RATE,
+) -> None:
+    """Send the requests of made-up users through the gateway until Ctrl-C, and count what becomes of them."""
+    with _spoken_errors():
+        stack = _known_stack(data)
+    users = Users.of(stack)
+    with suppress(KeyboardInterrupt), users.calling(stack.settings.endpoint, rate), console.status("") as shown:
+        while True:
+            shown.update(_in_words(users.noticed()))
+            time.sleep(1)
+    console.print(_in_words(users.noticed()))
+
+
 @contextmanager
 def _spoken_errors() -> Iterator[None]:
     """What Skyferry has to say is said in words; anything else is a defect and keeps its traceback."""
@@ -170,6 +187,10 @@ Three commands to try:
 `skyferry down` ends it.""",
         soft_wrap=True,
     )
+
+
+def _in_words(seen: Noticed) -> str:
+    return f"{seen.sent} requests, {seen.lost} lost, {seen.refused} refused, {seen.streams_cut} streams cut"
 
 
 def _show_report(report: Report) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from blocks.errors import Unavailable
+from blocks.errors import Refused, Unavailable
 from blocks.processes import Daemon
 from deployments.local.hub import REPO
 from deployments.local.settings import SERVICE
@@ -73,6 +73,10 @@ class Users:
     daemon: Daemon
     report: Path
 
+    @classmethod
+    def of(cls, stack: Stack) -> "Users":
+        return cls(Daemon("traffic", stack.home.run), stack.home.path / "traffic.json")
+
     def noticed(self) -> Noticed:
         """As of a moment after this call; nothing before the first users came."""
         asked = time.time()
@@ -82,6 +86,7 @@ class Users:
 
     @contextmanager
     def calling(self, url: str, rate: float) -> Iterator[None]:
+        self.report.unlink(missing_ok=True)
         command = [sys.executable, "-m", "deployments.local.traffic", "--url", url, "--report", str(self.report)]
         options = ["--rate", str(rate), "--long-share", "0.25", "--long-tokens", str(LONG_TOKENS)]
         self.daemon.start([*command, *options], env={})
@@ -99,8 +104,12 @@ class Demo:
 
     def play(self) -> Report:
         """Release v1, v2 and a v3 that cannot be, then go to sleep for the night."""
-        users = Users(Daemon("traffic", self.stack.home.run), self.stack.home.path / "traffic.json")
-        users.report.unlink(missing_ok=True)
+        if self._record().releases:
+            raise Refused(
+                f"{self.stack.home.path} holds releases already, and the demo tells the story from its start; "
+                f"name another directory with --data"
+            )
+        users = Users.of(self.stack)
         steps = [self._step("release v1", "release-model", _release("v1"), users)]
         with users.calling(self.stack.settings.endpoint, self.rate):
             steps += [
