@@ -2,14 +2,17 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.exceptions import ObjectAlreadyExists
+from prefect.workers.process import ProcessWorker
 
 from blocks.haproxy import HAProxyGateway
 from blocks.hugging_face import HuggingFaceHub
 from blocks.local_fleet import LocalFleet
+from blocks.processes import MARK
 from blocks.service import Service
 from deployments.local.settings import SERVICE, Home, StackSettings
 
@@ -42,9 +45,20 @@ def register(home: Home, settings: StackSettings) -> None:
     ).save(SERVICE, overwrite=True)
     with get_client(sync_client=True) as client:
         try:
-            client.create_work_pool(WorkPoolCreate(name="local", type="process"))
+            client.create_work_pool(WorkPoolCreate(name="local", type="process", base_job_template=_job_template(home)))
         except ObjectAlreadyExists:
             return
+
+
+def _job_template(home: Home) -> dict[str, Any]:
+    """Runs that go on where their worker is killed."""
+    template = ProcessWorker.get_default_base_job_template()
+    variables = template["variables"]["properties"]
+    # A run that outlives its worker would end at its next line of log, for want of a reader; Prefect has the lines.
+    variables["stream_output"]["default"] = False
+    # With the worker's own mark it would be taken for the worker, and nobody would start another one.
+    variables["env"]["default"] = {MARK: str(home.run / "flow-runs")}
+    return template
 
 
 def main() -> None:
