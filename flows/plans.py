@@ -114,7 +114,7 @@ class PromotePlan(Plan):
     )
 
 
-class ReleasePlan(ProvisionPlan, PromotePlan):
+class ReleasePlan(PromotePlan, ProvisionPlan):
     """The whole chain: mirror, provision, promote, and retire what was there before."""
 
     keep_warm_seconds: float = Field(

@@ -113,7 +113,7 @@ def _first_token_within_limit(candidate: Sample, limits: Limits) -> Ruling:
     p95 = candidate.first_token_percentile(95)
     if p95 is None:
         return Ruling("hold", "no streamed answer yet, so no time to first token")
-    words = f"p95 time to first token {p95:.0f} ms, limit {limits.first_token_p95_ms:g} ms"
+    words = f"p95 first token {p95:.0f} ms, limit {limits.first_token_p95_ms:g} ms"
     return _rule_p95(candidate.first_token_ms, limits.first_token_p95_ms, words)
 
 
@@ -122,7 +122,7 @@ def _first_token_against_stable(candidate: Sample, stable: Sample, limits: Limit
     if p95 is None or stable_p95 is None or len(stable.first_token_ms) < limits.minimum_requests:
         return Ruling("promote", "")  # nothing to compare with; the absolute limit rules alone
     allowed = max(stable_p95 * limits.slower_than_stable, stable_p95 + limits.first_token_margin_ms)
-    words = f"p95 time to first token {p95:.0f} ms, {allowed:.0f} ms allowed beside stable's {stable_p95:.0f} ms"
+    words = f"p95 first token {p95:.0f} ms, {allowed:.0f} ms allowed beside stable's {stable_p95:.0f} ms"
     return _rule_p95(candidate.first_token_ms, allowed, words)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-from prefect.states import State
+from prefect.client.schemas.objects import State
 
 from blocks.errors import Refused, SkyferryError, Unavailable
 from blocks.ports import Split

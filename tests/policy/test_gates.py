@@ -90,7 +90,7 @@ def test_a_slow_first_token_is_harm() -> None:
     slow = replace(GOOD, first_token_ms=(100.0,) * 50 + (900.0,) * 50)
     ruling = judge(slow, NOTHING, LIMITS, elapsed_seconds=50)
     assert ruling.verdict == "roll back"
-    assert "p95 time to first token 900 ms, limit 500 ms" in ruling.reason
+    assert "p95 first token 900 ms, limit 500 ms" in ruling.reason
 
 
 def test_within_the_limit_but_slower_than_stable_is_harm() -> None:
