@@ -34,8 +34,12 @@ Data = Annotated[
     Path,
     typer.Option(envvar="SKYFERRY_DATA", help="The one directory that everything is kept in.", file_okay=False),
 ]
-UiPort = Annotated[int | None, typer.Option(help="The port of the Prefect UI; without it 4200, or a free one.")]
-GatewayPort = Annotated[int | None, typer.Option(help="The port that users call; without it 8080, or a free one.")]
+UiPort = Annotated[
+    int | None, typer.Option(min=1, max=65535, help="The port of the Prefect UI; without it 4200, or a free one.")
+]
+GatewayPort = Annotated[
+    int | None, typer.Option(min=1, max=65535, help="The port that users call; without it 8080, or a free one.")
+]
 DATA = Path(".skyferry")
 RATE = 3.0
 """Requests a second: what two small replicas answer while this machine also does everything else."""
