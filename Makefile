@@ -4,7 +4,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 ARGS ?=
-PART ?=
 
 .PHONY: demo up down status test check format lock install clean
 

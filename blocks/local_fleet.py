@@ -15,7 +15,7 @@ from prefect.blocks.core import Block
 from pydantic import BaseModel, Field, ValidationError
 
 from blocks.errors import Refused, Unavailable
-from blocks.ports import Replica, ReplicaOrder, Store
+from blocks.ports import MANIFEST, Replica, ReplicaOrder, Store
 from blocks.processes import Daemon, free_port
 from blocks.s3 import S3Store
 
@@ -140,7 +140,7 @@ def fetch_weights(store: Store, mirror_prefix: str, directory: Path) -> Path:
 
 
 def _choose_weights(store: Store, mirror_prefix: str) -> _File:
-    key = f"{mirror_prefix}manifest.json"
+    key = mirror_prefix + MANIFEST
     if (found := store.get(key)) is None:
         raise Refused(f"{store.url_of(key)} is not there, so there is no whole mirror; mirror the model first")
     try:

@@ -69,6 +69,10 @@ class StoredObject:
     size_bytes: int
 
 
+MANIFEST = "skyferry-manifest.json"
+"""The file below a mirror's prefix that says what it holds; written last, it alone says that the mirror exists."""
+
+
 class Upload(Protocol):
     def write(self, chunk: bytes) -> None: ...
 
@@ -187,6 +191,11 @@ class Engine(Protocol):
 
 Slot = Literal["blue", "green"]
 """One of the two places that a release can stand in behind a service."""
+
+
+def other(slot: Slot) -> Slot:
+    return "blue" if slot == "green" else "green"
+
 
 WHOLE = 10_000
 """All traffic, in basis points."""

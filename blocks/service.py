@@ -34,7 +34,7 @@ class Service(Block):
         default=1, ge=1, title="Replicas", description="How many replicas a release gets, and has by day."
     )
     night_replicas: int = Field(
-        default=1, ge=0, title="Replicas at night", description="How many replicas the nightly scale-down leaves."
+        default=1, ge=1, title="Replicas at night", description="How many replicas the nightly scale-down leaves."
     )
     error_percent: float = Field(
         default=1.0,

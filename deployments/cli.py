@@ -88,8 +88,11 @@ def demo(
     """Release three models under live traffic, one of them bad, and tell what users noticed: the main job."""
     directory = data or (DATA if keep else None)
     with _spoken_errors(), _home_of(directory) as home:
-        stack = _bring_up(home, None, None)
+        if StackSettings.read(home) is not None:
+            raise Refused(f"{home.path} holds a stack already, and the demo begins with none; name another with --data")
+        stack = Stack(home, StackSettings.settle(home, None, None))
         try:
+            _start(stack)
             report = Demo(stack, rate, console.print).play()
         finally:
             if keep:
@@ -159,6 +162,11 @@ def _bring_up(home: Home, ui_port: int | None, gateway_port: int | None) -> Stac
             return stack
     else:
         stack = Stack(home, StackSettings.settle(home, ui_port, gateway_port))
+    _start(stack)
+    return stack
+
+
+def _start(stack: Stack) -> None:
     with console.status("starting") as shown:
 
         def say(words: str) -> None:
@@ -166,7 +174,6 @@ def _bring_up(home: Home, ui_port: int | None, gateway_port: int | None) -> Stac
             console.print(f"[dim]{words}[/dim]")
 
         stack.up(say)
-    return stack
 
 
 def _bring_down(stack: Stack) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from blocks.ports import Slot
+from blocks.ports import Slot, other
 from flows.policy.gates import Ruling, Sample
 from flows.policy.ledger import Release, Stage
 from flows.policy.scale import Decision
@@ -19,7 +19,6 @@ def canary_board(
     seconds: float,
 ) -> str:
     """Stage, share, what each slot's users saw, verdict and reason."""
-    others: Slot = "blue" if release.slot == "green" else "green"
     return f"""# Canary of {release.id}
 
 **{share} %** of the traffic for {seconds:.0f} s; the stages are {_arrows(stages)}.
@@ -29,7 +28,7 @@ def canary_board(
 | | slot | requests | failed | refused | p50 first token | p95 first token |
 |---|---|---:|---:|---:|---:|---:|
 {_sample_row("candidate", release.slot, candidate)}
-{_sample_row("stable", others, stable)}
+{_sample_row("stable", other(release.slot), stable)}
 
 Model {release.repo} at commit `{release.commit[:12]}`.
 
@@ -51,7 +50,8 @@ def stage_table(stages: Sequence[Stage]) -> str:
 def placement_table(release: Release, started: Sequence[Started]) -> str:
     rows = (f"| {s.replica.name} | {s.replica.cell} | {s.replica.address} | {s.seconds:.1f} s |" for s in started)
     table = "\n".join(("| replica | cell | address | ready after |", "|---|---|---|---:|", *rows))
-    return f"# Replicas of {release.id}\n\nThey stand in slot **{release.slot}**, without traffic yet.\n\n{table}\n"
+    traffic = "" if release.state == "live" else ", without traffic yet"
+    return f"# Replicas of {release.id}\n\nThey stand in slot **{release.slot}**{traffic}.\n\n{table}\n"
 
 
 def release_report(release: Release, endpoint: str) -> str:

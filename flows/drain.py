@@ -10,9 +10,6 @@ from blocks.service import Service
 from flows.tasks.fleet import list_replicas, stop_replica, wait_until_idle
 from flows.tasks.gateway import attach, detach, drain, list_servers
 
-LAST_RESORT_SECONDS = 60.0
-"""How long the busy replicas of a candidate that is given up may still take to finish."""
-
 
 def stop_replicas(
     service: Service, replicas: Sequence[Replica], *, drain_timeout_seconds: float, even_if_busy: bool = False

@@ -2,8 +2,10 @@
 
 from datetime import UTC, datetime
 from importlib.metadata import version
+from typing import Any, cast
 
 from prefect import flow, get_run_logger
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from blocks.ports import Model
 from blocks.service import Service
@@ -14,8 +16,15 @@ from flows.tasks.artifacts import TransferProgress
 from flows.tasks.mirror import check_writable, copy_file, list_mirror, look_up, read_manifest, write_manifest
 from flows.tasks.service import open_service
 
+FILES_AT_ONCE = 4
+"""Each file in transfer may hold several parts in memory."""
 
-@flow(name="mirror-model", flow_run_name="mirror-{plan.repo}-at-{plan.revision}")
+
+@flow(
+    name="mirror-model",
+    flow_run_name="mirror-{plan.repo}-at-{plan.revision}",
+    task_runner=cast("TaskRunner[Any]", ThreadPoolTaskRunner(max_workers=FILES_AT_ONCE)),  # typed too narrowly there
+)
 def mirror_model(plan: MirrorPlan) -> Manifest:
     """Copy a model, pinned to its commit, into the store of a service; does nothing where it is there already."""
     service = open_service(plan.service)

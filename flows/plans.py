@@ -2,10 +2,10 @@
 
 from datetime import time
 from itertools import pairwise
-from typing import Annotated, TypeVar
+from typing import Annotated, Self, TypeVar
 from zoneinfo import ZoneInfo, available_timezones
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 
 def _rising_to_100(stages: tuple[int, ...]) -> tuple[int, ...]:
@@ -24,6 +24,14 @@ Stages = Annotated[tuple[int, ...], AfterValidator(_rising_to_100)]
 TimeZone = Annotated[str, AfterValidator(_known_time_zone)]
 
 
+ReadyTimeout = Annotated[
+    float,
+    Field(
+        gt=0,
+        title="Ready within (seconds)",
+        description="A replica that answers nothing by then is taken down again, and the run fails.",
+    ),
+]
 P = TypeVar("P", bound="Plan")
 
 
@@ -73,12 +81,7 @@ class ProvisionPlan(ModelPlan):
         title="Parallel requests",
         description="How many requests one replica answers at the same time; further ones wait.",
     )
-    ready_timeout_seconds: float = Field(
-        default=1800,
-        gt=0,
-        title="Ready within (seconds)",
-        description="A replica that answers nothing by then is taken down again, and the run fails.",
-    )
+    ready_timeout_seconds: ReadyTimeout = 1800
 
 
 class PromotePlan(Plan):
@@ -112,6 +115,17 @@ class PromotePlan(Plan):
         title="Answer within (seconds)",
         description="Without an answer by then the release is rolled back.",
     )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if unknown := sorted(set(self.approve_before_percent) - set(self.stages_percent)):
+            raise ValueError(f"nobody would be asked before {unknown} %: the stages are {list(self.stages_percent)}")
+        if self.stage_seconds > self.stage_deadline_seconds:
+            raise ValueError(
+                f"a stage that lasts at least {self.stage_seconds:g} s never passes within "
+                f"{self.stage_deadline_seconds:g} s; lower stage_seconds or raise stage_deadline_seconds"
+            )
+        return self
 
 
 class ReleasePlan(PromotePlan, ProvisionPlan):
@@ -154,6 +168,11 @@ class ScaleDownPlan(Plan):
         title="Drain within (seconds)",
         description="A replica that is still busy, or cannot be asked, after this time is not stopped.",
     )
+    even_if_busy: bool = Field(
+        default=False,
+        title="Even if busy",
+        description="Stop such a replica all the same, for one that hangs would stay for ever; its requests are lost.",
+    )
     dry_run: bool = Field(default=False, title="Dry run", description="Show what would be stopped, and stop nothing.")
 
 
@@ -166,12 +185,7 @@ class ScaleUpPlan(Plan):
         description="The time of day by which they are ready; the start is timed from earlier starts. Empty: now.",
     )
     time_zone: TimeZone = Field(default="UTC", title="Time zone", description="The time zone of that time of day.")
-    ready_timeout_seconds: float = Field(
-        default=1800,
-        gt=0,
-        title="Ready within (seconds)",
-        description="A replica that answers nothing by then is taken down again, and the run fails.",
-    )
+    ready_timeout_seconds: ReadyTimeout = 1800
 
     @property
     def zone(self) -> ZoneInfo:

@@ -10,7 +10,7 @@ from prefect.input import RunInput
 from pydantic import Field
 
 from blocks.errors import Refused
-from blocks.ports import Outcome, Slot
+from blocks.ports import Outcome, other
 from blocks.service import Service
 from flows.boards import canary_board
 from flows.plans import PromotePlan
@@ -19,8 +19,8 @@ from flows.policy.ledger import Release, Stage, go_live, held_by, note_stage, ta
 from flows.policy.stages import stages_left
 from flows.tasks.artifacts import Board
 from flows.tasks.gateway import give_share, hold_stage, read_split
-from flows.tasks.ledger import amend, read_record
-from flows.tasks.runs import has_ended, own_run_id
+from flows.tasks.ledger import amend, read_record, record_of
+from flows.tasks.runs import ended_run_of, own_run_id
 from flows.tasks.service import open_service
 from flows.undo import RolledBack, users_keep_what_they_had
 
@@ -49,8 +49,7 @@ def promote_canary(plan: PromotePlan) -> Release:
 
 
 def _take_over(service: Service) -> Release:
-    standing = read_record(service.store, service.name).under_way
-    ended = standing.run_id if standing is not None and has_ended(standing.run_id) else None
+    ended = ended_run_of(read_record(service.store, service.name).under_way)
     step = partial(take_over, run_id=own_run_id(), ended_run_id=ended)
     return held_by(amend(service.store, service.name, step), own_run_id())
 
@@ -61,8 +60,8 @@ def _promote_by_stages(service: Service, release: Release, plan: PromotePlan) ->
     for share in stages_left(plan.stages_percent, standing):
         if share in plan.approve_before_percent:
             _ask_a_person(release, share, plan.approval_timeout_seconds)
-            # A person may have taken an hour: somebody else may act for the release by now.
-            held_by(read_record(service.store, service.name), own_run_id())
+        # Somebody else may have ended the release since the last look, above all while a person was asked.
+        held_by(read_record(service.store, service.name), own_run_id())
         give_share(service.gateway, service.name, release.slot, share)
         stage = _hold(service, release, plan, share, board)
         release = held_by(
@@ -82,12 +81,15 @@ def _hold(service: Service, release: Release, plan: PromotePlan, share: int, boa
         minimum_seconds=plan.stage_seconds,
         deadline_seconds=plan.stage_deadline_seconds,
     )
-    other: Slot = "blue" if release.slot == "green" else "green"
+    run_id = own_run_id()
 
     def rule(outcomes: Sequence[Outcome], seconds: float) -> Ruling:
-        candidate, stable = tally(outcomes, release.slot), tally(outcomes, other)
+        # A roll-back by hand ends the stage within a second, and not at its deadline.
+        held_by(record_of(service.store, service.name), run_id)
+        candidate, stable = tally(outcomes, release.slot), tally(outcomes, other(release.slot))
         ruling = judge(candidate, stable, limits, seconds)
-        board.show(canary_board(release, plan.stages_percent, share, candidate, stable, ruling, seconds))
+        shown = canary_board(release, plan.stages_percent, share, candidate, stable, ruling, seconds)
+        board.show(shown, at_once=ruling.verdict != "hold")
         return ruling
 
     ruling, outcomes, seconds = hold_stage(service.gateway, service.name, share, rule)

@@ -6,6 +6,7 @@ from functools import partial
 
 from prefect import flow, unmapped
 from prefect.artifacts import create_markdown_artifact
+from prefect.futures import wait
 
 from blocks.errors import Refused
 from blocks.ports import EngineSettings
@@ -13,13 +14,13 @@ from blocks.service import Service
 from flows.boards import placement_table
 from flows.plans import ProvisionPlan
 from flows.policy.ledger import Release, note_start, open_release, release_id, replica_orders
-from flows.tasks.fleet import Started, start_replica
-from flows.tasks.gateway import attach, detach, list_servers
+from flows.tasks.fleet import Started, list_replicas, start_replica
+from flows.tasks.gateway import attach, detach, list_servers, read_split
 from flows.tasks.ledger import amend, read_record
 from flows.tasks.mirror import check_writable, look_up, read_manifest
-from flows.tasks.runs import has_ended, own_run_id
+from flows.tasks.runs import ended_run_of, own_run_id
 from flows.tasks.service import open_service
-from flows.undo import users_keep_what_they_had
+from flows.undo import traffic_to_live, users_keep_what_they_had
 
 
 @flow(name="provision-fleet", flow_run_name="provision-{plan.repo}-for-{plan.service}")
@@ -34,7 +35,9 @@ def provision_fleet(plan: ProvisionPlan) -> Release:
             raise Refused(f"{release.mirror_prefix} is no complete mirror; run mirror-model for {plan.repo} first")
         started = start_replicas(service, release, plan.ready_timeout_seconds)
     create_markdown_artifact(
-        placement_table(release, started), key="placement", description=f"Where the replicas of {release.id} run"
+        placement_table(release, started),
+        key=f"placement-{service.name}",
+        description=f"Where the replicas of {release.id} run",
     )
     return release
 
@@ -44,8 +47,9 @@ def open_in_ledger(service: Service, plan: ProvisionPlan) -> Release:
     check_writable(service.store)
     commit = look_up(service.hub, plan.repo, plan.revision).commit
     engine = EngineSettings(plan.context_tokens, plan.parallel_requests)
-    standing = read_record(service.store, service.name).under_way
-    ended = standing.run_id if standing is not None and has_ended(standing.run_id) else None
+    # A gateway that is down would only be missed once the replicas run.
+    read_split(service.gateway, service.name)
+    ended = ended_run_of(read_record(service.store, service.name).under_way)
     step = partial(
         open_release,
         service=service.name,
@@ -61,17 +65,25 @@ def open_in_ledger(service: Service, plan: ProvisionPlan) -> Release:
 
 
 def start_replicas(service: Service, release: Release, timeout_seconds: float) -> Sequence[Started]:
-    """All replicas of a release by day, ready and in its slot, and nothing else in that slot."""
+    """All replicas of a release by day, ready and in its slot, and nothing in that slot that runs no more."""
+    if release.state == "under way" and not release.stages:
+        # Whatever an earlier release left in the split, this one begins without traffic.
+        traffic_to_live(service, read_record(service.store, service.name))
     orders = replica_orders(release, service.replicas)
-    started = start_replica.map(
-        unmapped(service.fleet), unmapped(service.engine), orders, unmapped(timeout_seconds)
-    ).result()
+    futures = start_replica.map(
+        unmapped(service.fleet), unmapped(service.engine), unmapped(service.store), orders, unmapped(timeout_seconds)
+    )
+    # All of them, also where one has failed: what is still starting would be nobody's.
+    wait(futures)
+    started = [future.result() for future in futures if future.state.is_completed()]
     addresses = {one.replica.address for one in started}
+    known = {replica.address for replica in list_replicas(service.fleet, service.name)}
     for server in list_servers(service.gateway, service.name):
-        if server.slot == release.slot and server.address not in addresses:
+        if server.slot == release.slot and server.address not in addresses | known:
             detach(service.gateway, service.name, server.slot, server.address)
     for address in sorted(addresses):
         attach(service.gateway, service.name, release.slot, address)
     for one in started:
-        amend(service.store, service.name, partial(note_start, seconds=one.seconds))
-    return started
+        if not one.was_running:
+            amend(service.store, service.name, partial(note_start, seconds=one.seconds))
+    return futures.result()

@@ -11,12 +11,13 @@ from flows.boards import release_report
 from flows.drain import stop_release
 from flows.mirror import mirror_model
 from flows.plans import MirrorPlan, PromotePlan, ProvisionPlan, ReleasePlan
-from flows.policy.ledger import Release, retire
+from flows.policy.ledger import Release, begin_stopping, retire
 from flows.promote import promote_canary
-from flows.provision import open_in_ledger, provision_fleet
+from flows.provision import open_in_ledger, provision_fleet, start_replicas
+from flows.tasks.artifacts import only_for_show
 from flows.tasks.ledger import amend, read_record
 from flows.tasks.service import open_service
-from flows.undo import users_keep_what_they_had
+from flows.undo import RolledBack, users_keep_what_they_had
 
 DRAIN_TIMEOUT_SECONDS = 900.0
 """The longest answer that a replaced replica may still be giving."""
@@ -29,25 +30,36 @@ def release_model(plan: ReleasePlan) -> Release:
     release = open_in_ledger(service, plan)
     pinned = plan.model_copy(update={"revision": release.commit})
     try:
-        if release.state != "live":
+        if release.state == "live":
+            # It stands already; its replicas may not, after a night or a restart of their machine.
+            start_replicas(service, release, plan.ready_timeout_seconds)
+        else:
             with users_keep_what_they_had(service):
                 mirror_model(pinned.part(MirrorPlan))
                 provision_fleet(pinned.part(ProvisionPlan))
                 promote_canary(pinned.part(PromotePlan))
         retire_the_old(service, plan.keep_warm_seconds)
-    finally:
-        release = report(service, release.id)
+    except BaseException:
+        with only_for_show():
+            report(service, release.id)
+        raise
+    release = report(service, release.id)
+    if release.state != "live":
+        raise RolledBack(f"release {release.id} was live and is {release.state}: {release.closing_reason}")
     return release
 
 
 def retire_the_old(service: Service, keep_warm_seconds: float) -> None:
     """Stop what the release has replaced, after a time in which a roll-back would find it ready."""
-    if read_record(service.store, service.name).retiring:
-        get_run_logger().info("The old fleet stays warm for %g s.", keep_warm_seconds)
+    old = read_record(service.store, service.name).retiring
+    if old is not None:
+        get_run_logger().info("%s stays warm for %g s.", old.id, keep_warm_seconds)
         time.sleep(keep_warm_seconds)
-    for old in read_record(service.store, service.name).retiring:
-        stop_release(service, old.id, drain_timeout_seconds=DRAIN_TIMEOUT_SECONDS)
-        amend(service.store, service.name, partial(retire, release=old.id))
+        amend(service.store, service.name, partial(begin_stopping, release=old.id))
+    for replaced in read_record(service.store, service.name).replaced:
+        if replaced.state == "stopping":
+            stop_release(service, replaced.id, drain_timeout_seconds=DRAIN_TIMEOUT_SECONDS)
+            amend(service.store, service.name, partial(retire, release=replaced.id))
 
 
 def report(service: Service, release: str) -> Release:

@@ -15,6 +15,7 @@ from flows.policy.scale import next_time, when_to_start
 from flows.provision import start_replicas
 from flows.tasks.fleet import Started
 from flows.tasks.ledger import read_record
+from flows.tasks.runs import own_run_id
 from flows.tasks.service import open_service
 
 
@@ -32,7 +33,9 @@ def scale_up(plan: ScaleUpPlan) -> Sequence[Started]:
             return _run_again_at(start_at, plan)
     started = start_replicas(service, record.live, plan.ready_timeout_seconds)
     create_markdown_artifact(
-        placement_table(record.live, started), key="placement", description=f"Where {record.live.id} runs"
+        placement_table(record.live, started),
+        key=f"placement-{service.name}",
+        description=f"Where {record.live.id} runs",
     )
     return started
 
@@ -47,7 +50,7 @@ def _run_again_at(start_at: datetime, plan: ScaleUpPlan) -> Sequence[Started]:
         parameters={"plan": plan.model_copy(update={"ready_by": None}).model_dump(mode="json")},
         scheduled_time=start_at,
         timeout=0,
-        idempotency_key=f"{plan.service}-{start_at:%Y-%m-%d}",  # a retry finds the run that the first try scheduled
+        idempotency_key=f"scale-up-after-{own_run_id()}",  # a retry finds the run that the first try scheduled
         as_subflow=False,
     )
     return ()

@@ -8,11 +8,15 @@ from prefect import get_run_logger
 
 from blocks.errors import SkyferryError
 from blocks.service import Service
-from flows.drain import LAST_RESORT_SECONDS, stop_release
-from flows.policy.ledger import ServiceRecord, back_out
-from flows.tasks.gateway import give_share
+from flows.drain import stop_release
+from flows.policy.ledger import ServiceRecord, back_out, what_to_back_out
+from flows.tasks.fleet import list_replicas
+from flows.tasks.gateway import attach, give_share
 from flows.tasks.ledger import amend, read_record
 from flows.tasks.runs import own_run_id
+
+LAST_RESORT_SECONDS = 15.0
+"""How long the busy replicas of a candidate may still take to finish: Prefect kills a cancelled run after 30 s."""
 
 
 class RolledBack(SkyferryError):
@@ -22,12 +26,22 @@ class RolledBack(SkyferryError):
 @contextmanager
 def users_keep_what_they_had(service: Service) -> Iterator[None]:
     """On any error, cancellation too, undo the release under way if it is this run's, and raise the error again."""
+    stable = read_record(service.store, service.name).live
     try:
         yield
     except BaseException as error:
-        release = read_record(service.store, service.name).under_way
-        if release is not None and release.run_id == own_run_id():
-            get_run_logger().error("Giving all traffic back to what stood before: %s", error)
+        get_run_logger().warning("Users keep what they had: %s", error)
+        try:
+            record = read_record(service.store, service.name)
+        except SkyferryError:
+            # Without the ledger the release stays open for a retry or a roll-back, but no user waits for that.
+            if stable is not None:
+                give_share(service.gateway, service.name, stable.slot, 100)
+            raise
+        if record.under_way is None:
+            # Somebody else has ended the release, maybe just before this run moved traffic once more.
+            traffic_to_live(service, record)
+        elif record.under_way.run_id == own_run_id():
             roll_back_to_stable(service, str(error) or type(error).__name__)
         raise
 
@@ -35,11 +49,21 @@ def users_keep_what_they_had(service: Service) -> Iterator[None]:
 def roll_back_to_stable(service: Service, reason: str) -> ServiceRecord:
     """Give all traffic to the release that stays, record the decision, then stop the other's replicas."""
     before = read_record(service.store, service.name)
-    after = back_out(before, reason)
-    if after.live is not None:
-        give_share(service.gateway, service.name, after.live.slot, 100)
-    after = amend(service.store, service.name, partial(back_out, reason=reason))
-    given_up = before.under_way or before.live
-    if given_up is not None:
-        stop_release(service, given_up.id, even_if_busy=True, drain_timeout_seconds=LAST_RESORT_SECONDS)
-    return after
+    bad = what_to_back_out(before)
+    if bad.state == "under way":
+        traffic_to_live(service, before)
+    # Where the live release goes, the ledger comes first: from then on nobody stops the warm one any more.
+    record = amend(service.store, service.name, partial(back_out, release=bad.id, reason=reason))
+    traffic_to_live(service, record)
+    stop_release(service, bad.id, even_if_busy=True, drain_timeout_seconds=LAST_RESORT_SECONDS)
+    return record
+
+
+def traffic_to_live(service: Service, record: ServiceRecord) -> None:
+    """Put the traffic where the ledger says that it stands while no release is under way; before the first, nowhere."""
+    if record.live is None:
+        return
+    for replica in list_replicas(service.fleet, service.name):
+        if replica.release == record.live.id:
+            attach(service.gateway, service.name, record.live.slot, replica.address)
+    give_share(service.gateway, service.name, record.live.slot, 100)

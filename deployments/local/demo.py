@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from blocks.errors import Refused, Unavailable
+from blocks.errors import Unavailable
 from blocks.processes import Daemon
 from deployments.local.hub import REPO
 from deployments.local.settings import SERVICE
@@ -104,11 +104,6 @@ class Demo:
 
     def play(self) -> Report:
         """Release v1, v2 and a v3 that cannot be, then go to sleep for the night."""
-        if self._record().releases:
-            raise Refused(
-                f"{self.stack.home.path} holds releases already, and the demo tells the story from its start; "
-                f"name another directory with --data"
-            )
         users = Users.of(self.stack)
         steps = [self._step("release v1", "release-model", _release("v1"), users)]
         with users.calling(self.stack.settings.endpoint, self.rate):

@@ -59,6 +59,8 @@ class Stack:
             "DO_NOT_TRACK": "1",
             "PREFECT_SERVER_UI_V2_ENABLED": "false",  # the V2 interface asks an analytics host from the browser
             "PREFECT_UI_API_URL": self.settings.api_url,
+            # Else any page that a browser on this machine shows could start flows.
+            "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": self.settings.ui_url,
             "PREFECT_WORKER_QUERY_SECONDS": "2",
             # One write a task run locks SQLite so often that clients are told to come back in two seconds.
             "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "100",
@@ -125,11 +127,14 @@ class Stack:
 
     def up(self, say: Say) -> None:
         """Start what is not running yet, and put blocks and deployments in place."""
-        self._prepare()
+        # Taken out of this environment: of all the processes to come, only the gateway needs it.
+        key = os.environ.pop(FALLBACK_KEY, "")
+        self._prepare(key)
         *servers, worker = self.parts
         for part in servers:
             # All of them first: they get ready side by side.
-            part.daemon.start(part.command, env=self.env)
+            secret = {FALLBACK_KEY: key} if part.title == "gateway" else {}
+            part.daemon.start(part.command, env=self.env | secret)
         for part in servers:
             say(f"starting the {part.title}")
             wait_until_healthy(part)
@@ -161,13 +166,15 @@ class Stack:
         """Whether any of it is."""
         return any(part.daemon.find() is not None for part in self.parts)
 
-    def _prepare(self) -> None:
-        for directory in (self.home.run, self.home.hub):
+    def _prepare(self, fallback_key: str) -> None:
+        home = self.home
+        for directory in (home.run, home.prefect, home.store, home.hub, home.gateway, home.fleet):
             directory.mkdir(parents=True, exist_ok=True)
+            directory.chmod(0o700)  # Prefect keeps the key to its secrets beside its database
         fill_hub(self.home.hub)
         self.settings.seaweed(self.home).prepare()
         host = os.environ.get(FALLBACK_HOST)
-        if host is not None and not os.environ.get(FALLBACK_KEY):
+        if host is not None and not fallback_key:
             raise Refused(f"{FALLBACK_HOST} names {host}, and {FALLBACK_KEY} is not set; set both or neither")
         outside = OutsideProvider(host, FALLBACK_KEY) if host is not None else None
         write_configuration(
@@ -177,7 +184,7 @@ class Stack:
                 outside=outside,
             )
         )
-        check_configuration(self.home.gateway, os.environ)
+        check_configuration(self.home.gateway, {**os.environ, FALLBACK_KEY: fallback_key})
         self.home.env_file.write_text("".join(f"export {name}={value}\n" for name, value in self.env.items()))
 
     def _run(self, *arguments: str) -> None:

@@ -2,10 +2,13 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from math import ceil, comb
+from math import ceil, exp, lgamma, log, log1p, sqrt
 from typing import Literal
 
 from blocks.ports import Outcome, Slot
+
+CLIENT_ERROR, SERVER_ERROR, NO_ANSWER = 400, 500, -1
+"""Where HTTP's ranges of statuses begin, and what `Outcome.status` says where there was none."""
 
 Verdict = Literal["promote", "hold", "roll back"]
 
@@ -14,9 +17,6 @@ BEYOND_CHANCE = 0.001
 
 DOUBTFUL = 0.05
 """More of something than stable has, by less than this probability of bad luck, is doubt."""
-
-REFUSED_REQUESTS = frozenset({400, 413, 422})
-"""Statuses with which an engine refuses a request that it was sent, such as a prompt that is too long for it."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,9 @@ class Sample:
     failed: int
     """Server errors, no answer, an answer only from another replica or slot, and answers cut short."""
     refused: int
-    """Requests that the engine would not take, see `REFUSED_REQUESTS`."""
+    """Answered with 400 to 499: a prompt that is too long for the engine, a model name that it does not know."""
+    left: int
+    """Users who went away before any answer came; they are not among `requests`."""
     first_token_ms: tuple[float, ...]
     """Sorted; of the streamed answers."""
 
@@ -64,16 +66,18 @@ class Ruling:
 
 def has_failed(outcome: Outcome) -> bool:
     """Whether the slot failed this user, though a retry or a fallback may have hidden it from them."""
-    return outcome.status >= 500 or outcome.retried or outcome.by_fallback or outcome.cut_short  # noqa: PLR2004 - HTTP
+    return outcome.status >= SERVER_ERROR or outcome.retried or outcome.by_fallback or outcome.cut_short
 
 
 def tally(outcomes: Iterable[Outcome], slot: Slot) -> Sample:
-    """Sum up one slot's requests; those that the user broke off say nothing about the slot, unless it had failed."""
-    own = [o for o in outcomes if o.slot == slot and (has_failed(o) or not o.user_left)]
+    """Sum up one slot's requests; those that the user broke off stand apart, unless the slot had failed them."""
+    mine = [o for o in outcomes if o.slot == slot]
+    own = [o for o in mine if has_failed(o) or not o.user_left]
     return Sample(
         requests=len(own),
         failed=sum(map(has_failed, own)),
-        refused=sum(o.status in REFUSED_REQUESTS for o in own),
+        refused=sum(CLIENT_ERROR <= o.status < SERVER_ERROR for o in own),
+        left=sum(o.status == NO_ANSWER for o in mine if o.user_left and not has_failed(o)),
         first_token_ms=tuple(sorted(o.first_token_ms for o in own if o.first_token_ms is not None)),
     )
 
@@ -84,6 +88,7 @@ def judge(candidate: Sample, stable: Sample, limits: Limits, elapsed_seconds: fl
         _errors_within_limit(candidate, limits),
         _errors_against_stable(candidate, stable),
         _refusals_against_stable(candidate, stable),
+        _departures_against_stable(candidate, stable),
         _first_token_within_limit(candidate, limits),
         _first_token_against_stable(candidate, stable, limits),
     ]
@@ -127,26 +132,24 @@ def _first_token_against_stable(candidate: Sample, stable: Sample, limits: Limit
 
 
 def _errors_against_stable(candidate: Sample, stable: Sample) -> Ruling:
-    return _more_than_stable(candidate.failed, candidate, stable.failed, stable, "failed")
+    return _more_than_stable(candidate.failed, candidate.requests, stable.failed, stable.requests, "failed")
 
 
 def _refusals_against_stable(candidate: Sample, stable: Sample) -> Ruling:
     """A user's nonsense is refused by both slots alike, so only the difference speaks against the candidate."""
-    return _more_than_stable(candidate.refused, candidate, stable.refused, stable, "were refused by the engine")
+    return _more_than_stable(candidate.refused, candidate.requests, stable.refused, stable.requests, "were refused")
 
 
-def _more_than_stable(hits: int, candidate: Sample, stable_hits: int, stable: Sample, what: str) -> Ruling:
+def _departures_against_stable(candidate: Sample, stable: Sample) -> Ruling:
+    """Users leave for reasons of their own; where more of them do so, there may be no answer to wait for."""
+    ours, theirs = candidate.requests + candidate.left, stable.requests + stable.left
+    return _more_than_stable(candidate.left, ours, stable.left, theirs, "were given up without an answer")
+
+
+def _more_than_stable(hits: int, of: int, stable_hits: int, stable_of: int, what: str) -> Ruling:
     """Were the two alike, how likely would the candidate's share of all hits be this large? (Fisher's exact test.)"""
-    total, all_hits = candidate.requests + stable.requests, hits + stable_hits
-    ways = sum(
-        comb(candidate.requests, k) * comb(stable.requests, all_hits - k)
-        for k in range(hits, min(candidate.requests, all_hits) + 1)
-    )
-    words = (
-        f"{hits} of {candidate.requests} requests {what}{_percent(hits, candidate.requests)}, "
-        f"stable's {stable_hits} of {stable.requests}"
-    )
-    chance = ways / comb(total, all_hits)
+    words = f"{hits} of {of} requests {what}{_percent(hits, of)}, stable's {stable_hits} of {stable_of}"
+    chance = _chance_of_share(hits, of, stable_hits, stable_of)
     if chance < BEYOND_CHANCE:
         return Ruling("roll back", words)
     return Ruling("hold", words) if chance < DOUBTFUL else Ruling("promote", "")
@@ -165,7 +168,30 @@ def _rule(hits: int, of: int, limit: float, words: str) -> Ruling:
 
 def _chance_of_at_least(hits: int, of: int, rate: float) -> float:
     """The upper tail of the binomial distribution."""
-    return 1 - sum(comb(of, k) * rate**k * (1 - rate) ** (of - k) for k in range(hits))
+    return sum(
+        exp(_log_ways(of, k) + k * log(rate) + (of - k) * log1p(-rate)) for k in _while_it_matters(hits, of, rate * of)
+    )
+
+
+def _chance_of_share(hits: int, of: int, stable_hits: int, stable_of: int) -> float:
+    """The upper tail of the hypergeometric distribution."""
+    total, all_hits = of + stable_of, hits + stable_hits
+    if not all_hits:
+        return 1.0
+    return sum(
+        exp(_log_ways(of, k) + _log_ways(stable_of, all_hits - k) - _log_ways(total, all_hits))
+        for k in _while_it_matters(hits, min(of, all_hits), all_hits * of / total)
+    )
+
+
+def _while_it_matters(first: int, last: int, mean: float) -> range:
+    """Both distributions are narrower than Poisson's: fifteen of its deviations above the mean nothing is left."""
+    return range(first, min(last, max(first, ceil(mean)) + ceil(15 * sqrt(mean + 1)) + 15) + 1)
+
+
+def _log_ways(of: int, take: int) -> float:
+    """The logarithm of the binomial coefficient: large samples are past what a float holds."""
+    return lgamma(of + 1) - lgamma(take + 1) - lgamma(of - take + 1)
 
 
 def _percent(part: int, whole: int) -> str:

@@ -10,7 +10,8 @@ from blocks.errors import Refused
 from blocks.ports import EngineSettings, ReplicaOrder, Slot
 from flows.policy.gates import Verdict
 
-State = Literal["under way", "live", "retiring", "retired", "rolled back"]
+State = Literal["under way", "live", "retiring", "stopping", "retired", "rolled back"]
+"""`retiring` is replaced and still warm: a roll-back may return to it. `stopping` is past that."""
 ENDED = frozenset({"retired", "rolled back"})
 KEPT_RELEASES = 50
 KEPT_STARTS = 20
@@ -70,8 +71,13 @@ class ServiceRecord(Frozen):
         return self.in_state("under way")
 
     @property
-    def retiring(self) -> tuple[Release, ...]:
-        return tuple(release for release in self.releases if release.state == "retiring")
+    def retiring(self) -> Release | None:
+        return self.in_state("retiring")
+
+    @property
+    def replaced(self) -> tuple[Release, ...]:
+        """Those that still have replicas, though the live one took over."""
+        return tuple(release for release in self.releases if release.state in {"retiring", "stopping"})
 
     def release(self, release: str) -> Release:
         return next(known for known in self.releases if known.id == release)
@@ -83,7 +89,9 @@ class ServiceRecord(Frozen):
             releases = tuple(changed if release.id == changed.id else release for release in self.releases)
         else:
             releases = (*(release for release in self.releases if release.id != changed.id), changed)
-        return self.model_copy(update={"releases": releases[-KEPT_RELEASES:]})
+        surplus = max(0, len(releases) - KEPT_RELEASES)
+        forgotten = {release.id for release in [r for r in releases if r.state in ENDED][:surplus]}
+        return self.model_copy(update={"releases": tuple(r for r in releases if r.id not in forgotten)})
 
 
 def ledger_key(service: str) -> str:
@@ -135,8 +143,8 @@ def open_release(
             f"service {service!r} already has release {standing.id} under way (flow run {standing.run_id}); "
             f"let it end, or end it with roll-back"
         )
-    if record.retiring:
-        names = ", ".join(release.id for release in record.retiring)
+    if record.replaced:
+        names = ", ".join(release.id for release in record.replaced)
         raise Refused(
             f"both slots of service {service!r} are taken: {names} still retires; wait for its run, or run scale-down"
         )
@@ -183,28 +191,48 @@ def note_start(record: ServiceRecord, seconds: float) -> ServiceRecord:
 
 def go_live(record: ServiceRecord, run_id: str) -> ServiceRecord:
     """The candidate has all traffic: it is live, and the one before it retires."""
+    if record.under_way is None and record.live is not None and record.live.run_id == run_id:
+        return record
     release = held_by(record, run_id)
     if record.live is not None:
         record = record.with_release(record.live.model_copy(update={"state": "retiring"}))
     return record.with_release(release.model_copy(update={"state": "live"}))
 
 
+def begin_stopping(record: ServiceRecord, release: str) -> ServiceRecord:
+    """From here on nobody may roll back to it; one that is live again meanwhile stays."""
+    return _moved(record, release, {"retiring"}, "stopping")
+
+
 def retire(record: ServiceRecord, release: str) -> ServiceRecord:
-    """The release's replicas are gone."""
-    standing = next((known for known in record.retiring if known.id == release), None)
-    if standing is None:
-        return record
-    return record.with_release(standing.model_copy(update={"state": "retired"}))
+    """Its replicas are gone."""
+    return _moved(record, release, {"stopping"}, "retired")
 
 
-def back_out(record: ServiceRecord, reason: str) -> ServiceRecord:
-    """End the release under way; or else the live one, if the release before it still stands warm to take over."""
+def _moved(record: ServiceRecord, release: str, allowed: set[State], state: State) -> ServiceRecord:
+    standing = record.release(release)
+    return record.with_release(standing.model_copy(update={"state": state})) if standing.state in allowed else record
+
+
+def what_to_back_out(record: ServiceRecord) -> Release:
+    """The release under way; or else the live one, if the release before it still stands warm to take over."""
     if record.under_way is not None:
-        return _rolled_back(record, record.under_way, reason)
-    if record.live is None or not record.retiring:
+        return record.under_way
+    if record.live is None or record.retiring is None:
         raise Refused("there is nothing to roll back to: no release is under way, and none before the live one is warm")
-    before = record.retiring[-1]
-    return _rolled_back(record, record.live, reason).with_release(before.model_copy(update={"state": "live"}))
+    return record.live
+
+
+def back_out(record: ServiceRecord, release: str, reason: str) -> ServiceRecord:
+    """End that release; where it was live, the one before it is live again."""
+    if record.release(release).state == "rolled back":
+        return record
+    bad = what_to_back_out(record)
+    if bad.id != release:
+        raise Refused(f"release {release} is {record.release(release).state}: it can be rolled back no more")
+    before = record.retiring if bad.state == "live" else None
+    record = _rolled_back(record, bad, reason)
+    return record if before is None else record.with_release(before.model_copy(update={"state": "live"}))
 
 
 def _rolled_back(record: ServiceRecord, release: Release, reason: str) -> ServiceRecord:

@@ -7,8 +7,6 @@ from pydantic import BaseModel, ConfigDict
 
 from blocks.ports import Model, ModelFile, StoredObject
 
-MANIFEST = "manifest.json"
-
 
 class MirroredFile(BaseModel):
     model_config = ConfigDict(frozen=True)

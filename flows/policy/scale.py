@@ -9,6 +9,7 @@ from flows.policy.ledger import ServiceRecord
 
 FIRST_START_SECONDS = 900.0
 """How long a start is taken to last before one has been measured: a large model on a cold node."""
+TOO_LATE = timedelta(hours=12)
 START_MARGIN = 1.5
 """The next start may be slower than the slowest measured, by this factor."""
 
@@ -26,13 +27,14 @@ def what_to_stop(
     record: ServiceRecord,
     wanted: int,
     keep: Collection[str],
+    warm: Collection[str],
     *,
     to_zero: bool,
 ) -> tuple[Decision, ...]:
     """Scale the live release down to `wanted` replicas and clear away what an ended release left behind.
 
-    The last healthy replica stays unless `to_zero`; a release under way is left alone; what the ledger does not know
-    is not ours to stop.
+    `warm` are the releases that their run still keeps ready. The last healthy replica stays unless `to_zero`; a release
+    under way is left alone; what the ledger does not know is not ours to stop.
     """
     states = {release.id: release.state for release in record.releases}
     seen = {server.address: server for server in servers}
@@ -44,26 +46,26 @@ def what_to_stop(
 
     def decide(replica: Replica) -> Decision:
         state = states.get(replica.release)
-        if replica.name in keep or replica.release in keep:
-            return Decision(replica, stop=False, reason="on the keep list")
-        if state is None:
-            return Decision(replica, stop=False, reason="the ledger does not know its release")
-        if state == "under way":
-            return Decision(replica, stop=False, reason="its release is under way")
-        if state != "live":
-            return Decision(replica, stop=True, reason=f"its release is {state}")
-        if replica in staying:
-            words = "the last healthy replica" if wanted < 1 else f"one of the {wanted} wanted"
-            return Decision(replica, stop=False, reason=words)
-        return Decision(replica, stop=True, reason=f"more than the {wanted} wanted")
+        reasons_to_keep = (
+            (replica.name in keep or replica.release in keep, "on the keep list"),
+            (replica.release in warm, "kept warm by the run that replaced it"),
+            (state is None, "the ledger does not know its release"),
+            (state == "under way", "its release is under way"),
+            (replica in staying, f"one of the {wanted} wanted" if wanted else "the last healthy replica"),
+        )
+        for applies, reason in reasons_to_keep:
+            if applies:
+                return Decision(replica, stop=False, reason=reason)
+        more = f"more than the {wanted} wanted"
+        return Decision(replica, stop=True, reason=more if state == "live" else f"its release is {state}")
 
     return tuple(map(decide, replicas))
 
 
 def next_time(of_day: time, now: datetime) -> datetime:
-    """The next moment at which the clock shows that time, in now's time zone."""
+    """The moment that is meant: the next one, or one of the last hours where a run comes too late; in now's zone."""
     today = now.replace(hour=of_day.hour, minute=of_day.minute, second=of_day.second, microsecond=0)
-    return today if today > now else today + timedelta(days=1)
+    return today if today > now - TOO_LATE else today + timedelta(days=1)
 
 
 def when_to_start(ready_by: datetime, start_seconds: Sequence[float]) -> datetime:

@@ -2,10 +2,13 @@
 
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self, cast
 from uuid import UUID
 
+from prefect import get_run_logger
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactUpdate
@@ -22,13 +25,24 @@ class Board:
     def __init__(self, key: str, description: str) -> None:
         # In a sync caller these functions return the id itself, and no coroutine, whatever their types say.
         self._id = cast("UUID", create_markdown_artifact("", key=key, description=description))
-        self._shown = ""
+        self._shown_at = 0.0
 
-    def show(self, markdown: str) -> None:
-        if markdown != self._shown:
-            with get_client(sync_client=True) as client:
-                client.update_artifact(self._id, ArtifactUpdate(data=markdown))
-            self._shown = markdown
+    def show(self, markdown: str, *, at_once: bool = False) -> None:
+        """From time to time, unless `at_once`."""
+        if not at_once and time.monotonic() - self._shown_at < REFRESH_SECONDS:
+            return
+        self._shown_at = time.monotonic()
+        with only_for_show(), get_client(sync_client=True) as client:
+            client.update_artifact(self._id, ArtifactUpdate(data=markdown))
+
+
+@contextmanager
+def only_for_show() -> Iterator[None]:
+    """What people see must not decide what users get: an error in showing it is logged and no more."""
+    try:
+        yield
+    except Exception:  # noqa: BLE001 - whatever it is, see above
+        get_run_logger().warning("This could not be shown in the UI.", exc_info=True)
 
 
 class TransferProgress:
@@ -61,7 +75,8 @@ class TransferProgress:
     def _show(self) -> None:
         # A file that is sent again counts again: the bar may then be ahead, and it ends at 100.
         done = 100.0 if not self._size_bytes else min(100.0, 100 * self._sent_bytes / self._size_bytes)
-        update_progress_artifact(self._id, done, description=self._words())
+        with only_for_show():
+            update_progress_artifact(self._id, done, description=self._words())
 
     def _words(self) -> str:
         rate = self._sent_bytes / max(time.monotonic() - self._begun, 1e-3)

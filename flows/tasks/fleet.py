@@ -4,8 +4,9 @@ import time
 from dataclasses import dataclass
 
 from blocks.errors import Refused, Unavailable
-from blocks.ports import Engine, Fleet, Pool, Replica, ReplicaOrder
+from blocks.ports import Engine, Fleet, Pool, Records, Replica, ReplicaOrder
 from flows.tasks import act
+from flows.tasks.ledger import record_of
 
 POLL_SECONDS = 0.5
 
@@ -14,19 +15,28 @@ POLL_SECONDS = 0.5
 class Started:
     replica: Replica
     seconds: float
-    """From launch to the first real completion; near zero for one that ran already."""
+    """From launch to the first real completion."""
+    was_running: bool
+    """Adopted, so that the seconds say nothing about how long a start takes."""
 
 
 @act(task_run_name="start-{order.name}")
-def start_replica(fleet: Fleet, engine: Engine, order: ReplicaOrder, timeout_seconds: float) -> Started:
-    """Launch or adopt the replica and wait until it has completed a prompt; one that does not is taken down again."""
+def start_replica(
+    fleet: Fleet, engine: Engine, records: Records, order: ReplicaOrder, timeout_seconds: float
+) -> Started:
+    """Launch or adopt the replica and wait until it has completed a prompt; one that does not is taken down again.
+
+    Refused, with nothing left behind, where the release was given up before or meanwhile.
+    """
     begun = time.monotonic()
+    _check_standing(records, order)
+    was_running = any(replica.name == order.name for replica in fleet.replicas(order.service))
     replica = fleet.launch(order)
     while not engine.is_healthy(replica.address):
         if replica not in fleet.replicas(order.service):
-            raise Unavailable(
-                f"replica {order.name} died while it started; its last words:\n{fleet.log_tail(order.name)}"
-            )
+            _check_standing(records, order)
+            last_words = fleet.log_tail(order.name)
+            raise Unavailable(f"replica {order.name} died while it started; its last words:\n{last_words}")
         if time.monotonic() - begun > timeout_seconds:
             last_words = fleet.log_tail(order.name)
             fleet.stop(order.name)
@@ -36,7 +46,19 @@ def start_replica(fleet: Fleet, engine: Engine, order: ReplicaOrder, timeout_sec
             )
         time.sleep(POLL_SECONDS)
     engine.complete(replica.address)
-    return Started(replica, time.monotonic() - begun)
+    try:
+        _check_standing(records, order)
+    except Refused:
+        fleet.stop(order.name)
+        raise
+    return Started(replica, time.monotonic() - begun, was_running)
+
+
+def _check_standing(records: Records, order: ReplicaOrder) -> None:
+    """A start may take long, and whoever gives the release up stops only the replicas that there are by then."""
+    state = record_of(records, order.service).release(order.release).state
+    if state not in {"under way", "live"}:
+        raise Refused(f"release {order.release} is {state}, so {order.name} is not started")
 
 
 @act(task_run_name="list-replicas-of-{service}")
@@ -48,13 +70,18 @@ def list_replicas(fleet: Fleet, service: str) -> tuple[Replica, ...]:
 def wait_until_idle(pool: Pool, engine: Engine, replica: Replica, timeout_seconds: float) -> bool:
     """True once both the gateway and the engine say that nothing is in flight; unknown counts as busy."""
     deadline = time.monotonic() + timeout_seconds
-    while True:
-        waiting = sum(s.in_flight for s in pool.servers(replica.service) if s.address == replica.address)
-        if waiting == 0 and engine.in_flight(replica.address) == 0:
-            return True
+    while not (_gateway_is_idle(pool, replica) and engine.in_flight(replica.address) == 0):
         if time.monotonic() > deadline:
             return False
         time.sleep(POLL_SECONDS)
+    return True
+
+
+def _gateway_is_idle(pool: Pool, replica: Replica) -> bool:
+    try:
+        return not any(s.in_flight for s in pool.servers(replica.service) if s.address == replica.address)
+    except Unavailable:
+        return False
 
 
 @act(task_run_name="stop-{replica.name}")

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator
 from uuid import uuid4
 
 from blocks.errors import Conflict, Refused, Unavailable
-from blocks.ports import Hub, Model, ModelFile, Objects, Records, Store, StoredObject
-from flows.policy.mirror import MANIFEST, Manifest, MirroredFile
+from blocks.ports import MANIFEST, Hub, Model, ModelFile, Objects, Records, Store, StoredObject
+from flows.policy.mirror import Manifest, MirroredFile
 from flows.tasks import act
 
 
@@ -19,8 +19,12 @@ def look_up(hub: Hub, repo: str, revision: str) -> Model:
 def check_writable(store: Store) -> None:
     """Write and delete a tiny object; Refused where that may not be done."""
     key = f"probe/{uuid4()}"
-    store.put(key, b"", replacing=None)
-    store.delete(key)
+    try:
+        store.put(key, b"", replacing=None)
+    except Conflict:
+        pass  # nobody else has that name: this is our own, whose answer was lost
+    finally:
+        store.delete(key)
 
 
 @act(task_run_name="read-manifest")
@@ -50,11 +54,15 @@ def copy_file(
 
 @act(task_run_name="write-manifest")
 def write_manifest(records: Records, prefix: str, manifest: Manifest) -> None:
-    """One that stands already is as good: it was written by another run for the same commit."""
+    """One that stands already is as good if it lists the same files: another run has written it."""
     try:
         records.put(prefix + MANIFEST, manifest.model_dump_json(indent=1).encode(), replacing=None)
-    except Conflict:
-        return
+    except Conflict as error:
+        standing = records.get(prefix + MANIFEST)
+        if standing is None or Manifest.model_validate_json(standing.body).files != manifest.files:
+            raise Refused(
+                f"{prefix}{MANIFEST} stands already and lists other files; delete that mirror first"
+            ) from error
 
 
 def _verified(chunks: Iterator[bytes], file: ModelFile) -> Iterator[bytes]:

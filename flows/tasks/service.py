@@ -20,9 +20,12 @@ def open_service(name: str) -> Service:
     if (given := _in_hand.get()) is not None and given.name == name:
         return given
     try:
-        return cast("Service", Service.load(name))  # in a sync caller, load returns the block and no coroutine
+        found = cast("Service", Service.load(name))  # in a sync caller, load returns the block and no coroutine
     except ValueError as error:
         raise Refused(f"there is no Service block {name!r}; there is {_known()}") from error
+    if found.name != name:
+        raise Refused(f"the Service block {name!r} is named {found.name!r} inside; give it one name")
+    return found
 
 
 @contextmanager

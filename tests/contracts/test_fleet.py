@@ -44,7 +44,7 @@ def publish(store: Store, prefix: str, files: Mapping[str, bytes]) -> None:
         with store.upload(prefix + path, len(body)) as upload:
             upload.write(body)
     manifest = {"repo": "tiny", "commit": "1", "license": None, "files": described}
-    store.put(f"{prefix}manifest.json", json.dumps(manifest).encode(), replacing=None)
+    store.put(f"{prefix}skyferry-manifest.json", json.dumps(manifest).encode(), replacing=None)
 
 
 @pytest.fixture(scope="module")
@@ -232,7 +232,7 @@ def test_half_a_mirror_is_refused(tmp_path: Path) -> None:
     """Without a manifest nothing is launched from a mirror."""
     store = FakeStore()
     publish(store, "m/", {"m.gguf": b"weights"})
-    del store.objects["m/manifest.json"]
+    del store.objects["m/skyferry-manifest.json"]
     with pytest.raises(Refused, match="mirror the model first"):
         fetch_weights(store, "m/", tmp_path)
 

@@ -1,8 +1,9 @@
 """Flows on fakes: a real Prefect API for the whole session, and a world in memory for each test."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prefect.settings import (
@@ -15,6 +16,7 @@ from prefect.settings import (
 )
 from prefect.testing.utilities import prefect_test_harness
 
+from blocks.errors import Refused
 from blocks.ports import Engine, Outcome, Reading, Slot, Split
 from blocks.service import Service
 from flows.policy.ledger import ServiceRecord, ledger_key
@@ -64,15 +66,29 @@ class GatewayWithUsers(FakeGateway):
         super().__init__(service)
         self.users = users
         self.splits: list[int] = []
+        self.on_next_look: list[Callable[[], None]] = []
+        """Each happens once, at one of the next looks at the request log."""
+        self.says_no = False
 
     def set_split(self, service: str, split: Split) -> None:
+        self._answer()
         super().set_split(service, split)
         self.splits.append(split.green_basis_points)
 
     def requests(self, service: str, after: str | None) -> Reading:
         if after is not None:
+            if self.on_next_look:
+                self.on_next_look.pop()()
             self.append(service, *self.users.seen["blue"], *self.users.seen["green"])
         return super().requests(service, after)
+
+    def split(self, service: str) -> Split:
+        self._answer()
+        return super().split(service)
+
+    def _answer(self) -> None:
+        if self.says_no:
+            raise Refused("the certificates do not fit")
 
 
 class FakeService(Service):
@@ -113,7 +129,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def prefect_api() -> Iterator[None]:
-    quiet = {
+    quiet: dict[Any, Any] = {
         PREFECT_LOGGING_TO_API_ENABLED: False,
         # Heartbeats matter to no test here, and the thread that sends them holds up the end of each flow.
         PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,

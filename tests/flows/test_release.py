@@ -9,6 +9,7 @@ from prefect.client.schemas.objects import State
 from blocks.errors import Refused, SkyferryError, Unavailable
 from blocks.ports import Split
 from flows.plans import ReleasePlan
+from flows.policy.ledger import back_out, ledger_key
 from flows.release import release_model
 from tests.flows.conftest import GOOD, REPO, World
 
@@ -33,14 +34,14 @@ def test_the_first_release_takes_the_whole_service(world: World) -> None:
     assert release.state == "live"
     assert world.gateway.split("chat").share_of(release.slot) == 10_000
     assert len(world.fleet.replicas("chat")) == 2
-    assert f"{release.mirror_prefix}manifest.json" in world.store.objects
+    assert f"{release.mirror_prefix}skyferry-manifest.json" in world.store.objects
 
 
 def test_the_second_release_rises_stage_by_stage_and_retires_the_first(world: World) -> None:
-    """Green gets 10 % and then everything; blue's replicas are stopped only then."""
+    """Green gets nothing, 10 % and then everything; blue's replicas are stopped only then."""
     first = release_model(plan("v1"))
     second = release_model(plan("v2"))
-    assert world.gateway.splits == [0, 1000, 10_000]
+    assert world.gateway.splits == [0, 0, 1000, 10_000]
     assert [stage.verdict for stage in second.stages] == ["promote", "promote"]
     assert {replica.release for replica in world.fleet.replicas("chat")} == {second.id}
     assert world.record.release(first.id).state == "retired"
@@ -99,9 +100,67 @@ def test_what_can_pass_is_tried_again(world: World) -> None:
 def test_a_release_that_stands_already_changes_nothing(world: World) -> None:
     """Releasing the same thing again starts nothing and moves no traffic."""
     release = release_model(plan("v1"))
-    orders = len(world.fleet.orders)
+    replicas = world.fleet.replicas("chat")
     assert release_model(plan("v1")) == release
-    assert len(world.fleet.orders) == orders
+    assert world.fleet.replicas("chat") == replicas
+
+
+def test_a_release_whose_replicas_are_gone_gets_them_back(world: World) -> None:
+    """As after a restart of the machine: it is live in the ledger, and its run makes that true."""
+    release = release_model(plan("v1"))
+    world.fleet.running.clear()
+    assert release_model(plan("v1")) == release
+    assert {server.address for server in world.gateway.servers("chat")} == {
+        replica.address for replica in world.fleet.replicas("chat")
+    }
+    assert len(world.fleet.replicas("chat")) == 2
+
+
+def test_one_replica_that_fails_leaves_no_other_behind(world: World) -> None:
+    """Its sibling, which may still be starting, is waited for and then stopped with it."""
+    release_model(plan("v1"))
+    before = world.fleet.replicas("chat")
+    world.fleet.launch_failures.append(Refused("no such card"))
+    with pytest.raises(Refused, match="no such card"):
+        release_model(plan("v2"))
+    assert world.fleet.replicas("chat") == before
+
+
+def test_a_share_left_over_from_an_earlier_release_is_not_inherited(world: World) -> None:
+    """The next candidate begins without traffic, whatever stands in the split of its slot."""
+    release_model(plan("v1"))
+    world.gateway.set_split("chat", Split(3000))
+    release_model(plan("v2"))
+    assert world.gateway.splits[-3:] == [0, 1000, 10_000]
+
+
+def test_a_gateway_that_says_no_is_found_out_before_anything_starts(world: World) -> None:
+    """Nothing is launched, and no release is open."""
+    world.gateway.says_no = True
+    with pytest.raises(Refused, match="certificates do not fit"):
+        release_model(plan("v1"))
+    assert not world.fleet.orders
+    assert world.record.under_way is None
+
+
+def test_a_roll_back_by_hand_ends_the_run_that_promotes(world: World) -> None:
+    """The promoting run sees within a look that the release is no longer its own, and leaves no traffic on it."""
+    release_model(plan("v1"))
+    world.users.see("green", GOOD, 1)  # too few to pass
+
+    def roll_back_by_hand() -> None:
+        record = world.record
+        assert record.under_way is not None
+        after = back_out(record, record.under_way.id, "by hand")
+        found = world.store.get(ledger_key("chat"))
+        assert found is not None
+        world.store.put(ledger_key("chat"), after.model_dump_json().encode(), replacing=found.etag)
+
+    world.gateway.on_next_look.append(roll_back_by_hand)
+    with pytest.raises(Refused, match="no longer acts"):
+        release_model(plan("v2"))
+    assert world.gateway.split("chat") == Split(0)
+    assert world.record.releases[-1].closing_reason == "by hand"
 
 
 def test_an_unknown_model_is_refused_before_anything_starts(world: World) -> None:

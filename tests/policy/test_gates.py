@@ -1,13 +1,14 @@
 """How a stage is judged, by data alone."""
 
 from dataclasses import replace
+from math import comb
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from blocks.ports import Outcome
-from flows.policy.gates import Limits, Sample, judge, tally
+from flows.policy.gates import Limits, Sample, _chance_of_at_least, _chance_of_share, judge, tally
 
 LIMITS = Limits(
     error_percent=1,
@@ -18,9 +19,9 @@ LIMITS = Limits(
     minimum_seconds=10,
     deadline_seconds=100,
 )
-GOOD = Sample(requests=100, failed=0, refused=0, first_token_ms=(100.0,) * 100)
-STABLE = Sample(requests=1000, failed=1, refused=2, first_token_ms=(100.0,) * 1000)
-NOTHING = Sample(requests=0, failed=0, refused=0, first_token_ms=())
+GOOD = Sample(requests=100, failed=0, refused=0, left=0, first_token_ms=(100.0,) * 100)
+STABLE = Sample(requests=1000, failed=1, refused=2, left=0, first_token_ms=(100.0,) * 1000)
+NOTHING = Sample(requests=0, failed=0, refused=0, left=0, first_token_ms=())
 OUTCOME = Outcome(
     id="1",
     at=0,
@@ -53,7 +54,7 @@ def test_no_data_is_never_a_pass() -> None:
 
 def test_too_few_requests_hold() -> None:
     """One request fewer than the minimum is doubt."""
-    few = Sample(requests=19, failed=0, refused=0, first_token_ms=(100.0,) * 19)
+    few = Sample(requests=19, failed=0, refused=0, left=0, first_token_ms=(100.0,) * 19)
     assert judge(few, STABLE, LIMITS, elapsed_seconds=50).verdict == "hold"
 
 
@@ -66,7 +67,7 @@ def test_harm_outranks_too_little_data() -> None:
 
 def test_one_failure_that_may_be_bad_luck_is_doubt() -> None:
     """One failure among 25 is over 1 %, and no proof of anything."""
-    one = Sample(requests=25, failed=1, refused=0, first_token_ms=(100.0,) * 24)
+    one = Sample(requests=25, failed=1, refused=0, left=0, first_token_ms=(100.0,) * 24)
     assert judge(one, NOTHING, LIMITS, elapsed_seconds=50).verdict == "hold"
 
 
@@ -77,6 +78,45 @@ def test_refusals_count_against_stable_only() -> None:
     ruling = judge(nonsense, STABLE, LIMITS, elapsed_seconds=50)
     assert ruling.verdict == "roll back"
     assert "10 of 100 requests were refused" in ruling.reason
+
+
+def test_users_who_give_up_waiting_count_against_stable() -> None:
+    """A candidate that hangs loses its users before anything fails; stable's lose their patience less often."""
+    ruling = judge(replace(GOOD, left=30), replace(STABLE, left=10), LIMITS, elapsed_seconds=50)
+    assert ruling.verdict == "roll back"
+    assert "30 of 130 requests were given up without an answer" in ruling.reason
+    alike = judge(replace(GOOD, left=3), replace(STABLE, left=30), LIMITS, elapsed_seconds=50)
+    assert alike.verdict == "promote"
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 422, 429])
+def test_every_answer_in_the_four_hundreds_is_a_refusal(status: int) -> None:
+    """An engine that does not know the model's name answers 404 to everybody."""
+    sample = tally([replace(OUTCOME, status=status)] * 30, "green")
+    assert judge(sample, STABLE, replace(LIMITS, first_token_p95_ms=None), 50).verdict == "roll back"
+
+
+def test_large_samples_are_judged_like_small_ones() -> None:
+    """A hundred thousand requests a stage: at the limit, and well over it."""
+    large = Sample(requests=100_000, failed=1000, refused=0, left=0, first_token_ms=(100.0,) * 100_000)
+    assert judge(large, large, LIMITS, elapsed_seconds=50).verdict == "promote"
+    worse = replace(large, failed=1200)
+    assert judge(worse, large, LIMITS, elapsed_seconds=50).verdict == "roll back"
+
+
+@pytest.mark.parametrize(("hits", "of", "rate"), [(0, 10, 0.05), (3, 41, 0.05), (5, 100, 0.01), (20, 300, 0.05)])
+def test_the_binomial_tail_is_exact(hits: int, of: int, rate: float) -> None:
+    """As the sum of its definition gives it."""
+    exact = sum(comb(of, k) * rate**k * (1 - rate) ** (of - k) for k in range(hits, of + 1))
+    assert _chance_of_at_least(hits, of, rate) == pytest.approx(exact, rel=1e-9)
+
+
+@pytest.mark.parametrize(("hits", "of", "others", "stable_of"), [(3, 8, 0, 67), (1, 20, 4, 380), (0, 5, 0, 5)])
+def test_the_hypergeometric_tail_is_exact(hits: int, of: int, others: int, stable_of: int) -> None:
+    """As the sum of its definition gives it."""
+    total = hits + others
+    ways = sum(comb(of, k) * comb(stable_of, total - k) for k in range(hits, min(of, total) + 1))
+    assert _chance_of_share(hits, of, others, stable_of) == pytest.approx(ways / comb(of + stable_of, total), rel=1e-9)
 
 
 def test_errors_within_the_limit_may_still_be_far_more_than_stable_has() -> None:
@@ -143,7 +183,7 @@ def test_every_sample_gets_a_ruling_with_a_reason(
     requests: int, share_failed: float, share_refused: float, elapsed: float, times: list[float]
 ) -> None:
     """Judging is total, and nothing under the minimum or over the limit is promoted."""
-    sample = Sample(requests, int(requests * share_failed), int(requests * share_refused), tuple(sorted(times)))
+    sample = Sample(requests, int(requests * share_failed), int(requests * share_refused), 0, tuple(sorted(times)))
     ruling = judge(sample, STABLE, LIMITS, elapsed)
     assert ruling.reason
     if sample.requests < LIMITS.minimum_requests or sample.failed > sample.requests * LIMITS.error_percent / 100:

@@ -10,6 +10,7 @@ from flows.policy.ledger import (
     ServiceRecord,
     Stage,
     back_out,
+    begin_stopping,
     go_live,
     held_by,
     note_stage,
@@ -19,6 +20,7 @@ from flows.policy.ledger import (
     replica_orders,
     retire,
     take_over,
+    what_to_back_out,
 )
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -32,6 +34,10 @@ def opened(record: ServiceRecord, commit: str, run_id: str = "run", ended_run_id
 
 def with_live(commit: str = "v1", record: ServiceRecord = NOTHING) -> ServiceRecord:
     return go_live(opened(record, commit), "run")
+
+
+def backed_out(record: ServiceRecord, reason: str = "bad") -> ServiceRecord:
+    return back_out(record, what_to_back_out(record).id, reason)
 
 
 def test_the_id_says_what_a_release_is() -> None:
@@ -52,7 +58,7 @@ def test_the_next_release_takes_the_other_slot() -> None:
     second = with_live("v2", first)
     assert second.live is not None
     assert second.live.slot == "green"
-    third = opened(retire(second, first.live.id), "v3")
+    third = opened(retire(begin_stopping(second, first.live.id), first.live.id), "v3")
     assert third.under_way is not None
     assert third.under_way.slot == "blue"
 
@@ -61,6 +67,37 @@ def test_a_second_release_of_the_same_service_is_refused() -> None:
     """While one is under way, another one names it and says how to end it."""
     with pytest.raises(Refused, match=r"under way.*run-1.*roll-back"):
         opened(opened(NOTHING, "v1", "run-1"), "v2", "run-2", ended_run_id="run-1")
+
+
+def test_a_fleet_that_is_being_stopped_is_nothing_to_go_back_to() -> None:
+    """Once its draining has begun, a roll-back to it is refused; before, it is live again and nobody may stop it."""
+    record = with_live("v2", with_live())
+    first, second = record.releases
+    with pytest.raises(Refused, match="nothing to roll back to"):
+        backed_out(begin_stopping(record, first.id))
+    back = back_out(record, second.id, "worse answers")
+    assert begin_stopping(back, first.id) == back
+
+
+def test_steps_taken_twice_change_nothing_the_second_time() -> None:
+    """As where the answer to a write was lost, and the step is taken again from what stands."""
+    live = with_live()
+    assert go_live(live, "run") == live
+    under_way = opened(live, "v2")
+    back = backed_out(under_way)
+    assert back_out(back, under_way.releases[-1].id, "again") == back
+    stage = Stage(share_percent=5, verdict="promote", reason="good", requests=20, seconds=10)
+    noted = note_stage(under_way, "run", stage)
+    assert note_stage(noted, "run", stage) == noted
+
+
+def test_the_live_release_is_never_forgotten() -> None:
+    """However many bad ones come after it."""
+    record = with_live()
+    for number in range(60):
+        record = backed_out(opened(record, f"bad-{number}"))
+    assert record.live is not None
+    assert len(record.releases) == 50
 
 
 def test_a_slot_that_still_retires_is_not_free() -> None:
@@ -106,12 +143,13 @@ def test_going_live_retires_the_one_before() -> None:
     record = with_live("v2", with_live())
     assert record.live is not None
     assert record.live.commit == "v2"
-    assert [release.commit for release in record.retiring] == ["v1"]
+    assert record.retiring is not None
+    assert record.retiring.commit == "v1"
 
 
 def test_backing_out_ends_the_release_under_way() -> None:
     """The live one stays live."""
-    record = back_out(opened(with_live(), "v2"), "too many errors")
+    record = backed_out(opened(with_live(), "v2"), "too many errors")
     assert record.under_way is None
     assert record.live is not None
     assert record.live.commit == "v1"
@@ -120,7 +158,7 @@ def test_backing_out_ends_the_release_under_way() -> None:
 
 def test_backing_out_after_promotion_brings_the_warm_one_back() -> None:
     """While the replaced release is still warm, it can be live again."""
-    record = back_out(with_live("v2", with_live()), "a person said so")
+    record = backed_out(with_live("v2", with_live()), "a person said so")
     assert record.live is not None
     assert record.live.commit == "v1"
     assert not record.retiring
@@ -129,16 +167,16 @@ def test_backing_out_after_promotion_brings_the_warm_one_back() -> None:
 def test_backing_out_with_nothing_to_go_back_to_is_refused() -> None:
     """The only release of a service cannot be rolled back: there is nothing behind it."""
     with pytest.raises(Refused, match="nothing to roll back to"):
-        back_out(with_live(), "why not")
+        backed_out(with_live(), "why not")
 
 
 def test_releases_stand_in_the_order_in_which_they_began() -> None:
     """Whatever becomes of them later; one that is released again begins anew."""
     second = with_live("v2", with_live())
     first = second.releases[0]
-    retired = retire(second, first.id)
+    retired = retire(begin_stopping(second, first.id), first.id)
     assert [release.commit for release in retired.releases] == ["v1", "v2"]
-    third = back_out(opened(retired, "v3"), "bad")
+    third = backed_out(opened(retired, "v3"))
     assert [release.commit for release in third.releases] == ["v1", "v2", "v3"]
     assert [release.commit for release in opened(third, "v1").releases] == ["v2", "v3", "v1"]
 

@@ -1,5 +1,6 @@
 """Which replicas go at night, and when the others come back."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, time, timedelta
 from zoneinfo import ZoneInfo
 
@@ -43,9 +44,14 @@ def up(*replicas: Replica) -> list[Server]:
 
 
 def stopped(
-    replicas: list[Replica], servers: list[Server], wanted: int, *keep: str, to_zero: bool = False
+    replicas: list[Replica],
+    servers: list[Server],
+    wanted: int,
+    *keep: str,
+    warm: Sequence[str] = (),
+    to_zero: bool = False,
 ) -> list[str]:
-    decisions = what_to_stop(replicas, servers, RECORD, wanted, keep, to_zero=to_zero)
+    decisions = what_to_stop(replicas, servers, RECORD, wanted, keep, warm, to_zero=to_zero)
     assert [decision.replica for decision in decisions] == replicas
     assert all(decision.reason for decision in decisions)
     return [decision.replica.name for decision in decisions if decision.stop]
@@ -82,15 +88,21 @@ def test_what_ended_releases_left_goes_and_the_candidate_stays() -> None:
     assert stopped([LIVE[0], *others], up(LIVE[0]), 1) == ["old-0", "bad-0"]
 
 
+def test_a_fleet_that_its_run_keeps_warm_stays() -> None:
+    """Somebody may want it back."""
+    old = replica("old", 0)
+    assert stopped([LIVE[0], old], up(LIVE[0]), 1, warm=["old"]) == []
+
+
 def test_without_a_healthy_one_as_many_as_wanted_stay() -> None:
     """Replicas that only start up, or are down for a moment, are not all stopped."""
     assert len(stopped(LIVE, [], 1)) == 2
 
 
-@pytest.mark.parametrize(("hour", "day"), [(6, 2), (8, 1)])
-def test_the_next_seven_is_today_or_tomorrow(hour: int, day: int) -> None:
-    """In the time zone that was asked for."""
-    now = datetime(2026, 1, 1, 7, tzinfo=ZoneInfo("Europe/Berlin"))
+@pytest.mark.parametrize(("hour", "day"), [(21, 1), (18, 1), (7, 2)])
+def test_the_time_that_is_meant_is_the_next_or_one_just_past(hour: int, day: int) -> None:
+    """A run that comes an hour too late means today's time; in the time zone that was asked for."""
+    now = datetime(2026, 1, 1, 20, tzinfo=ZoneInfo("Europe/Berlin"))
     assert next_time(time(hour), now) == datetime(2026, 1, day, hour, tzinfo=ZoneInfo("Europe/Berlin"))
 
 

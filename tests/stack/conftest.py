@@ -1,0 +1,153 @@
+"""One real stack for all tests here, with models so small that a release takes no time of its own."""
+
+import subprocess
+import sysconfig
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from uuid import UUID
+
+import httpx
+import psutil
+import pytest
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.objects import State
+from typer.testing import CliRunner, Result
+
+from blocks.haproxy import HAProxyGateway
+from blocks.processes import free_port, is_free, marked
+from deployments.cli import app
+from deployments.local.demo import Users
+from deployments.local.settings import HOST, SERVICE, Home, StackSettings
+from deployments.local.stack import Stack
+from flows.policy.ledger import ServiceRecord, ledger_key
+from tests.gateway.running import wait_until
+from tests.tiny_gguf import write_tiny_gguf
+
+REPO = "maker/tiny"
+PATIENCE_SECONDS = 100
+"""For what takes seconds while nothing else keeps the machine busy."""
+
+
+def skyferry(*words: str) -> Result:
+    """What a person types, and what they see; in this process, as it takes a program seconds to begin."""
+    return CliRunner().invoke(app, words)
+
+
+def up(home: Home, *options: str) -> subprocess.Popen[str]:
+    """In a process of its own, which what it starts outlives."""
+    command = [f"{sysconfig.get_path('scripts')}/skyferry", "up", "--data", str(home.path), *options]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+@dataclass(frozen=True)
+class RunningStack:
+    stack: Stack
+    client: SyncPrefectClient
+
+    @property
+    def home(self) -> Home:
+        return self.stack.home
+
+    @property
+    def data(self) -> tuple[str, str]:
+        return "--data", str(self.home.path)
+
+    @property
+    def gateway(self) -> HAProxyGateway:
+        return HAProxyGateway(admin_socket=self.home.gateway / "admin.sock")
+
+    @property
+    def servers(self) -> set[tuple[str, str, str]]:
+        return {(server.slot, server.address, server.state) for server in self.gateway.servers(SERVICE)}
+
+    @property
+    def record(self) -> ServiceRecord:
+        found = self.stack.settings.seaweed(self.home).store.get(ledger_key(SERVICE))
+        return ServiceRecord() if found is None else ServiceRecord.model_validate_json(found.body)
+
+    @property
+    def users(self) -> Users:
+        return Users.of(self.stack)
+
+    @property
+    def pids(self) -> dict[str, int]:
+        found = {part.title: part.daemon.find() for part in self.stack.parts}
+        return {title: process.pid for title, process in found.items() if process is not None}
+
+    @property
+    def replica_processes(self) -> list[psutil.Process]:
+        return [process for process in marked(self.home.fleet) if "blocks.llama_cpp" in process.cmdline()]
+
+    def complete(self) -> httpx.Response:
+        """One completion, as a user asks for it."""
+        question = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 5}
+        return httpx.post(f"{self.stack.settings.endpoint}/chat/completions", json=question, timeout=30)
+
+    def start(self, flow: str, **plan: object) -> UUID:
+        """Have the worker run a deployment of the service."""
+        deployment = self.client.read_deployment_by_name(f"{flow}/{SERVICE}")
+        parameters = {"plan": {"service": SERVICE, **plan}}
+        return self.client.create_flow_run_from_deployment(deployment.id, parameters=parameters).id
+
+    def state(self, run: UUID) -> State:
+        state = self.client.read_flow_run(run).state
+        assert state is not None
+        return state
+
+    def end_of(self, run: UUID) -> State:
+        wait_until("the run has ended", lambda: self.state(run).is_final(), PATIENCE_SECONDS)
+        return self.state(run)
+
+    def process_of(self, run: UUID) -> psutil.Process:
+        """The process that runs the flow, and none that it has started."""
+        runs = {process.environ().get("PREFECT__FLOW_RUN_ID"): process for process in marked(self.home.run)}
+        return runs[str(run)]
+
+    def kill(self, *titles: str) -> None:
+        """SIGKILL to those parts, unless they are dead already; returns once what cannot be without them is gone, too."""
+        for part in self.stack.parts:
+            if part.title in titles and (process := part.daemon.find()) is not None:
+                process.kill()
+                wait_until(f"the {part.title} is gone", lambda daemon=part.daemon: daemon.find() is None)
+
+    def remains(self) -> list[object]:
+        """What there should be nothing of once it is down."""
+        settings = self.stack.settings
+        ports = (settings.ui_port, settings.gateway_port, settings.hub_port, *asdict(settings.store_ports).values())
+        sockets = [f"seaweedfs-*-{port}.sock" for port in ports]
+        return [
+            *marked(self.home.path),
+            *(port for port in ports if not is_free(HOST, port)),
+            *(path for pattern in sockets for path in Path("/tmp").glob(pattern)),  # noqa: S108 - SeaweedFS chose it
+            *self.home.path.rglob("*.pid"),
+        ]
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
+    """Started as a person starts it; its hub has two revisions of a tiny model."""
+    home = Home(tmp_path_factory.mktemp("stack"))
+    for seed, revision in enumerate(("r1", "r2")):
+        directory = home.hub / REPO / revision
+        directory.mkdir(parents=True)
+        write_tiny_gguf(directory / "tiny.gguf", seed)
+    ports = ("--ui-port", str(free_port()), "--gateway-port", str(free_port()))
+    try:
+        with up(home, *ports) as starting:
+            said, _ = starting.communicate()
+        assert starting.returncode == 0, said
+        settings = StackSettings.read(home)
+        assert settings is not None
+        with SyncPrefectClient(settings.api_url) as client:
+            yield RunningStack(Stack(home, settings), client)
+    finally:
+        skyferry("down", "--data", str(home.path))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All of these are about real servers."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.server)
+            item.add_marker(pytest.mark.timeout(300))

@@ -1,0 +1,203 @@
+"""The embedded stack from its first start to its end; the tests stand in the order of its life, for it has one only."""
+
+import os
+import subprocess
+import sys
+from uuid import UUID
+
+import pytest
+import yaml
+from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId, FlowRunFilter
+from prefect.client.schemas.objects import State, StateType
+from typer.testing import Result
+
+from blocks.ports import WHOLE, Split
+from deployments.local.settings import SERVICE
+from deployments.local.stack import prefect_file
+from tests.gateway.running import wait_until
+from tests.stack.conftest import PATIENCE_SECONDS, REPO, RunningStack, skyferry, up
+
+HALF = Split(5000)
+
+
+@pytest.fixture(scope="session")
+def first_release(stack: RunningStack) -> subprocess.CompletedProcess[str]:
+    """The first model's release, as a person types it with the stack's environment."""
+    plan = f'{{"service": "{SERVICE}", "repo": "{REPO}", "revision": "r1"}}'
+    command = [sys.executable, "-m", "prefect", "deployment", "run", f"release-model/{SERVICE}"]
+    return subprocess.run(
+        [*command, "--param", f"plan={plan}", "--watch"],
+        env={**os.environ, **stack.stack.env},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_every_deployment_is_there_and_the_schedules_fire(stack: RunningStack) -> None:
+    """What prefect.yaml lists; a scheduler that is broken, as with SQLAlchemy 2.1, says so nowhere else."""
+    for entry in yaml.safe_load(prefect_file().read_text())["deployments"]:
+        flow = entry["entrypoint"].rpartition(".")[2].replace("_", "-")
+        deployment = stack.client.read_deployment_by_name(f"{flow}/{entry['name']}")
+        assert len(deployment.schedules) == len(entry.get("schedules", ()))
+        if deployment.schedules:
+            of_it = DeploymentFilter(id=DeploymentFilterId(any_=[deployment.id]))
+            wait_until(
+                f"runs of {flow} are scheduled",
+                lambda of_it=of_it: any(
+                    run.state_type == StateType.SCHEDULED
+                    for run in stack.client.read_flow_runs(deployment_filter=of_it, flow_run_filter=FlowRunFilter())
+                ),
+                PATIENCE_SECONDS,
+            )
+
+
+def test_a_released_model_answers(stack: RunningStack, first_release: subprocess.CompletedProcess[str]) -> None:
+    """`prefect deployment run release-model/chat --watch` ends well, and users get completions from two replicas."""
+    assert first_release.returncode == 0, first_release.stdout + first_release.stderr
+    assert stack.complete().json()["usage"]["completion_tokens"] == 5
+    assert len(stack.replica_processes) == 2
+
+
+def test_up_finds_the_stack_that_runs(stack: RunningStack) -> None:
+    """The second `up` starts nothing and prints the same addresses."""
+    before = stack.pids
+    found = skyferry("up", *stack.data)
+    assert found.exit_code == 0, found.output
+    assert "starting" not in found.output
+    assert stack.stack.settings.ui_url in found.output
+    assert stack.pids == before
+    assert len(before) == len(stack.stack.parts)
+
+
+@pytest.mark.parametrize("name", ["ui", "gateway"])
+def test_a_running_stack_keeps_its_ports(stack: RunningStack, name: str) -> None:
+    """`up` with another port says which it has and what to do."""
+    refused = skyferry("up", *stack.data, f"--{name}-port", "1234")
+    has = getattr(stack.stack.settings, f"{name}_port")
+    assert refused.exit_code == 1
+    assert f"runs with --{name}-port {has}; run `skyferry down` first" in refused.output
+
+
+@pytest.fixture(scope="session")
+def outage(stack: RunningStack, first_release: object) -> dict[str, State]:  # noqa: ARG001 - it comes before
+    """How runs end while the gateway and the store are dead, and one run whose service nobody knows."""
+    stack.kill("gateway", "object store")
+    runs: dict[str, UUID] = {
+        "gateway": stack.start("scale-down"),
+        "store": stack.start("mirror-model", repo=REPO, revision="r2"),
+        "service": stack.start("scale-down", service="nobody"),
+    }
+    return {name: stack.end_of(run) for name, run in runs.items()}
+
+
+def test_a_dead_gateway_stops_no_replica(stack: RunningStack, outage: dict[str, State]) -> None:
+    """Scale-down does not know what is busy, so it fails, names the gateway's socket and leaves everything."""
+    assert outage["gateway"].is_failed()
+    assert f"no connection to the gateway at {stack.home.gateway / 'admin.sock'}" in (outage["gateway"].message or "")
+    assert len(stack.replica_processes) == 2
+
+
+def test_a_dead_store_is_named(stack: RunningStack, outage: dict[str, State]) -> None:
+    """With its address, and what to look at."""
+    address = f"127.0.0.1:{stack.stack.settings.store_ports.s3}"
+    assert outage["store"].is_failed()
+    assert address in (outage["store"].message or "")
+    assert "check that it runs" in (outage["store"].message or "")
+
+
+def test_an_unknown_service_is_named_beside_those_that_are_known(outage: dict[str, State]) -> None:
+    """Somebody mistyped it."""
+    assert outage["service"].is_failed()
+    assert f"there is no Service block 'nobody'; there is '{SERVICE}'" in (outage["service"].message or "")
+
+
+@pytest.mark.usefixtures("outage")
+def test_up_brings_back_what_has_died(stack: RunningStack) -> None:
+    """Status names what is down and exits with 1; `up` starts that alone, and users' traffic goes where it went."""
+    stack.kill("Prefect worker")
+    alive = stack.pids
+    told = skyferry("status", *stack.data)
+    assert told.exit_code == 1
+    assert down(told) == ["object store", "gateway", "Prefect worker"]
+    with up(stack.home) as starting:
+        said, _ = starting.communicate()
+    assert starting.returncode == 0, said
+    assert alive.items() < stack.pids.items()
+    assert skyferry("status", *stack.data).exit_code == 0
+    assert stack.record.live is not None
+    assert stack.gateway.split(SERVICE) == Split.giving(stack.record.live.slot, WHOLE)
+    assert {(slot, state) for slot, _, state in stack.servers} == {(stack.record.live.slot, "up")}
+    assert stack.complete().is_success
+
+
+SECOND = {"repo": REPO, "revision": "r2", "stages_percent": [50, 100], "keep_warm_seconds": 0}
+
+
+@pytest.fixture(scope="session")
+def killed_release(stack: RunningStack, first_release: object) -> State:  # noqa: ARG001 - it comes before
+    """How the second release ends whose process is killed in its first stage."""
+    run = stack.start("release-model", **SECOND, stage_seconds=3600)
+    wait_until("the candidate has half", lambda: stack.gateway.split(SERVICE) == HALF, PATIENCE_SECONDS)
+    stack.process_of(run).kill()
+    return stack.end_of(run)
+
+
+def test_a_release_whose_process_is_killed_leaves_users_with_what_they_have(
+    stack: RunningStack, killed_release: State
+) -> None:
+    """Prefect sees that it crashed; nothing moves, and both halves are served."""
+    assert killed_release.is_crashed()
+    assert stack.gateway.split(SERVICE) == HALF
+    assert len(stack.replica_processes) == len(stack.servers) == 4
+
+
+@pytest.mark.usefixtures("killed_release")
+def test_the_same_release_again_goes_on_with_what_is_there(stack: RunningStack) -> None:
+    """It adopts the replicas, ends well though its worker is killed meanwhile, and no user notices any of it."""
+    begun = {process.pid for process in stack.replica_processes}
+    with stack.users.calling(stack.stack.settings.endpoint, rate=10):
+        run = stack.start("release-model", **SECOND, stage_seconds=3)
+        wait_until("the run acts for the release", lambda: holder(stack) == str(run), PATIENCE_SECONDS)
+        stack.kill("Prefect worker")
+        told = skyferry("status", *stack.data)
+        assert not stack.state(run).is_final()
+        assert down(told) == ["Prefect worker"]
+        state = stack.end_of(run)
+    assert state.is_completed(), state.message
+    live = stack.record.live
+    assert live is not None
+    assert [replica.release for replica in stack.stack.fleet.replicas(SERVICE)] == [live.id] * 2
+    assert {process.pid for process in stack.replica_processes} < begun
+    assert len(stack.replica_processes) == len(stack.servers) == 2
+    assert stack.gateway.split(SERVICE) == Split.giving(live.slot, WHOLE)
+    noticed = stack.users.noticed()
+    assert noticed.sent > 0
+    assert (noticed.lost, noticed.refused, noticed.streams_cut) == (0, 0, 0)
+
+
+def test_down_ends_also_what_is_left_after_a_crash(stack: RunningStack) -> None:
+    """Worker, gateway, server and a replica are killed; the rest ends, and nothing at all remains."""
+    stack.replica_processes[0].kill()
+    stack.kill("Prefect worker", "gateway", "Prefect server")
+    assert skyferry("down", *stack.data).exit_code == 0
+    assert stack.remains() == []
+
+
+def test_down_ends_a_stack_that_is_only_starting(stack: RunningStack) -> None:
+    """`up` was killed half-way."""
+    with up(stack.home) as starting:
+        wait_until("the gateway has begun", lambda: "gateway" in stack.pids, PATIENCE_SECONDS)
+        starting.kill()
+    assert skyferry("down", *stack.data).exit_code == 0
+    assert stack.remains() == []
+
+
+def holder(stack: RunningStack) -> str | None:
+    """The run that acts for the release under way."""
+    return stack.record.under_way and stack.record.under_way.run_id
+
+
+def down(status: Result) -> list[str]:
+    """The parts that are down, in the words of `skyferry status`."""
+    return [line.split("│")[1].strip() for line in status.output.splitlines() if "down" in line]
