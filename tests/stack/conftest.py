@@ -11,6 +11,7 @@ import httpx
 import psutil
 import pytest
 from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import State
 from typer.testing import CliRunner, Result
 
@@ -99,13 +100,18 @@ class RunningStack:
         wait_until("the run has ended", lambda: self.state(run).is_final(), PATIENCE_SECONDS)
         return self.state(run)
 
+    def tries_again(self, run: UUID) -> bool:
+        """Whether one of its tasks waits for its next try."""
+        of_it = FlowRunFilter(id=FlowRunFilterId(any_=[run]))
+        return any(task.state_name == "AwaitingRetry" for task in self.client.read_task_runs(flow_run_filter=of_it))
+
     def process_of(self, run: UUID) -> psutil.Process:
         """The process that runs the flow, and none that it has started."""
         runs = {process.environ().get("PREFECT__FLOW_RUN_ID"): process for process in marked(self.home.run)}
         return runs[str(run)]
 
     def kill(self, *titles: str) -> None:
-        """SIGKILL to those parts, unless they are dead already; returns once what cannot be without them is gone, too."""
+        """SIGKILL to those that are not dead already; returns once what cannot be without them is gone as well."""
         for part in self.stack.parts:
             if part.title in titles and (process := part.daemon.find()) is not None:
                 process.kill()

@@ -3,11 +3,10 @@
 import os
 import subprocess
 import sys
-from uuid import UUID
 
 import pytest
 import yaml
-from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId, FlowRunFilter
+from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
 from prefect.client.schemas.objects import State, StateType
 from typer.testing import Result
 
@@ -46,7 +45,7 @@ def test_every_deployment_is_there_and_the_schedules_fire(stack: RunningStack) -
                 f"runs of {flow} are scheduled",
                 lambda of_it=of_it: any(
                     run.state_type == StateType.SCHEDULED
-                    for run in stack.client.read_flow_runs(deployment_filter=of_it, flow_run_filter=FlowRunFilter())
+                    for run in stack.client.read_flow_runs(deployment_filter=of_it)
                 ),
                 PATIENCE_SECONDS,
             )
@@ -81,13 +80,13 @@ def test_a_running_stack_keeps_its_ports(stack: RunningStack, name: str) -> None
 
 @pytest.fixture(scope="session")
 def outage(stack: RunningStack, first_release: object) -> dict[str, State]:  # noqa: ARG001 - it comes before
-    """How runs end while the gateway and the store are dead, and one run whose service nobody knows."""
-    stack.kill("gateway", "object store")
-    runs: dict[str, UUID] = {
-        "gateway": stack.start("scale-down"),
-        "store": stack.start("mirror-model", repo=REPO, revision="r2"),
-        "service": stack.start("scale-down", service="nobody"),
-    }
+    """How runs end whose gateway is dead, whose store is, and whose service nobody knows."""
+    stack.kill("gateway")
+    runs = {"gateway": stack.start("scale-down"), "service": stack.start("scale-down", service="nobody")}
+    # It has read the ledger by then, so that it is the gateway that it waits for.
+    wait_until("scale-down tries again", lambda: stack.tries_again(runs["gateway"]), PATIENCE_SECONDS)
+    stack.kill("object store")
+    runs["store"] = stack.start("mirror-model", repo=REPO, revision="r2")
     return {name: stack.end_of(run) for name, run in runs.items()}
 
 
