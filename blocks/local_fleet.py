@@ -15,6 +15,7 @@ from prefect.blocks.core import Block
 from pydantic import BaseModel, Field, ValidationError
 
 from blocks.errors import Refused, Unavailable
+from blocks.files import write_whole
 from blocks.ports import MANIFEST, Replica, ReplicaOrder, Store
 from blocks.processes import Daemon, free_port
 from blocks.s3 import S3Store
@@ -57,7 +58,7 @@ class LocalFleet(Block):
                 cell=self.cell,
                 address=f"127.0.0.1:{port}",
             )
-            _write(self._record(order.name), json.dumps(asdict(replica)))
+            write_whole(self._record(order.name), json.dumps(asdict(replica)))
             daemon = self._daemon(order.name)
             process = daemon.start(
                 [
@@ -201,10 +202,3 @@ def _alone(lock_file: Path) -> Iterator[None]:
     with lock_file.open("ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
-
-
-def _write(path: Path, text: str) -> None:
-    """All of it or nothing, whenever this process is killed."""
-    draft = path.with_suffix(".new")
-    draft.write_text(text)
-    draft.replace(path)

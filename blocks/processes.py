@@ -10,6 +10,8 @@ from pathlib import Path
 
 import psutil
 
+from blocks.files import write_whole
+
 MARK = "SKYFERRY_DAEMON"
 """An environment variable that names the daemon's pid file; children inherit it."""
 
@@ -57,9 +59,7 @@ class Daemon:
                 start_new_session=True,
             )
         process = psutil.Process(child.pid)
-        draft = self.pid_file.with_suffix(".draft")
-        draft.write_text(json.dumps({"pid": child.pid, "created": process.create_time()}))
-        draft.replace(self.pid_file)
+        write_whole(self.pid_file, json.dumps({"pid": child.pid, "created": process.create_time()}))
         return process
 
     def stop(self, grace_seconds: float = 10) -> None:

@@ -19,6 +19,8 @@ from typing import Any
 
 import httpx
 
+from blocks.files import write_whole
+
 STREAMED_SHARE = 0.5
 MAX_TOKENS = (3, 6)
 QUESTION_WORDS = (2, 4)
@@ -213,20 +215,13 @@ async def run(
                     group.create_task(send(client, request, tally))
                 patience.reschedule(loop.time() + LAST_ANSWERS_SECONDS)
         reporting.cancel()
-    _write(report, tally.report())
+    write_whole(report, tally.report())
 
 
 async def _report_again_and_again(tally: Tally, report: Path) -> None:
     while True:
-        _write(report, tally.report())
+        write_whole(report, tally.report())
         await asyncio.sleep(REPORT_SECONDS)
-
-
-def _write(path: Path, text: str) -> None:
-    """All of it or nothing: others read the report at any moment."""
-    draft = path.with_suffix(".new")
-    draft.write_text(text)
-    draft.replace(path)
 
 
 async def main() -> None:
