@@ -57,7 +57,7 @@ def _job_template(home: Home) -> dict[str, Any]:
     # A run that outlives its worker would end at its next line of log, for want of a reader; Prefect has the lines.
     variables["stream_output"]["default"] = False
     # With the worker's own mark it would be taken for the worker, and nobody would start another one.
-    variables["env"]["default"] = {MARK: str(home.run / "flow-runs")}
+    variables["env"]["default"] = {MARK: str(home.flow_runs)}
     return template
 
 

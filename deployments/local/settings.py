@@ -28,6 +28,11 @@ class Home:
         return self.path / "run"
 
     @property
+    def flow_runs(self) -> Path:
+        """What marks the processes of flow runs, which have no pid file; see `blocks.processes`."""
+        return self.run / "flow-runs"
+
+    @property
     def env_file(self) -> Path:
         """What a shell reads so that `prefect` finds this stack."""
         return self.path / "env"

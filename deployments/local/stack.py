@@ -26,6 +26,8 @@ from deployments.local.settings import HOST, SERVICE, Home, StackSettings
 
 START_SECONDS = 120
 POLL_SECONDS = 0.2
+UNDO_SECONDS = 30
+"""How long a release that is under way may take to give users back what they had, when all is stopped."""
 FALLBACK_HOST, FALLBACK_KEY = "SKYFERRY_FALLBACK_HOST", "SKYFERRY_FALLBACK_KEY"
 """Environment variables that name an outside OpenAI-compatible provider, and hold the key for it."""
 
@@ -147,7 +149,10 @@ class Stack:
         wait_until_healthy(worker)
 
     def down(self, say: Say) -> None:
-        """End every process that carries this stack's mark, the worker first and the server last."""
+        """End every process that carries this stack's mark: flow runs first, then the worker, and the server last."""
+        say("ending flow runs")
+        # While all else is there, so that they can undo what they are at, and tell Prefect; the worker would kill them.
+        end([*marked(self.home.flow_runs)], UNDO_SECONDS)
         for part in reversed(self.parts):
             say(f"stopping the {part.title}")
             part.daemon.stop(part.grace_seconds)
