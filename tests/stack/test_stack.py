@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from uuid import UUID
 
 import pytest
 import yaml
@@ -175,19 +176,33 @@ def test_the_same_release_again_goes_on_with_what_is_there(stack: RunningStack) 
     assert (noticed.lost, noticed.refused, noticed.streams_cut) == (0, 0, 0)
 
 
-def test_down_ends_also_what_is_left_after_a_crash(stack: RunningStack) -> None:
-    """Worker, gateway, server and a replica are killed; the rest ends, and nothing at all remains."""
+@pytest.fixture(scope="session")
+def interrupted_release(stack: RunningStack, killed_release: State) -> UUID:  # noqa: ARG001 - it comes before
+    """The run of a release in the middle of which everything was stopped, one replica being dead."""
+    with up(stack.home) as starting:
+        starting.communicate()
+    run = stack.start("release-model", **SECOND | {"revision": "r1"}, stage_seconds=3600)
+    wait_until("the candidate has half", lambda: stack.gateway.split(SERVICE) == HALF, PATIENCE_SECONDS)
     stack.replica_processes[0].kill()
-    stack.kill("Prefect worker", "gateway", "Prefect server")
     assert skyferry("down", *stack.data).exit_code == 0
+    return run
+
+
+@pytest.mark.usefixtures("interrupted_release")
+def test_down_leaves_nothing(stack: RunningStack) -> None:
+    """No process, no port, no socket, no pid file."""
     assert stack.remains() == []
 
 
-def test_down_ends_a_stack_that_is_only_starting(stack: RunningStack) -> None:
-    """`up` was killed half-way."""
+def test_down_undoes_the_release_under_way(stack: RunningStack, interrupted_release: UUID) -> None:
+    """The next `up` finds a run that has ended and no release under way; killed half-way, `down` ends it as well."""
     with up(stack.home) as starting:
-        wait_until("the gateway has begun", lambda: "gateway" in stack.pids, PATIENCE_SECONDS)
+        wait_until("Prefect answers", stack.stack.parts[0].is_healthy, PATIENCE_SECONDS)
+        stack.stack.settings.seaweed(stack.home).wait_until_ready()
+        assert stack.state(interrupted_release).is_crashed()
+        assert stack.record.under_way is None
         starting.kill()
+    stack.kill("gateway", "Prefect server")
     assert skyferry("down", *stack.data).exit_code == 0
     assert stack.remains() == []
 
