@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import socket
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -110,10 +111,13 @@ def _signal(send: Callable[[], None]) -> None:
         return
 
 
+PORTS = range(10_000, 32_768)
+"""Below those that systems give to outgoing connections: a server that is down for a moment finds its port still free."""
+
+
 def free_port(host: str = "127.0.0.1") -> int:
     """A port that nobody listens on at this moment."""
-    with socket.create_server((host, 0)) as listener:
-        return listener.getsockname()[1]
+    return next(port for port in iter(lambda: secrets.choice(PORTS), None) if is_free(host, port))
 
 
 def is_free(host: str, port: int) -> bool:

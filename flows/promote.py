@@ -9,7 +9,7 @@ from prefect.exceptions import FlowPauseTimeout
 from prefect.input import RunInput
 from pydantic import Field
 
-from blocks.errors import Refused
+from blocks.errors import Refused, Unavailable
 from blocks.ports import Outcome, other
 from blocks.service import Service
 from flows.boards import canary_board
@@ -84,8 +84,12 @@ def _hold(service: Service, release: Release, plan: PromotePlan, share: int, boa
     run_id = own_run_id()
 
     def rule(outcomes: Sequence[Outcome], seconds: float) -> Ruling:
-        # A roll-back by hand ends the stage within a second, and not at its deadline.
-        held_by(record_of(service.store, service.name), run_id)
+        try:
+            # A roll-back by hand ends the stage within a second, and not at its deadline.
+            held_by(record_of(service.store, service.name), run_id)
+        except Unavailable as error:
+            # The next share is not given without the ledger; until then, what users see is what counts.
+            get_run_logger().warning("The ledger cannot be read: %s", error)
         candidate, stable = tally(outcomes, release.slot), tally(outcomes, other(release.slot))
         ruling = judge(candidate, stable, limits, seconds)
         shown = canary_board(release, plan.stages_percent, share, candidate, stable, ruling, seconds)

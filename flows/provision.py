@@ -81,7 +81,7 @@ def start_replicas(service: Service, release: Release, timeout_seconds: float) -
     for server in list_servers(service.gateway, service.name):
         if server.slot == release.slot and server.address not in addresses | known:
             detach(service.gateway, service.name, server.slot, server.address)
-    for address in sorted(addresses):
+    for address in sorted(addresses & known):
         attach(service.gateway, service.name, release.slot, address)
     for one in started:
         if not one.was_running:

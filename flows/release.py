@@ -11,13 +11,14 @@ from flows.boards import release_report
 from flows.drain import stop_release
 from flows.mirror import mirror_model
 from flows.plans import MirrorPlan, PromotePlan, ProvisionPlan, ReleasePlan
-from flows.policy.ledger import Release, begin_stopping, retire
+from flows.policy.ledger import Release, begin_stopping, held_by, retire
 from flows.promote import promote_canary
 from flows.provision import open_in_ledger, provision_fleet, start_replicas
 from flows.tasks.artifacts import only_for_show
 from flows.tasks.ledger import amend, read_record
+from flows.tasks.runs import own_run_id
 from flows.tasks.service import open_service
-from flows.undo import RolledBack, users_keep_what_they_had
+from flows.undo import RolledBack, traffic_to_live, users_keep_what_they_had
 
 DRAIN_TIMEOUT_SECONDS = 900.0
 """The longest answer that a replaced replica may still be giving."""
@@ -31,11 +32,15 @@ def release_model(plan: ReleasePlan) -> Release:
     pinned = plan.model_copy(update={"revision": release.commit})
     try:
         if release.state == "live":
-            # It stands already; its replicas may not, after a night or a restart of their machine.
+            # It stands already; its replicas may not, after a restart of their machine, nor may its traffic, where the
+            # run that made it live was killed or lost the ledger's answer.
             start_replicas(service, release, plan.ready_timeout_seconds)
+            traffic_to_live(service, read_record(service.store, service.name))
         else:
             with users_keep_what_they_had(service):
                 mirror_model(pinned.part(MirrorPlan))
+                # Rolled back meanwhile, it would be opened anew.
+                held_by(read_record(service.store, service.name), own_run_id())
                 provision_fleet(pinned.part(ProvisionPlan))
                 promote_canary(pinned.part(PromotePlan))
         retire_the_old(service, plan.keep_warm_seconds)

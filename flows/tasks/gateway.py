@@ -56,19 +56,20 @@ def hold_stage(
     outcomes: list[Outcome] = []
     cursor = log.requests(service, after=None).cursor
     while True:
+        elapsed = time.monotonic() - begun
         try:
             reading = log.requests(service, after=cursor)
         except Unavailable as error:
-            # No news is no pass, and the deadline goes on: tried again as a whole, the stage would begin anew.
+            # Tried again as a whole, the stage would begin anew; so its deadline goes on, and no news is no pass.
             get_run_logger().warning("The request log cannot be read: %s", error)
+            ruling = rule((), elapsed)
         else:
             cursor = reading.cursor
             if not reading.is_complete:
                 get_run_logger().warning("Requests may have been logged and lost: the stage's evidence begins anew.")
                 outcomes.clear()
             outcomes.extend(reading.outcomes)
-        elapsed = time.monotonic() - begun
-        ruling = rule(outcomes, elapsed)
+            ruling = rule(outcomes, elapsed)
         if ruling.verdict != "hold":
             return ruling, tuple(outcomes), elapsed
         time.sleep(POLL_SECONDS)

@@ -1,5 +1,6 @@
 """Flows on fakes: a real Prefect API for the whole session, and a world in memory for each test."""
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from prefect.settings import (
 )
 from prefect.testing.utilities import prefect_test_harness
 
-from blocks.errors import Refused
+from blocks.errors import Refused, SkyferryError
 from blocks.ports import Engine, Outcome, Reading, Slot, Split
 from blocks.service import Service
 from flows.policy.ledger import ServiceRecord, ledger_key
@@ -69,6 +70,8 @@ class GatewayWithUsers(FakeGateway):
         self.on_next_look: list[Callable[[], None]] = []
         """Each happens once, at one of the next looks at the request log."""
         self.says_no = False
+        self.log_failures: deque[SkyferryError] = deque()
+        """Each is raised once, by the next looks at the request log in turn."""
 
     def set_split(self, service: str, split: Split) -> None:
         self._answer()
@@ -77,6 +80,8 @@ class GatewayWithUsers(FakeGateway):
 
     def requests(self, service: str, after: str | None) -> Reading:
         if after is not None:
+            if self.log_failures:
+                raise self.log_failures.popleft()
             if self.on_next_look:
                 self.on_next_look.pop()()
             self.append(service, *self.users.seen["blue"], *self.users.seen["green"])

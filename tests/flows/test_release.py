@@ -143,6 +143,31 @@ def test_a_gateway_that_says_no_is_found_out_before_anything_starts(world: World
     assert world.record.under_way is None
 
 
+def test_a_log_that_cannot_be_read_is_no_news(world: World) -> None:
+    """The stage goes on when it can be read again; until then it neither passes nor begins anew."""
+    release_model(plan("v1"))
+    world.gateway.log_failures.append(Unavailable("no connection"))
+    release = release_model(plan("v2"))
+    assert [stage.share_percent for stage in release.stages] == [10, 100]
+
+
+def test_a_log_that_can_never_be_read_is_no_pass(world: World) -> None:
+    """At its deadline the stage is rolled back, whatever was seen before."""
+    release_model(plan("v1"))
+    world.gateway.log_failures.extend(Unavailable("no connection") for _ in range(9))
+    with pytest.raises(SkyferryError, match=r"not passed within.*0 of the 20 requests"):
+        release_model(plan("v2", stage_deadline_seconds=0.001))
+    assert world.gateway.split("chat") == Split(0)
+
+
+def test_a_release_that_went_live_without_its_traffic_gets_it(world: World) -> None:
+    """As where the run that made it live was killed by an error it did not see through."""
+    release_model(plan("v1"))
+    world.gateway.set_split("chat", Split(10_000))
+    release_model(plan("v1"))
+    assert world.gateway.split("chat") == Split(0)
+
+
 def test_a_roll_back_by_hand_ends_the_run_that_promotes(world: World) -> None:
     """The promoting run sees within a look that the release is no longer its own, and leaves no traffic on it."""
     release_model(plan("v1"))
