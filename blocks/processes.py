@@ -112,7 +112,7 @@ def _signal(send: Callable[[], None]) -> None:
 
 
 PORTS = range(10_000, 32_768)
-"""Below those that systems give to outgoing connections: a server that is down for a moment finds its port still free."""
+"""Below those that outgoing connections are given: a server that is down for a moment finds its port still free."""
 
 
 def free_port(host: str = "127.0.0.1") -> int:
