@@ -1,5 +1,6 @@
 """The `skyferry` command."""
 
+import json
 import os
 import shlex
 import shutil
@@ -50,7 +51,8 @@ def up(data: Data = DATA, ui_port: UiPort = None, gateway_port: GatewayPort = No
     """Start the embedded stack: Prefect, an S3 store, a model hub and the gateway; one that runs already is found."""
     with _spoken_errors():
         stack = _bring_up(Home(data.resolve()), ui_port, gateway_port)
-    _show_addresses(stack)
+        _show_addresses(stack)
+        _mention_missing_replicas(stack)
 
 
 @app.command()
@@ -198,6 +200,17 @@ Three commands to try:
 `skyferry down` ends it.""",
         soft_wrap=True,
     )
+
+
+def _mention_missing_replicas(stack: Stack) -> None:
+    bin_directory = shlex.quote(os.path.relpath(Path(sys.executable).parent))
+    if (live := stack.record.live) is not None and not stack.fleet.replicas(SERVICE):
+        plan = json.dumps({"service": SERVICE})
+        console.print(
+            f"\nRelease {live.id} is live and none of its replicas runs; this brings them back:\n"
+            f"  {bin_directory}/prefect deployment run scale-up/{SERVICE} --param 'plan={plan}' --watch",
+            soft_wrap=True,
+        )
 
 
 def _in_words(seen: Noticed) -> str:

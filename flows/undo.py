@@ -42,7 +42,8 @@ def users_keep_what_they_had(service: Service) -> Iterator[None]:
             # Somebody else has ended the release, maybe just before this run moved traffic once more.
             traffic_to_live(service, record)
         elif record.under_way.run_id == own_run_id():
-            roll_back_to_stable(service, str(error) or type(error).__name__)
+            ended_from_outside = not isinstance(error, Exception)
+            roll_back_to_stable(service, "its run was ended from outside" if ended_from_outside else str(error))
         raise
 
 

@@ -18,7 +18,7 @@ from blocks.processes import Daemon
 from deployments.local.hub import REPO
 from deployments.local.settings import SERVICE
 from deployments.local.stack import Say, Stack
-from flows.policy.ledger import Release, ServiceRecord, State, ledger_key
+from flows.policy.ledger import Release, State
 
 LONG_TOKENS = 240
 """About what a longer prompt has: more than v3's window takes, and much less than the others'."""
@@ -149,15 +149,13 @@ class Demo:
         return len(stages)
 
     def _stages(self) -> list[tuple[int, str, str]]:
-        return [(s.share_percent, s.verdict, s.reason) for release in self._record().releases for s in release.stages]
-
-    def _record(self) -> ServiceRecord:
-        found = self.stack.settings.seaweed(self.stack.home).store.get(ledger_key(SERVICE))
-        return ServiceRecord() if found is None else ServiceRecord.model_validate_json(found.body)
+        return [
+            (s.share_percent, s.verdict, s.reason) for release in self.stack.record.releases for s in release.stages
+        ]
 
     def _report(self, steps: tuple[Step, ...], users: dict[str, Any]) -> Report:
         left = tuple(replica.name for replica in self.stack.fleet.replicas(SERVICE))
-        releases = self._record().releases
+        releases = self.stack.record.releases
         return Report(
             steps=steps, releases=releases, replicas_left=left, users=users, claims=claims(steps, releases, left, users)
         )

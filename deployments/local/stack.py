@@ -23,6 +23,7 @@ from deployments.gateway.config import (
 )
 from deployments.local.hub import REPO, fill_hub
 from deployments.local.settings import HOST, SERVICE, Home, StackSettings
+from flows.policy.ledger import ServiceRecord, ledger_key
 
 START_SECONDS = 120
 POLL_SECONDS = 0.2
@@ -126,6 +127,11 @@ class Stack:
     @property
     def fleet(self) -> LocalFleet:
         return LocalFleet(directory=self.home.fleet, store=self.settings.seaweed(self.home).store)
+
+    @property
+    def record(self) -> ServiceRecord:
+        found = self.settings.seaweed(self.home).store.get(ledger_key(SERVICE))
+        return ServiceRecord() if found is None else ServiceRecord.model_validate_json(found.body)
 
     def up(self, say: Say) -> None:
         """Start what is not running yet, and put blocks and deployments in place."""

@@ -173,7 +173,8 @@ def take_over(record: ServiceRecord, run_id: str, ended_run_id: str | None) -> S
         return record
     if release.run_id != ended_run_id:
         raise Refused(
-            f"release {release.id} is in the hands of flow run {release.run_id}, which has not ended; wait or cancel it"
+            f"release {release.id} is in the hands of flow run {release.run_id}, which has not ended; "
+            f"wait, cancel it, or end the release with roll-back"
         )
     return record.with_release(release.model_copy(update={"run_id": run_id}))
 

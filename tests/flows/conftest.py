@@ -141,7 +141,7 @@ def prefect_api() -> Iterator[None]:
         # One write a task run locks SQLite so often that clients are told to come back in two seconds.
         PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE: 100,
         PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE: 100,
-        PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL: 0.5,
+        PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL: 1,
     }
     with temporary_settings(quiet), prefect_test_harness(server_startup_timeout=120):
         yield

@@ -21,7 +21,7 @@ from deployments.cli import app
 from deployments.local.demo import Users
 from deployments.local.settings import HOST, SERVICE, Home, StackSettings
 from deployments.local.stack import Stack
-from flows.policy.ledger import ServiceRecord, ledger_key
+from flows.policy.ledger import ServiceRecord
 from tests.gateway.running import wait_until
 from tests.tiny_gguf import write_tiny_gguf
 
@@ -64,8 +64,7 @@ class RunningStack:
 
     @property
     def record(self) -> ServiceRecord:
-        found = self.stack.settings.seaweed(self.home).store.get(ledger_key(SERVICE))
-        return ServiceRecord() if found is None else ServiceRecord.model_validate_json(found.body)
+        return self.stack.record
 
     @property
     def users(self) -> Users:
