@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, computed_field
 
 from blocks.errors import Unavailable
 from blocks.processes import Daemon
@@ -61,6 +61,7 @@ class Report(BaseModel, frozen=True):
     """The load generator's own report."""
     claims: dict[str, bool]
 
+    @computed_field
     @property
     def came_true(self) -> bool:
         return all(self.claims.values())
