@@ -35,7 +35,8 @@ def release_model(plan: ReleasePlan) -> Release:
             # It stands already; its replicas may not, after a restart of their machine, nor may its traffic, where the
             # run that made it live was killed or lost the ledger's answer.
             start_replicas(service, release, plan.ready_timeout_seconds)
-            traffic_to_live(service, read_record(service.store, service.name))
+            if (record := read_record(service.store, service.name)).under_way is None:
+                traffic_to_live(service, record)
         else:
             with users_keep_what_they_had(service):
                 mirror_model(pinned.part(MirrorPlan))

@@ -12,6 +12,7 @@ from flows.plans import ReleasePlan
 from flows.policy.ledger import back_out, ledger_key
 from flows.release import release_model
 from tests.flows.conftest import GOOD, REPO, World
+from tests.flows.test_steps import provision
 
 FAILED = replace(GOOD, status=500)
 
@@ -166,6 +167,15 @@ def test_a_release_that_went_live_without_its_traffic_gets_it(world: World) -> N
     world.gateway.set_split("chat", Split(10_000))
     release_model(plan("v1"))
     assert world.gateway.split("chat") == Split(0)
+
+
+def test_releasing_the_live_one_again_leaves_a_canary_its_share(world: World) -> None:
+    """Another release is under way with a share of its own, and that is not this run's to take."""
+    release_model(plan("v1"))
+    provision("v2")
+    world.gateway.set_split("chat", Split(3000))
+    release_model(plan("v1"))
+    assert world.gateway.split("chat") == Split(3000)
 
 
 def test_a_roll_back_by_hand_ends_the_run_that_promotes(world: World) -> None:
