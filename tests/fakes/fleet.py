@@ -78,4 +78,5 @@ class FakeEngine:
         return None if self._at(address) is None else self.in_flight_at.get(address, 0)
 
     def _at(self, address: str) -> Replica | None:
-        return next((replica for replica in self.fleet.running.values() if replica.address == address), None)
+        # A copy: replicas start in threads of their own.
+        return next((replica for replica in list(self.fleet.running.values()) if replica.address == address), None)
