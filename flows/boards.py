@@ -25,8 +25,8 @@ def canary_board(
 
 **{ruling.verdict.upper()}**: {ruling.reason}
 
-| | slot | requests | failed | refused | p50 first token | p95 first token |
-|---|---|---:|---:|---:|---:|---:|
+| | slot | requests | failed | refused | gave up waiting | p50 first token | p95 first token |
+|---|---|---:|---:|---:|---:|---:|---:|
 {_sample_row("candidate", release.slot, candidate)}
 {_sample_row("stable", other(release.slot), stable)}
 
@@ -81,4 +81,5 @@ def decision_table(decisions: Sequence[Decision], *, dry_run: bool) -> str:
 def _sample_row(name: str, slot: Slot, sample: Sample) -> str:
     times = (sample.first_token_percentile(percent) for percent in (50, 95))
     p50, p95 = ("no data" if ms is None else f"{ms:.0f} ms" for ms in times)
-    return f"| {name} | {slot} | {sample.requests} | {sample.failed} | {sample.refused} | {p50} | {p95} |"
+    counts = f"{sample.requests} | {sample.failed} | {sample.refused} | {sample.left}"
+    return f"| {name} | {slot} | {counts} | {p50} | {p95} |"

@@ -20,7 +20,7 @@ MIB = 1 << 20
 
 
 class Board:
-    """One markdown artifact of this flow run, written anew each time something has changed."""
+    """One markdown artifact of this flow run, written over from time to time as things change."""
 
     def __init__(self, key: str, description: str) -> None:
         # In a sync caller these functions return the id itself, and no coroutine, whatever their types say.
