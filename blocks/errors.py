@@ -1,4 +1,4 @@
-"""The three ways a port says no. Each message names the thing, the value and the next step."""
+"""The ways a port says no. Each message names the thing, the value and the next step."""
 
 
 class SkyferryError(Exception):
@@ -15,3 +15,14 @@ class Refused(SkyferryError):
 
 class Conflict(SkyferryError):
     """Somebody else wrote first: read again what stands, then decide anew."""
+
+
+class CellSaidNo(SkyferryError):
+    """This cell will not give the machine now, and why; another cell may."""
+
+    def __init__(self, cell: str, reason: str) -> None:
+        super().__init__(cell, reason)
+        self.cell, self.reason = cell, reason
+
+    def __str__(self) -> str:
+        return f"{self.cell} said no: {self.reason}"

@@ -3,7 +3,7 @@
 Every verb raises `Unavailable` where trying again may help and `Refused` where it will not; see `blocks.errors`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -114,6 +114,76 @@ class Store(Records, Objects, Protocol):
     """One bucket."""
 
 
+# --- Markets: what can be rented, where and at which price ----------------------------------------------------------
+
+ON_PROCESSORS = "CPU"
+"""What stands for an accelerator's name where a replica is wanted on processors alone."""
+
+
+@dataclass(frozen=True)
+class Offer:
+    """One kind of machine that a cell rents out."""
+
+    cell: str
+    """As SkyPilot's `infra` has it: `aws/us-east-1`, `aws/us-east-1/us-east-1a`, `k8s/prod`, `slurm/alpha`."""
+    accelerator: str
+    """L4, A100-80GB; `ON_PROCESSORS` where the machine has none, or none is used."""
+    accelerators: int
+    """How many of them a replica gets; 0 on processors."""
+    accelerator_gib: float
+    """The memory of one of them."""
+    host_gib: float | None
+    """The machine's own memory; None where the cell does not say."""
+    use_spot: bool
+    dollars_per_hour: float | None
+    """None where nobody has named a price: such an offer is shown and never taken."""
+    instance: str | None = None
+    """The cloud's own name for the machine; None where a cell has no such names."""
+
+    @property
+    def domain(self) -> str:
+        """What fails together: the region, the Kubernetes cluster, the Slurm cluster."""
+        return "/".join(self.cell.split("/")[:2])
+
+    def __str__(self) -> str:
+        machine = f"{self.accelerator}:{self.accelerators}" if self.accelerators else (self.instance or "processors")
+        return f"{machine} in {self.cell}{' (spot)' if self.use_spot else ''}"
+
+
+@dataclass(frozen=True)
+class Stock:
+    """What a cell says of having an offer now."""
+
+    answer: Literal["free", "none", "unknown", "refused"]
+    """`refused`: we may not rent there at all, as without credentials."""
+    at: float
+    """Unix seconds at which it was said."""
+    confidence: float
+    """From 0, a guess, to 1, the cell's own count."""
+    words: str
+    """Who said what: `sinfo: 2 of 4 L4 are free`, `spot placement score 7 of 10`, `the key is refused: …`."""
+    replicas: int | None = None
+    """How many replicas would fit now; None where the cell does not say."""
+    load: float | None = None
+    """The share of this kind that is in use, from 0 to 1; None where the cell does not say."""
+
+
+class Market(Protocol):
+    """What can be rented, and what of it is in stock. Nothing here costs anything or needs an account."""
+
+    def offers(self, cells: Sequence[str], accelerators: Sequence[str]) -> tuple[Offer, ...]:
+        """Everything on offer in those cells with those accelerators; an empty list of either allows every one.
+
+        A cell may be named in part: `aws`, `aws/us-east-1`, `slurm`. Refused where a name is nobody's, saying which
+        there are.
+        """
+        ...
+
+    def stock(self, offers: Sequence[Offer]) -> tuple[Stock, ...]:
+        """One answer an offer, in their order; what cannot be asked is `unknown`, never an error."""
+        ...
+
+
 # --- Fleets: where replicas run -------------------------------------------------------------------------------------
 
 
@@ -148,14 +218,23 @@ class Replica:
     release: str
     cell: str
     address: str
-    """`host:port` of its OpenAI-compatible endpoint, as the gateway reaches it."""
+    """`host:port` of its OpenAI-compatible endpoint, as the gateway reaches it; empty while it has none yet."""
+    is_tls: bool = False
+    """It speaks TLS, with a certificate that the fleet's authority vouches for, and wants the release's key."""
+    launched_at: float | None = None
+    """Unix seconds; None where the fleet does not know."""
+    dollars_per_hour: float | None = None
+    """What it costs; None where the fleet does not know."""
 
 
 class Fleet(Protocol):
     """Something that runs replicas."""
 
-    def launch(self, order: ReplicaOrder) -> Replica:
-        """Start the replica, or adopt the one of that name that is there; it need not be ready yet."""
+    def launch(self, order: ReplicaOrder, offer: Offer) -> Replica:
+        """Start the replica on that offer, or adopt the one of that name wherever it is; it need not be ready yet.
+
+        Raises CellSaidNo, with nothing left there, where the cell cannot or will not give it.
+        """
         ...
 
     def replicas(self, service: str) -> tuple[Replica, ...]:
@@ -170,19 +249,23 @@ class Fleet(Protocol):
         """The last lines that the replica printed; empty where there are none."""
         ...
 
+    def key_of(self, release: str) -> str | None:
+        """The API key that the release's replicas ask for; None where they ask for none."""
+        ...
+
 
 class Engine(Protocol):
     """A replica asked directly, past the gateway."""
 
-    def is_healthy(self, address: str) -> bool:
+    def is_healthy(self, replica: Replica) -> bool:
         """False while it loads, and while nothing answers."""
         ...
 
-    def complete(self, address: str) -> str:
+    def complete(self, replica: Replica) -> str:
         """One real, short completion; Unavailable where none comes back."""
         ...
 
-    def in_flight(self, address: str) -> int | None:
+    def in_flight(self, replica: Replica) -> int | None:
         """Requests running and waiting; None where that cannot be known, which counts as busy."""
         ...
 
@@ -281,8 +364,12 @@ class Router(Protocol):
 class Pool(Protocol):
     def servers(self, service: str) -> tuple[Server, ...]: ...
 
-    def attach(self, service: str, slot: Slot, address: str) -> None:
+    def attach(self, service: str, slot: Slot, address: str, *, is_tls: bool) -> None:
         """Send requests of that slot there as well, once it is healthy; attached already is no error."""
+        ...
+
+    def set_key(self, service: str, slot: Slot, key: str | None) -> None:
+        """The key that the slot's replicas ask for, sent in place of whatever the user sent; None: as the user sent it."""
         ...
 
     def drain(self, service: str, slot: Slot, address: str) -> None:
