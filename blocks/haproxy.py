@@ -71,9 +71,15 @@ class HAProxyGateway(Block):
     def servers(self, service: str) -> tuple[Server, ...]:
         return tuple(_server(line) for line in self._say("servers", service).splitlines())
 
-    def attach(self, service: str, slot: Slot, address: str) -> None:
+    def attach(self, service: str, slot: Slot, address: str, *, is_tls: bool) -> None:
+        if is_tls:
+            raise Refused(f"the gateway at {self._where} cannot speak TLS to {address} yet; use a plain replica")
         self._say("attach", service, slot, address)
         self._check(service, slot, address, {"up", "down"})
+
+    def set_key(self, service: str, slot: Slot, key: str | None) -> None:
+        if key is not None:
+            raise Refused(f"the gateway at {self._where} cannot hold a key for {slot} of {service} yet")
 
     def drain(self, service: str, slot: Slot, address: str) -> None:
         self._say("drain", service, slot, address)

@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from blocks.errors import Refused, Unavailable
 from blocks.files import write_whole
-from blocks.ports import MANIFEST, Replica, ReplicaOrder, Store
+from blocks.ports import MANIFEST, Offer, Replica, ReplicaOrder, Store
 from blocks.processes import Daemon, free_port
 from blocks.s3 import S3Store
 
@@ -41,7 +41,7 @@ class LocalFleet(Block):
         description="What this machine is called among the places where replicas run.",
     )
 
-    def launch(self, order: ReplicaOrder) -> Replica:
+    def launch(self, order: ReplicaOrder, offer: Offer) -> Replica:
         """Start or adopt the replica; Refused without sound GGUF weights, Unavailable where its process dies at once.
 
         Returns once the process listens, so that its address is its own and nobody else's.
@@ -55,8 +55,10 @@ class LocalFleet(Block):
                 name=order.name,
                 service=order.service,
                 release=order.release,
-                cell=self.cell,
+                cell=offer.cell,
                 address=f"127.0.0.1:{port}",
+                launched_at=time.time(),
+                dollars_per_hour=offer.dollars_per_hour,
             )
             write_whole(self._record(order.name), json.dumps(asdict(replica)))
             daemon = self._daemon(order.name)
@@ -90,6 +92,9 @@ class LocalFleet(Block):
 
     def log_tail(self, name: str) -> str:
         return self._daemon(name).log_tail()
+
+    def key_of(self, release: str) -> str | None:  # noqa: ARG002 - no release's replicas ask for one on loopback
+        return None
 
     @property
     def _home(self) -> Path:

@@ -8,6 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from pydantic import BaseModel, Field, ValidationError
 
 from blocks.errors import Unavailable
+from blocks.ports import Replica
 
 IN_FLIGHT_GAUGES = (
     ("vllm:num_requests_running", "vllm:num_requests_waiting"),
@@ -18,46 +19,42 @@ IN_FLIGHT_GAUGES = (
 
 @dataclass(frozen=True)
 class OpenAIEngine:
-    """An engine at `host:port`, reached over plain HTTP."""
+    """Replicas reached over plain HTTP."""
 
     probe_timeout_seconds: float = 5
     """For its health and its metrics."""
     completion_timeout_seconds: float = 60
 
-    def is_healthy(self, address: str) -> bool:
+    def is_healthy(self, replica: Replica) -> bool:
         try:
-            return (
-                _client().get(f"http://{address}/health", timeout=self.probe_timeout_seconds).status_code
-                == httpx.codes.OK
-            )
+            return self._get(replica, "/health").status_code == httpx.codes.OK
         except httpx.HTTPError:
             return False
 
-    def complete(self, address: str) -> str:
+    def complete(self, replica: Replica) -> str:
         """A few tokens; Unavailable, with what came back, where there is not one."""
         try:
             response = _client().post(
-                f"http://{address}/v1/chat/completions",
+                f"http://{replica.address}/v1/chat/completions",
                 json={"messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 8, "temperature": 0},
                 timeout=self.completion_timeout_seconds,
             )
         except httpx.HTTPError as error:
             raise Unavailable(
-                f"the replica at {address} gave no completion ({type(error).__name__}: {error}); look at its log"
+                f"{replica.name} at {replica.address} gave no completion ({type(error).__name__}: {error}); "
+                f"look at its log"
             ) from error
         try:
             completion = _Completion.model_validate_json(response.content)
         except ValidationError as error:
-            raise Unavailable(_no_completion(address, response)) from error
+            raise Unavailable(_no_completion(replica, response)) from error
         if not response.is_success or completion.usage.completion_tokens == 0:
-            raise Unavailable(_no_completion(address, response))
+            raise Unavailable(_no_completion(replica, response))
         return completion.choices[0].message.content or ""
 
-    def in_flight(self, address: str) -> int | None:
+    def in_flight(self, replica: Replica) -> int | None:
         try:
-            page = (
-                _client().get(f"http://{address}/metrics", timeout=self.probe_timeout_seconds).raise_for_status().text
-            )
+            page = self._get(replica, "/metrics").raise_for_status().text
             samples = [sample for family in text_string_to_metric_families(page) for sample in family.samples]
         except (httpx.HTTPError, ValueError):  # ValueError: no page of metrics
             return None
@@ -67,6 +64,9 @@ class OpenAIEngine:
             if all(values):
                 return int(sum(map(sum, values)))
         return None
+
+    def _get(self, replica: Replica, path: str) -> httpx.Response:
+        return _client().get(f"http://{replica.address}{path}", timeout=self.probe_timeout_seconds)
 
 
 class _Message(BaseModel):
@@ -87,10 +87,10 @@ class _Completion(BaseModel):
     usage: _Usage
 
 
-def _no_completion(address: str, response: httpx.Response) -> str:
+def _no_completion(replica: Replica, response: httpx.Response) -> str:
     return (
-        f"the replica at {address} answered HTTP {response.status_code} and no completion: {response.text[:200]!r}; "
-        f"look at its log"
+        f"{replica.name} at {replica.address} answered HTTP {response.status_code} and no completion: "
+        f"{response.text[:200]!r}; look at its log"
     )
 
 

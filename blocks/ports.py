@@ -369,7 +369,7 @@ class Pool(Protocol):
         ...
 
     def set_key(self, service: str, slot: Slot, key: str | None) -> None:
-        """The key that the slot's replicas ask for, sent in place of whatever the user sent; None: as the user sent it."""
+        """Send this key to the slot's replicas in place of what the user sent; with None, what the user sent."""
         ...
 
     def drain(self, service: str, slot: Slot, address: str) -> None:

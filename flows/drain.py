@@ -31,7 +31,7 @@ def stop_replicas(
         if not is_idle and not even_if_busy:
             get_run_logger().warning("%s is busy, or cannot be asked; it stays", replica.name)
             if server is not None and server.state != "draining":
-                attach(service.gateway, service.name, server.slot, server.address)
+                attach(service.gateway, service.name, server.slot, replica)
             stayed.append(replica)
             continue
         stop_replica(service.fleet, replica)

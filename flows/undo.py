@@ -66,5 +66,5 @@ def traffic_to_live(service: Service, record: ServiceRecord) -> None:
         return
     for replica in list_replicas(service.fleet, service.name):
         if replica.release == record.live.id:
-            attach(service.gateway, service.name, record.live.slot, replica.address)
+            attach(service.gateway, service.name, record.live.slot, replica)
     give_share(service.gateway, service.name, record.live.slot, 100)

@@ -32,7 +32,7 @@ def start_replica(
     _check_standing(records, order)
     was_running = any(replica.name == order.name for replica in fleet.replicas(order.service))
     replica = fleet.launch(order)
-    while not engine.is_healthy(replica.address):
+    while not engine.is_healthy(replica):
         if replica not in fleet.replicas(order.service):
             _check_standing(records, order)
             last_words = fleet.log_tail(order.name)
@@ -45,7 +45,7 @@ def start_replica(
                 f"its last words:\n{last_words}"
             )
         time.sleep(POLL_SECONDS)
-    engine.complete(replica.address)
+    engine.complete(replica)
     try:
         _check_standing(records, order)
     except Refused:
@@ -70,7 +70,7 @@ def list_replicas(fleet: Fleet, service: str) -> tuple[Replica, ...]:
 def wait_until_idle(pool: Pool, engine: Engine, replica: Replica, timeout_seconds: float) -> bool:
     """True once both the gateway and the engine say that nothing is in flight; unknown counts as busy."""
     deadline = time.monotonic() + timeout_seconds
-    while not (_gateway_is_idle(pool, replica) and engine.in_flight(replica.address) == 0):
+    while not (_gateway_is_idle(pool, replica) and engine.in_flight(replica) == 0):
         if time.monotonic() > deadline:
             return False
         time.sleep(POLL_SECONDS)

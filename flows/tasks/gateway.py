@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from prefect import get_run_logger
 
 from blocks.errors import Unavailable
-from blocks.ports import Outcome, Pool, RequestLog, Router, Server, Slot, Split
+from blocks.ports import Outcome, Pool, Replica, RequestLog, Router, Server, Slot, Split
 from flows.policy.gates import Ruling
 from flows.tasks import act
 
@@ -29,9 +29,9 @@ def list_servers(pool: Pool, service: str) -> tuple[Server, ...]:
     return pool.servers(service)
 
 
-@act(task_run_name="attach-{address}-to-{slot}")
-def attach(pool: Pool, service: str, slot: Slot, address: str) -> None:
-    pool.attach(service, slot, address)
+@act(task_run_name="attach-{replica.name}-to-{slot}")
+def attach(pool: Pool, service: str, slot: Slot, replica: Replica) -> None:
+    pool.attach(service, slot, replica.address, is_tls=replica.is_tls)
 
 
 @act(task_run_name="drain-{address}-in-{slot}")

@@ -11,9 +11,9 @@ import stamina
 
 from blocks.errors import Unavailable
 from blocks.openai_engine import OpenAIEngine
-from blocks.ports import Engine, EngineSettings, ReplicaOrder
+from blocks.ports import Engine, EngineSettings, Replica, ReplicaOrder
 from blocks.processes import free_port
-from tests.fakes.fleet import FakeEngine, FakeFleet
+from tests.fakes.fleet import OFFER, FakeEngine, FakeFleet
 from tests.servers import canned_server
 from tests.tiny_gguf import tiny_replica
 
@@ -32,8 +32,8 @@ vllm:num_requests_waiting{engine="1",model_name="tiny"} 2.0
 @dataclass(frozen=True)
 class Case:
     engine: Engine
-    address: str
-    """Where a replica answers two requests at the same time."""
+    replica: Replica
+    """It answers two requests at the same time."""
     hold: Callable[[int], AbstractContextManager[None]]
     """So many requests are in flight there for as long as the block lasts."""
 
@@ -41,15 +41,20 @@ class Case:
 def fake_case() -> Case:
     fleet = FakeFleet()
     engine = FakeEngine(fleet)
-    address = fleet.launch(ReplicaOrder("chat-1a-0", "chat", "1a", "models/tiny/1/", EngineSettings(512, 2))).address
+    order = ReplicaOrder("chat-1a-0", "chat", "1a", "models/tiny/1/", EngineSettings(512, 2))
+    replica = fleet.launch(order, OFFER)
 
     @contextmanager
     def hold(requests: int) -> Iterator[None]:
-        engine.in_flight_at[address] = requests
+        engine.in_flight_at[replica.address] = requests
         yield
-        del engine.in_flight_at[address]
+        del engine.in_flight_at[replica.address]
 
-    return Case(engine, address, hold)
+    return Case(engine, replica, hold)
+
+
+def at(address: str) -> Replica:
+    return Replica("chat-1a-0", "chat", "1a", "here", address)
 
 
 @contextmanager
@@ -74,25 +79,25 @@ def case(request: pytest.FixtureRequest) -> Case:
     if request.param == "fake":
         return fake_case()
     address: str = request.getfixturevalue("address")
-    return Case(OpenAIEngine(), address, lambda requests: endless_requests(address, requests))
+    return Case(OpenAIEngine(), at(address), lambda requests: endless_requests(address, requests))
 
 
 def test_a_replica_that_answers_is_healthy(case: Case) -> None:
     """Health is asked of the address: one answers, the other does not."""
-    assert case.engine.is_healthy(case.address)
-    assert not case.engine.is_healthy(f"127.0.0.1:{free_port()}")
+    assert case.engine.is_healthy(case.replica)
+    assert not case.engine.is_healthy(at(f"127.0.0.1:{free_port()}"))
 
 
 def test_a_completion_is_real(case: Case) -> None:
     """A replica that works says something."""
-    assert case.engine.complete(case.address)
+    assert case.engine.complete(case.replica)
 
 
 def test_no_completion_is_unavailable(case: Case) -> None:
     """Where nothing answers, the error names the address."""
     nowhere = f"127.0.0.1:{free_port()}"
     with pytest.raises(Unavailable, match=nowhere):
-        case.engine.complete(nowhere)
+        case.engine.complete(at(nowhere))
 
 
 @pytest.mark.parametrize("requests", [1, 3])
@@ -106,18 +111,18 @@ def test_requests_in_flight_are_counted(case: Case, requests: int) -> None:
 def wait_for(case: Case, in_flight: int) -> None:
     for attempt in stamina.retry_context(on=AssertionError, attempts=None, timeout=20, wait_max=0.05):
         with attempt:
-            assert case.engine.in_flight(case.address) == in_flight
+            assert case.engine.in_flight(case.replica) == in_flight
 
 
 def test_in_flight_is_unknown_where_nothing_answers(case: Case) -> None:
     """Not zero: nobody knows."""
-    assert case.engine.in_flight(f"127.0.0.1:{free_port()}") is None
+    assert case.engine.in_flight(at(f"127.0.0.1:{free_port()}")) is None
 
 
 def test_in_flight_of_vllm_counts_every_rank() -> None:
     """Each data-parallel rank has gauges of its own; they add up."""
     with canned_server(200, body=VLLM_METRICS.encode()) as server:
-        assert OpenAIEngine().in_flight(server.address) == 6
+        assert OpenAIEngine().in_flight(at(server.address)) == 6
 
 
 @pytest.mark.parametrize(
@@ -127,13 +132,13 @@ def test_in_flight_of_vllm_counts_every_rank() -> None:
 def test_in_flight_is_unknown_where_the_metrics_do_not_tell(status: int, page: str) -> None:
     """A page that lacks half of them, is none, or comes with an error is no count."""
     with canned_server(status, body=page.encode()) as server:
-        assert OpenAIEngine().in_flight(server.address) is None
+        assert OpenAIEngine().in_flight(at(server.address)) is None
 
 
 def test_a_loading_engine_is_not_healthy() -> None:
     """503, as engines say while they load, is not healthy."""
     with canned_server(503, body=b'{"error":{"message":"Loading model"}}') as server:
-        assert not OpenAIEngine().is_healthy(server.address)
+        assert not OpenAIEngine().is_healthy(at(server.address))
 
 
 @pytest.mark.parametrize(
@@ -148,6 +153,6 @@ def test_a_loading_engine_is_not_healthy() -> None:
 def test_what_came_instead_of_a_completion_is_told(status: int, body: str) -> None:
     """An answer that is no completion is Unavailable, with its status and what it said."""
     with canned_server(status, body=body.encode()) as server, pytest.raises(Unavailable) as raised:
-        OpenAIEngine().complete(server.address)
+        OpenAIEngine().complete(at(server.address))
     assert f"HTTP {status}" in str(raised.value)
     assert body in str(raised.value)

@@ -17,7 +17,7 @@ from blocks.openai_engine import OpenAIEngine
 from blocks.ports import EngineSettings, Fleet, ReplicaOrder, Store
 from blocks.processes import Daemon, end, marked
 from blocks.s3 import S3Store
-from tests.fakes.fleet import FakeFleet
+from tests.fakes.fleet import OFFER, FakeFleet
 from tests.fakes.store import FakeStore
 from tests.servers import running_seaweedfs  # noqa: F401 - the fixture s3_store
 from tests.tiny_gguf import write_tiny_gguf
@@ -80,7 +80,7 @@ def kill(fleet: LocalFleet, name: str) -> None:
 
 def test_a_launched_replica_is_what_was_ordered(case: Case) -> None:
     """It carries the order's names and is listed for its service, and for no other."""
-    replica = case.fleet.launch(ORDER)
+    replica = case.fleet.launch(ORDER, OFFER)
     assert (replica.name, replica.service, replica.release) == (ORDER.name, ORDER.service, ORDER.release)
     assert case.fleet.replicas("chat") == (replica,)
     assert case.fleet.replicas("embed") == ()
@@ -88,21 +88,21 @@ def test_a_launched_replica_is_what_was_ordered(case: Case) -> None:
 
 def test_launching_again_adopts(case: Case) -> None:
     """A second launch of the same name gives the replica that runs."""
-    assert case.fleet.launch(ORDER) == case.fleet.launch(ORDER)
+    assert case.fleet.launch(ORDER, OFFER) == case.fleet.launch(ORDER, OFFER)
     assert len(case.fleet.replicas("chat")) == 1
 
 
 def test_replicas_do_not_share_an_address(case: Case) -> None:
     """Two replicas stand at two addresses, and both are listed, whatever their release."""
-    first = case.fleet.launch(ORDER)
-    second = case.fleet.launch(replace(ORDER, name="chat-2b-0", release="2b"))
+    first = case.fleet.launch(ORDER, OFFER)
+    second = case.fleet.launch(replace(ORDER, name="chat-2b-0", release="2b"), OFFER)
     assert first.address != second.address
     assert case.fleet.replicas("chat") == (first, second)
 
 
 def test_a_stopped_replica_is_gone(case: Case) -> None:
     """It is not listed any more; stopping it once more, or one that never was, is no error."""
-    case.fleet.launch(ORDER)
+    case.fleet.launch(ORDER, OFFER)
     case.fleet.stop(ORDER.name)
     assert case.fleet.replicas("chat") == ()
     case.fleet.stop(ORDER.name)
@@ -111,24 +111,24 @@ def test_a_stopped_replica_is_gone(case: Case) -> None:
 
 def test_stopping_one_leaves_the_others(case: Case) -> None:
     """Only the replica of that name ends, also where another's name begins with it."""
-    other = case.fleet.launch(replace(ORDER, name=f"{ORDER.name}0"))
-    case.fleet.launch(ORDER)
+    other = case.fleet.launch(replace(ORDER, name=f"{ORDER.name}0"), OFFER)
+    case.fleet.launch(ORDER, OFFER)
     case.fleet.stop(ORDER.name)
     assert case.fleet.replicas("chat") == (other,)
 
 
 def test_a_killed_replica_is_not_listed_and_can_be_launched_anew(case: Case) -> None:
     """A fleet tells of what runs, not of what it once started."""
-    case.fleet.launch(ORDER)
+    case.fleet.launch(ORDER, OFFER)
     case.kill(ORDER.name)
     assert case.fleet.replicas("chat") == ()
-    again = case.fleet.launch(ORDER)
+    again = case.fleet.launch(ORDER, OFFER)
     assert case.fleet.replicas("chat") == (again,)
 
 
 def test_the_log_outlives_its_replica(case: Case) -> None:
     """What a replica printed can be read after its end; where nothing was printed there is nothing."""
-    case.fleet.launch(ORDER)
+    case.fleet.launch(ORDER, OFFER)
     for attempt in stamina.retry_context(on=AssertionError, attempts=None, timeout=10, wait_max=0.05):
         with attempt:
             assert "is served at" in case.fleet.log_tail(ORDER.name)
@@ -160,26 +160,26 @@ def test_replicas_of_one_model_share_its_weights(local_fleet: LocalFleet) -> Non
 @pytest.mark.server
 def test_another_fleet_block_finds_the_same_replicas(local_fleet: LocalFleet) -> None:
     """What runs is known from the directory, so a flow that starts again finds it."""
-    replica = local_fleet.launch(ORDER)
+    replica = local_fleet.launch(ORDER, OFFER)
     assert local_fleet.model_copy().replicas("chat") == (replica,)
 
 
 @pytest.mark.server
 def test_a_replica_becomes_ready(local_fleet: LocalFleet) -> None:
     """The address answers as an OpenAI-compatible engine does."""
-    replica = local_fleet.launch(ORDER)
+    replica = local_fleet.launch(ORDER, OFFER)
     engine = OpenAIEngine()
     for attempt in stamina.retry_context(on=AssertionError, attempts=None, timeout=10, wait_max=0.05):
         with attempt:
-            assert engine.is_healthy(replica.address)
-    assert engine.complete(replica.address)
+            assert engine.is_healthy(replica)
+    assert engine.complete(replica)
 
 
 @pytest.mark.server
 def test_weights_that_cannot_be_loaded_end_the_replica(local_fleet: LocalFleet) -> None:
     """A replica that dies as it loads is not listed, and its log says why."""
     with suppress(Unavailable):  # it may die before or after it listens
-        local_fleet.launch(replace(ORDER, mirror_prefix="models/unreadable/1/"))
+        local_fleet.launch(replace(ORDER, mirror_prefix="models/unreadable/1/"), OFFER)
     for attempt in stamina.retry_context(on=AssertionError, attempts=None, timeout=10, wait_max=0.05):
         with attempt:
             assert local_fleet.replicas("chat") == ()
@@ -189,7 +189,7 @@ def test_weights_that_cannot_be_loaded_end_the_replica(local_fleet: LocalFleet) 
 @pytest.mark.server
 def test_more_context_than_the_model_has_ends_the_replica(local_fleet: LocalFleet) -> None:
     """A replica that could not give a request the context that was ordered does not run, and says what it could."""
-    local_fleet.launch(replace(ORDER, engine=EngineSettings(context_tokens=100_000, parallel_requests=1)))
+    local_fleet.launch(replace(ORDER, engine=EngineSettings(context_tokens=100_000, parallel_requests=1)), OFFER)
     for attempt in stamina.retry_context(on=AssertionError, attempts=None, timeout=10, wait_max=0.05):
         with attempt:
             assert local_fleet.replicas("chat") == ()

@@ -29,7 +29,7 @@ class Case:
     restart: Callable[[], None]
 
     def attach(self) -> None:
-        self.gateway.attach("chat", "blue", self.address)
+        self.gateway.attach("chat", "blue", self.address, is_tls=False)
         wait_until("the replica is up", lambda: self.states() == ["up"])
 
     def states(self) -> list[str]:
@@ -131,8 +131,8 @@ def test_attaching_twice_is_attaching_once(case: Case) -> None:
 
 def test_one_replica_can_stand_in_both_slots(case: Case) -> None:
     """Slots do not know of each other."""
-    case.gateway.attach("chat", "green", case.address)
-    case.gateway.attach("chat", "blue", case.address)
+    case.gateway.attach("chat", "green", case.address, is_tls=False)
+    case.gateway.attach("chat", "blue", case.address, is_tls=False)
     assert [server.slot for server in case.gateway.servers("chat")] == ["blue", "green"]
 
 
@@ -171,7 +171,7 @@ def test_draining_a_stranger_is_refused(case: Case) -> None:
 
 def test_an_address_can_be_of_either_family(case: Case) -> None:
     """IPv6 stands in brackets, and is found again as it was given."""
-    case.gateway.attach("chat", "blue", "[::1]:9")
+    case.gateway.attach("chat", "blue", "[::1]:9", is_tls=False)
     assert [server.address for server in case.gateway.servers("chat")] == ["[::1]:9"]
     case.gateway.detach("chat", "blue", "[::1]:9")
     assert case.gateway.servers("chat") == ()
@@ -181,7 +181,7 @@ def test_an_address_can_be_of_either_family(case: Case) -> None:
 def test_what_is_no_address_is_refused(case: Case, address: str) -> None:
     """A gateway looks up no names: an address is an IP and a port."""
     with pytest.raises(Refused, match="is no address"):
-        case.gateway.attach("chat", "blue", address)
+        case.gateway.attach("chat", "blue", address, is_tls=False)
     assert case.gateway.servers("chat") == ()
 
 
@@ -191,7 +191,7 @@ def test_what_is_no_address_is_refused(case: Case, address: str) -> None:
         lambda gateway: gateway.split("nope"),
         lambda gateway: gateway.set_split("nope", Split(1)),
         lambda gateway: gateway.servers("nope"),
-        lambda gateway: gateway.attach("nope", "blue", "127.0.0.1:9"),
+        lambda gateway: gateway.attach("nope", "blue", "127.0.0.1:9", is_tls=False),
         lambda gateway: gateway.drain("nope", "blue", "127.0.0.1:9"),
         lambda gateway: gateway.detach("nope", "blue", "127.0.0.1:9"),
         lambda gateway: gateway.requests("nope", None),

@@ -6,7 +6,17 @@ from dataclasses import dataclass, field
 from itertools import count
 
 from blocks.errors import SkyferryError, Unavailable
-from blocks.ports import Replica, ReplicaOrder
+from blocks.ports import ON_PROCESSORS, Offer, Replica, ReplicaOrder
+
+OFFER = Offer(
+    cell="here",
+    accelerator=ON_PROCESSORS,
+    accelerators=0,
+    accelerator_gib=0,
+    host_gib=16,
+    use_spot=False,
+    dollars_per_hour=0.5,
+)
 
 
 @dataclass
@@ -20,16 +30,25 @@ class FakeFleet:
     """Every launch that was asked for, also those that failed or adopted."""
     stopped: list[str] = field(default_factory=list)
     """The names of the replicas that were stopped while they ran, in turn."""
+    has_keys: bool = False
     _logs: dict[str, str] = field(default_factory=dict)
     _ports: Iterator[int] = field(default_factory=lambda: count(9000))
 
-    def launch(self, order: ReplicaOrder) -> Replica:
+    def launch(self, order: ReplicaOrder, offer: Offer) -> Replica:
         self.orders.append(order)
         if self.launch_failures:
             raise self.launch_failures.popleft()
         if order.name not in self.running:
             address = f"127.0.0.1:{next(self._ports)}"
-            self.running[order.name] = Replica(order.name, order.service, order.release, "fake", address)
+            self.running[order.name] = Replica(
+                order.name,
+                order.service,
+                order.release,
+                offer.cell,
+                address,
+                launched_at=0,
+                dollars_per_hour=offer.dollars_per_hour,
+            )
             self._logs[order.name] = f"{order.mirror_prefix} is served at {address}"
         return self.running[order.name]
 
@@ -42,6 +61,9 @@ class FakeFleet:
 
     def log_tail(self, name: str) -> str:
         return self._logs.get(name, "")
+
+    def key_of(self, release: str) -> str | None:
+        return f"key of {release}" if self.has_keys else None
 
     def kill(self, name: str) -> None:
         """It dies behind the fleet's back."""
@@ -62,21 +84,23 @@ class FakeEngine:
     failing_completions: int = 0
     """So many of the next completions raise Unavailable."""
 
-    def is_healthy(self, address: str) -> bool:
-        replica = self._at(address)
-        return replica is not None and replica.release not in self.never_ready and address not in self.unhealthy
+    def is_healthy(self, replica: Replica) -> bool:
+        standing = self._at(replica)
+        return (
+            standing is not None and standing.release not in self.never_ready and replica.address not in self.unhealthy
+        )
 
-    def complete(self, address: str) -> str:
+    def complete(self, replica: Replica) -> str:
         if self.failing_completions > 0:
             self.failing_completions -= 1
-            raise Unavailable(f"the replica at {address} was told to fail")
-        if not self.is_healthy(address):
-            raise Unavailable(f"nothing answers at {address}")
+            raise Unavailable(f"{replica.name} was told to fail")
+        if not self.is_healthy(replica):
+            raise Unavailable(f"nothing answers at {replica.address}")
         return "hello"
 
-    def in_flight(self, address: str) -> int | None:
-        return None if self._at(address) is None else self.in_flight_at.get(address, 0)
+    def in_flight(self, replica: Replica) -> int | None:
+        return None if self._at(replica) is None else self.in_flight_at.get(replica.address, 0)
 
-    def _at(self, address: str) -> Replica | None:
+    def _at(self, asked: Replica) -> Replica | None:
         # A copy: replicas start in threads of their own.
-        return next((replica for replica in list(self.fleet.running.values()) if replica.address == address), None)
+        return next((found for found in list(self.fleet.running.values()) if found.address == asked.address), None)

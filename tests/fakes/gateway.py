@@ -16,6 +16,9 @@ class FakeGateway:
         self._servers: dict[str, dict[tuple[Slot, str], Server]] = {service: {} for service in services}
         self._logs: dict[str, list[tuple[str, Outcome]]] = {service: [] for service in services}
         self._starts = dict.fromkeys(services, "start-0")
+        self.keys: dict[tuple[str, Slot], str] = {}
+        self.tls: set[str] = set()
+        """The addresses that are spoken to by TLS."""
         self._numbers = itertools.count(1)
 
     def split(self, service: str) -> Split:
@@ -30,12 +33,21 @@ class FakeGateway:
         self._check(service)
         return tuple(sorted(self._servers[service].values(), key=lambda server: server.slot))
 
-    def attach(self, service: str, slot: Slot, address: str) -> None:
+    def attach(self, service: str, slot: Slot, address: str, *, is_tls: bool) -> None:
         self._check(service)
         if not _is_address(address):
             raise Refused(f"{address} is no address; give an IP and a port, as in 192.0.2.7:8000 or [2001:db8::7]:8000")
+        if is_tls:
+            self.tls.add(address)
         known = self._servers[service].get((slot, address))
         self._servers[service][slot, address] = Server(slot, address, "up", known.in_flight if known else 0)
+
+    def set_key(self, service: str, slot: Slot, key: str | None) -> None:
+        self._check(service)
+        if key is None:
+            self.keys.pop((service, slot), None)
+        else:
+            self.keys[service, slot] = key
 
     def drain(self, service: str, slot: Slot, address: str) -> None:
         self._check(service)

@@ -46,7 +46,7 @@ def gateway(tmp_path: Path, blue: Replica, green: Replica) -> Iterator[RunningGa
 
 
 def attach(gateway: RunningGateway, slot: Slot, replica: Replica) -> None:
-    gateway.by_socket.attach("chat", slot, replica.address)
+    gateway.by_socket.attach("chat", slot, replica.address, is_tls=False)
     wait_until(f"{replica.name} is up", lambda: (slot, replica.address, "up") in servers(gateway))
 
 
@@ -159,7 +159,7 @@ def test_a_replica_that_is_not_well_yet_gets_nothing(gateway: RunningGateway, bl
     with Replica("loading") as loading:
         loading.is_healthy = False
         for _ in range(5):
-            gateway.by_socket.attach("chat", "blue", loading.address)
+            gateway.by_socket.attach("chat", "blue", loading.address, is_tls=False)
             assert {gateway.ask().json()["from"] for _ in range(4)} == {blue.name}
             gateway.by_socket.detach("chat", "blue", loading.address)
         loading.is_healthy = True
