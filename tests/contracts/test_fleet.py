@@ -141,7 +141,7 @@ def test_the_log_outlives_its_replica(case: Case) -> None:
 def test_launches_at_the_same_time_start_one_process(local_fleet: LocalFleet) -> None:
     """However many ask for one name at once, there is one process, and all are told of it."""
     with ThreadPoolExecutor(4) as pool:
-        launched = set(pool.map(local_fleet.launch, [ORDER] * 4))
+        launched = set(pool.map(local_fleet.launch, [ORDER] * 4, [OFFER] * 4))
     assert len(launched) == 1
     assert len([*marked(local_fleet.directory)]) == 1
 
@@ -151,7 +151,7 @@ def test_replicas_of_one_model_share_its_weights(local_fleet: LocalFleet) -> Non
     """Replicas launched at the same time fetch the weights once and leave nothing half-written."""
     with ThreadPoolExecutor(2) as pool:
         orders = [replace(ORDER, name=name) for name in ("a", "b")]
-        assert len({replica.address for replica in pool.map(local_fleet.launch, orders)}) == 2
+        assert len({replica.address for replica in pool.map(local_fleet.launch, orders, [OFFER] * 2)}) == 2
     (weights,) = (local_fleet.directory / "weights").glob("*.gguf")
     assert weights.stem == hashlib.sha256(weights.read_bytes()).hexdigest()
     assert [*weights.parent.glob("*.part")] == []
