@@ -33,6 +33,9 @@ MODULES = (
 KEY_REFUSED = ("permission denied", "too many authentication failures", "host key verification failed")
 """What ssh says where it lets nobody in."""
 
+SSH_FAILED = 255
+"""How ssh ends where it, and not the command over there, has failed."""
+
 
 def skypilot() -> Any:
     """The SDK, with the modules that are used here; whoever never asks for it never waits the seconds that it takes."""
@@ -168,10 +171,8 @@ class SkyPilotInfra:
             return "the SkyPilot API server has not enabled it"
         found = sky.utils.registry.CLOUD_REGISTRY.from_str(cloud)
         is_open, why = found.check_credentials(sky.clouds.CloudCapability.COMPUTE)
-        # What follows the first line is a manual.
-        return (
-            None if is_open else _in_one_line(str(why).partition("\n")[0].removesuffix(" Run the following commands:"))
-        )
+        first = str(why).partition("\n")[0]  # a manual follows
+        return None if is_open else _in_one_line(first.removesuffix(" Run the following commands:")).rstrip(".:")
 
     def clusters(self, kind: Kind) -> tuple[str, ...]:
         if _is_local():
@@ -253,9 +254,11 @@ def rates_of(place: Place, pricing: Mapping[str, Any]) -> tuple[Rate, ...]:
 
 def translation(kind: Kind, name: str, error: Exception) -> Refused | Unavailable:
     """What SkyPilot raised when it was asked for a cluster's nodes."""
-    parts = (error, getattr(error, "detailed_reason", None))  # the second is what ssh or Slurm said
-    words = _in_one_line(": ".join(str(part) for part in parts if part))
-    if any(sign in words.lower() for sign in KEY_REFUSED):
+    detail = getattr(error, "detailed_reason", None) or ""  # what ssh or Slurm said
+    words = _in_one_line(f"{error}: {detail}" if detail.strip() and detail.strip() not in str(error) else str(error))
+    # Where ssh lets nobody in, SkyPilot tries again at a terminal, and that loses ssh's words; all else it hands on.
+    is_refused = getattr(error, "returncode", None) == SSH_FAILED and not detail.strip()
+    if is_refused or any(sign in words.lower() for sign in KEY_REFUSED):
         return Refused(f"{kind}/{name} refuses the login: {words}; mend its key, then run `sky check {kind}`")
     return Unavailable(f"{kind}/{name} does not answer: {words}; `sky check {kind}` may say more")
 

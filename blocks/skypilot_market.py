@@ -13,7 +13,7 @@ from blocks.aws_stock import SpotPlacementScores
 from blocks.errors import Refused, SkyferryError, Unavailable
 from blocks.ports import ON_PROCESSORS, Offer, Stock
 from blocks.skypilot_catalog import closest
-from blocks.skypilot_infra import KINDS, Infra, Kind, Node, Place, Rate, SkyPilotInfra
+from blocks.skypilot_infra import KINDS, Infra, Node, Place, Rate, SkyPilotInfra
 
 SCORE_AT_BEST = 10
 
@@ -35,8 +35,8 @@ class SkyPilotMarket:
     """What Slurm and Kubernetes clusters cost. They go before SkyPilot's own settings for prices, which count too."""
     infra: Infra = field(default_factory=SkyPilotInfra)
     scores: Scores = field(default_factory=SpotPlacementScores)
-    seconds: float = 60
-    """How long each source may take; the first question may have to wait for SkyPilot's API server to start."""
+    seconds: float = 90
+    """How long each source may take: one or two seconds as a rule, but the first question starts SkyPilot's server."""
     now: Callable[[], float] = time.time
 
     def offers(self, cells: Sequence[str], accelerators: Sequence[str]) -> tuple[Offer, ...]:
@@ -79,20 +79,18 @@ class SkyPilotMarket:
         return tuple(self._stock_of(offer, places[offer.cell], answers) for offer in offers)
 
     def _places(self, cells: Sequence[str]) -> tuple[Place, ...]:
-        if cells:
-            named = [Place.parse(cell) for cell in cells]
-            known = {*skypilot_catalog.clouds(), *KINDS}
-            for place in named:
-                if place.cloud not in known:
-                    raise Refused(f"SkyPilot has no cloud called {place.cloud}; {closest(place.cloud, known)}")
-        else:
-            known = {*skypilot_catalog.clouds(), *KINDS}
+        known = {*skypilot_catalog.clouds(), *KINDS}
+        named = [Place.parse(cell) for cell in cells]
+        for place in named:
+            if place.cloud not in known:
+                raise Refused(f"SkyPilot has no cloud called {place.cloud}; {closest(place.cloud, known)}")
+        if not cells:
             named = [place for place in self.infra.enabled() if place.cloud in known]
-            if not named:
-                raise Refused(
-                    "SkyPilot has no cloud enabled and no cluster set up; run `sky check`, "
-                    "or name cells such as aws or gcp to plan by their list prices"
-                )
+        if not named:
+            raise Refused(
+                "SkyPilot has no cloud enabled and no cluster set up; run `sky check`, "
+                "or name cells such as aws or gcp to plan by their list prices"
+            )
         return tuple(sorted(set(self._clusters_in(named)), key=str))
 
     def _clusters_in(self, named: Sequence[Place]) -> Iterator[Place]:
@@ -222,7 +220,10 @@ def node_stock(offer: Offer, nodes: Sequence[Node], at: float) -> Stock:
     if offer.accelerators:
         having = [node for node in nodes if (node.accelerator or "").lower() == offer.accelerator.lower()]
         what, size = offer.accelerator, offer.accelerators
-        counts = [(node.free_accelerators, node.accelerators, size) for node in having]
+        # A node whose processors are all taken has no use for its accelerators.
+        counts = [
+            (node.free_accelerators if node.free_processors != 0 else 0, node.accelerators, size) for node in having
+        ]
     else:
         having = [node for node in nodes if _host_gib(node) == offer.host_gib]
         what = "processors"
@@ -241,10 +242,10 @@ def spot_stock(offer: Offer, place: Place, scores: Mapping[str, int] | SkyferryE
 
     A score only reorders: the lowest counts as free too, with little confidence.
     """
-    if isinstance(scores, SkyferryError):
-        raise scores
     if scores is None or not offer.use_spot or place.cloud != "aws":
         return Stock("unknown", at, 0.0, f"{place.cloud} does not say what it has of {offer}")
+    if isinstance(scores, SkyferryError):
+        raise scores
     if (score := scores.get(place.region or "")) is None:
         return Stock("unknown", at, 0.0, f"aws gives no spot placement score for {offer}")
     return Stock("free", at, score / SCORE_AT_BEST, f"spot placement score {score} of {SCORE_AT_BEST} for {offer}")
@@ -307,12 +308,16 @@ def _unknown(accelerators: Sequence[str], known: set[str]) -> list[str]:
 
 def _kind(offer: Offer) -> tuple[str, ...]:
     """What is asked of AWS together; machines without accelerators have only themselves in common."""
-    return (offer.accelerator, str(offer.accelerators), "" if offer.accelerators else offer.instance or "")
+    return ("aws", offer.accelerator, str(offer.accelerators), "" if offer.accelerators else offer.instance or "")
 
 
 def _order(offer: Offer) -> tuple[Any, ...]:
     dollars = float("inf") if offer.dollars_per_hour is None else offer.dollars_per_hour
     return (offer.cell, offer.accelerator, offer.accelerators, offer.use_spot, dollars, offer.instance or "")
+
+
+def _name(key: Any) -> str:
+    return "/".join(part for part in key if part) if isinstance(key, tuple) else str(key)
 
 
 def _bound(function: Callable[..., Answer], *arguments: Any) -> Callable[[], Answer]:
@@ -322,7 +327,7 @@ def _bound(function: Callable[..., Answer], *arguments: Any) -> Callable[[], Ans
 def _ask(questions: Mapping[Key, Callable[[], Answer]], seconds: float) -> dict[Key, Answer | SkyferryError]:
     """All of them side by side; what is not answered in time is Unavailable, and nobody waits for it any more."""
     answers: dict[Key, Answer | SkyferryError] = {
-        key: Unavailable(f"no answer within {seconds:g} s") for key in questions
+        key: Unavailable(f"{_name(key)} gave no answer within {seconds:g} s") for key in questions
     }
     told: queue.Queue[tuple[Key, Answer | SkyferryError]] = queue.Queue()
 
@@ -332,7 +337,7 @@ def _ask(questions: Mapping[Key, Callable[[], Answer]], seconds: float) -> dict[
         except SkyferryError as error:
             told.put((key, error))
         except Exception as error:  # noqa: BLE001 - the port: what cannot be asked is unknown, never an error
-            told.put((key, Unavailable(f"{type(error).__name__}: {error}")))
+            told.put((key, Unavailable(f"{_name(key)} could not be asked: {type(error).__name__}: {error}")))
 
     # Threads of their own: a pool would wait, at the latest when Python ends, for a source that never answers.
     for key, question in questions.items():
@@ -345,6 +350,3 @@ def _ask(questions: Mapping[Key, Callable[[], Answer]], seconds: float) -> dict[
             break
         answers[key] = answer
     return answers
-
-
-__all__ = ["Kind", "Rate", "RateCard", "SkyPilotMarket", "node_offers", "node_stock", "spot_stock"]

@@ -198,6 +198,12 @@ def test_replicas_have_to_fit_into_one_node_each(count: int, answer: str, replic
     assert "5 of 8 L4 are free" in stock.words
 
 
+def test_accelerators_without_a_free_processor_are_not_to_be_had() -> None:
+    """Whoever has all processors of a node leaves nothing to run a replica with."""
+    assert node_stock(one(1), [replace(L4, free_processors=0)], at=7).answer == "none"
+    assert node_stock(one(1), [replace(L4, free_processors=None)], at=7).answer == "free"
+
+
 def test_what_may_not_be_counted_is_unknown() -> None:
     """A cluster that keeps its free accelerators to itself has no load and no replicas."""
     stock = node_stock(one(1), [L4, replace(L4, free_accelerators=None)], at=7)
@@ -250,15 +256,40 @@ def test_kubernetes_nodes_are_read_as_skypilot_lists_them() -> None:
     assert kubernetes_nodes(listed(0, total={}))[0].accelerator is None
 
 
-def test_a_login_that_refuses_the_key_is_a_refusal() -> None:
-    """The words of ssh, which SkyPilot keeps apart from its own, decide; anything else may pass."""
-    refused = RuntimeError("sinfo failed with return code 255")
-    refused.detailed_reason = "alpha@login: Permission denied (publickey)."  # pyright: ignore[reportAttributeAccessIssue] - as SkyPilot's CommandError
-    assert isinstance(translation("slurm", "alpha", refused), Refused)
-    assert "Permission denied" in str(translation("slurm", "alpha", refused))
-    down = translation("slurm", "alpha", RuntimeError("slurm_load_node: Unable to contact\nslurm controller"))
+class CommandFailed(Exception):
+    """As SkyPilot's CommandError tells of a command on a login node."""
+
+    def __init__(self, returncode: int, detailed_reason: str) -> None:
+        super().__init__(
+            f"Command sinfo failed with return code {returncode}.\n\x1b[31mFailed.\x1b[0m\n{detailed_reason}"
+        )
+        self.returncode, self.detailed_reason = returncode, detailed_reason
+
+
+@pytest.mark.parametrize("said", ["", "\n", "alpha@login: Permission denied (publickey)."])
+def test_a_login_that_refuses_the_key_is_a_refusal(said: str) -> None:
+    """SkyPilot loses the words of ssh as a rule then, and only then."""
+    refused = translation("slurm", "alpha", CommandFailed(255, said))
+    assert isinstance(refused, Refused)
+    assert "slurm/alpha refuses the login" in str(refused)
+    assert said.strip() in str(refused)
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (255, "ssh: connect to host 127.0.0.1 port 1: Connection refused"),
+        (1, "slurm_load_node: Unable to contact slurm controller (connect failure)"),
+        (1, ""),
+    ],
+)
+def test_a_cluster_that_is_down_may_come_back(code: int, said: str) -> None:
+    """What failed is told once, in one line and without colours."""
+    down = translation("slurm", "alpha", CommandFailed(code, said))
     assert isinstance(down, Unavailable)
-    assert "slurm/alpha does not answer" in str(down)
+    assert str(down).count(said or "Failed") == 1
+    assert "\x1b" not in str(down)
+    assert "\n" not in str(down)
 
 
 # --- The market as a whole ------------------------------------------------------------------------------------------
@@ -354,7 +385,7 @@ def test_a_score_reorders_and_never_vetoes() -> None:
         spot("a", "us-west-2"),
         spot("a", "eu-west-1"),
         replace(spot("a"), use_spot=False),
-        replace(spot("a"), cell="gcp/us-central1"),
+        replace(spot("c", accelerators=8), cell="gcp/us-central1"),
         spot("c", accelerators=8),
     ]
     found = market.stock(offers)
@@ -366,6 +397,7 @@ def test_a_score_reorders_and_never_vetoes() -> None:
     assert {stock.at for stock in found} == {5}
     assert "score 9 of 10" in found[0].words
     assert "keeps its scores" in found[-1].words
+    assert "gcp does not say" in found[-2].words
     assert sorted(scores.asked) == [(("a", "b"), ("eu-west-1", "us-east-1", "us-west-2")), (("c",), ("us-east-1",))]
 
 
@@ -395,7 +427,7 @@ def test_a_source_that_never_answers_holds_nobody_up() -> None:
     never.set()
     assert time.monotonic() - started < 5
     assert (alpha.answer, beta.answer) == ("free", "unknown")
-    assert "no answer within 0.2 s" in beta.words
+    assert "slurm/beta gave no answer within 0.2 s" in beta.words
 
 
 def test_a_source_that_breaks_is_unknown() -> None:
@@ -406,7 +438,7 @@ def test_a_source_that_breaks_is_unknown() -> None:
             raise KeyError(cloud)
 
     (stock,) = SkyPilotMarket(infra=Breaks(), scores=FakeScores()).stock([spot("a")])
-    assert (stock.answer, stock.words) == ("unknown", "KeyError: 'aws'")
+    assert (stock.answer, stock.words) == ("unknown", "aws could not be asked: KeyError: 'aws'")
 
 
 # --- The catalogue --------------------------------------------------------------------------------------------------
