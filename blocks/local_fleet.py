@@ -5,7 +5,7 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -16,12 +16,14 @@ from pydantic import BaseModel, Field, ValidationError
 
 from blocks.errors import Refused, Unavailable
 from blocks.files import write_whole
-from blocks.ports import MANIFEST, Offer, Replica, ReplicaOrder, Store
+from blocks.ports import MANIFEST, ON_PROCESSORS, Offer, Replica, ReplicaOrder, Stock, Store
 from blocks.processes import Daemon, free_port
 from blocks.s3 import S3Store
 
 LISTENING_SECONDS = 30
 POLL_SECONDS = 0.02
+LEAST_MEMORY_BYTES = 256 << 20
+"""With less than this to spare, not even the smallest engine would load."""
 
 
 class LocalFleet(Block):
@@ -40,6 +42,37 @@ class LocalFleet(Block):
         title="Cell",
         description="What this machine is called among the places where replicas run.",
     )
+    dollars_per_hour: float = Field(
+        default=0.0,
+        ge=0,
+        title="Dollars an hour",
+        description="What one replica on this machine costs in an hour; 0 says that the machine is paid for anyway.",
+    )
+
+    def offers(self, cells: Sequence[str], accelerators: Sequence[str]) -> tuple[Offer, ...]:
+        """This machine and its memory; Refused where others are asked for, or any accelerator and no processors."""
+        if cells and not any(self.cell == cell or self.cell.startswith(f"{cell}/") for cell in cells):
+            raise Refused(f"{', '.join(cells)} is not this machine; name {self.cell}, or no cell at all")
+        if accelerators and ON_PROCESSORS not in [name.upper() for name in accelerators]:
+            raise Refused(
+                f"{', '.join(accelerators)} is not to be had in {self.cell}, where replicas run on processors; "
+                f"ask for {ON_PROCESSORS}"
+            )
+        return (
+            Offer(
+                cell=self.cell,
+                accelerator=ON_PROCESSORS,
+                accelerators=0,
+                accelerator_gib=0.0,
+                host_gib=psutil.virtual_memory().total / (1 << 30),
+                use_spot=False,
+                dollars_per_hour=self.dollars_per_hour,
+            ),
+        )
+
+    def stock(self, offers: Sequence[Offer]) -> tuple[Stock, ...]:
+        memory, at = psutil.virtual_memory(), time.time()
+        return tuple(memory_stock(offer, memory.available, memory.total, at) for offer in offers)
 
     def launch(self, order: ReplicaOrder, offer: Offer) -> Replica:
         """Start or adopt the replica; Refused without sound GGUF weights, Unavailable where its process dies at once.
@@ -113,6 +146,12 @@ class LocalFleet(Block):
         except FileNotFoundError:
             return None
         return replica if self._daemon(name).find() is not None else None
+
+
+def memory_stock(offer: Offer, available: int, total: int, at: float) -> Stock:
+    """Whether there is memory to spare, in bytes; how many replicas that is depends on the model, so nobody says it."""
+    words = f"{offer.cell}: {available / (1 << 30):.1f} of {total / (1 << 30):.1f} GiB of memory are free"
+    return Stock("free" if available >= LEAST_MEMORY_BYTES else "none", at, 1.0, words, load=1 - available / total)
 
 
 class _File(BaseModel):
