@@ -36,6 +36,13 @@ class Service(Block):
     night_replicas: int = Field(
         default=1, ge=1, title="Replicas at night", description="How many replicas the nightly scale-down leaves."
     )
+    max_dollars_per_hour: float | None = Field(
+        default=None,
+        gt=0,
+        title="Bill, at most ($ an hour)",
+        description="What all replicas of the service may cost together, a candidate's beside the live ones; "
+        "empty: no limit but a release's own.",
+    )
     error_percent: float = Field(
         default=1.0,
         gt=0,

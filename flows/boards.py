@@ -1,11 +1,13 @@
 """What people see in the Prefect UI: data in, markdown out."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from blocks.ports import Slot, other
+from blocks.ports import Offer, Slot, other
 from flows.policy.gates import Ruling, Sample
 from flows.policy.ledger import Release, Stage
+from flows.policy.placement import Placement
 from flows.policy.scale import Decision
+from flows.policy.sizing import Need
 from flows.tasks.fleet import Started
 
 
@@ -44,14 +46,58 @@ def stage_table(stages: Sequence[Stage]) -> str:
     if not stages:
         return ""
     rows = (f"| {s.share_percent} % | {s.verdict} | {s.requests} | {s.seconds:.0f} s | {s.reason} |" for s in stages)
-    return "\n".join(("| stage | verdict | requests | held | reason |", "|---|---|---:|---:|---|", *rows))
+    return _table("| stage | verdict | requests | held | reason |", "|---|---|---:|---:|---|", rows)
 
 
-def placement_table(release: Release, started: Sequence[Started]) -> str:
-    rows = (f"| {s.replica.name} | {s.replica.cell} | {s.replica.address} | {s.seconds:.1f} s |" for s in started)
-    table = "\n".join(("| replica | cell | address | ready after |", "|---|---|---|---:|", *rows))
-    traffic = "" if release.state == "live" else ", without traffic yet"
-    return f"# Replicas of {release.id}\n\nThey stand in slot **{release.slot}**{traffic}.\n\n{table}\n"
+def placement_board(
+    title: str,
+    need: Need,
+    plan: Placement | None,
+    started: Sequence[Started] = (),
+    said_no: Mapping[Offer, str] | None = None,
+) -> str:
+    """Where the replicas run and what they cost; why there; and what each other offer would have cost."""
+    parts = [f"# {title}"]
+    if started:
+        bill = sum(one.replica.dollars_per_hour or 0 for one in started)
+        parts.append(f"{len(started)} ready, for **{_dollars(bill)} an hour**.")
+        rows = (
+            f"| {one.replica.name} | {one.replica.cell} | {one.replica.address} | {one.seconds:.1f} s"
+            f" | {_dollars(one.replica.dollars_per_hour)} |"
+            for one in started
+        )
+        parts.append(_table("| replica | cell | address | ready after | $ an hour |", "|---|---|---|---:|---:|", rows))
+    if said_no:
+        rows = (f"| {offer} | {reason} |" for offer, reason in said_no.items())
+        parts.append("## Cells that said no\n\n" + _table("| tried | its answer |", "|---|---|", rows))
+    parts.append("## What a replica needs\n\n" + "\n".join(f"- {line}" for line in need.arithmetic))
+    if plan is not None:
+        parts.append("## Offers, best first\n\n" + _offers(plan))
+    return "\n\n".join(parts) + "\n"
+
+
+SHOWN_OFFERS = 100
+
+
+def _offers(plan: Placement) -> str:
+    rows = (
+        f"| {rank} | {one.offer} | {_dollars(one.offer.dollars_per_hour)} | {one.stock.answer}: {one.stock.words}"
+        f" | {one.chance:.0%} | {_dollars(one.dollars_per_hour)} | {one.taken or ''} | {one.why} |"
+        for rank, one in enumerate(plan.considered[:SHOWN_OFFERS], 1)
+    )
+    head = "| | offer | $ an hour | in stock | chance | expected $ an hour | taken | why |"
+    more = len(plan.considered) - SHOWN_OFFERS
+    return _table(head, "|---:|---|---:|---|---:|---:|---:|---|", rows) + (
+        f"\n\n… and {more} more." if more > 0 else ""
+    )
+
+
+def _table(head: str, rule: str, rows: Iterable[str]) -> str:
+    return "\n".join((head, rule, *rows))
+
+
+def _dollars(amount: float | None) -> str:
+    return "no price" if amount is None else f"${amount:.2f}"
 
 
 def release_report(release: Release, endpoint: str) -> str:
@@ -74,7 +120,7 @@ def decision_table(decisions: Sequence[Decision], *, dry_run: bool) -> str:
     rows = (
         f"| {d.replica.name} | {d.replica.cell} | {'**stop**' if d.stop else 'keep'} | {d.reason} |" for d in decisions
     )
-    table = "\n".join(("| replica | cell | | why |", "|---|---|---|---|", *rows))
+    table = _table("| replica | cell | | why |", "|---|---|---|---|", rows)
     return f"# What to stop{' (dry run: nothing was stopped)' if dry_run else ''}\n\n{table}\n"
 
 

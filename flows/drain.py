@@ -1,14 +1,21 @@
-"""Take replicas out from under traffic without a request lost."""
+"""Put replicas under traffic, and take them out again without a request lost."""
 
 from collections.abc import Sequence
 
 from prefect import get_run_logger, unmapped
 
 from blocks.errors import Unavailable
-from blocks.ports import Replica
+from blocks.ports import Replica, Slot
 from blocks.service import Service
 from flows.tasks.fleet import list_replicas, stop_replica, wait_until_idle
-from flows.tasks.gateway import attach, detach, drain, list_servers
+from flows.tasks.gateway import attach, detach, drain, hand_over_key, list_servers
+
+
+def put_in_slot(service: Service, slot: Slot, release: str, replicas: Sequence[Replica]) -> None:
+    """Let the gateway send that slot's requests to these replicas of a release, with the key that they ask for."""
+    hand_over_key(service.fleet, service.gateway, service.name, slot, release)
+    for replica in replicas:
+        attach(service.gateway, service.name, slot, replica)
 
 
 def stop_replicas(

@@ -7,6 +7,9 @@ from zoneinfo import ZoneInfo, available_timezones
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from blocks.ports import EngineSettings
+from flows.policy.placement import PlacementRules
+
 
 def _rising_to_100(stages: tuple[int, ...]) -> tuple[int, ...]:
     if any(low >= high for low, high in pairwise((0, *stages))) or not stages or stages[-1] != 100:  # noqa: PLR2004 - %
@@ -43,8 +46,8 @@ class Plan(BaseModel):
     service: str = Field(title="Service", description="The name of the Service block that users call.")
 
     def part(self, kind: type[P]) -> P:
-        """The smaller plan that this one contains."""
-        return kind(**{name: getattr(self, name) for name in kind.model_fields})
+        """The plan of one link of the chain, with what this one says of it."""
+        return kind(**{name: getattr(self, name) for name in kind.model_fields if name in type(self).model_fields})
 
 
 class ModelPlan(Plan):
@@ -66,8 +69,8 @@ class MirrorPlan(ModelPlan):
     """Copy a model into the service's store."""
 
 
-class ProvisionPlan(ModelPlan):
-    """Start the replicas of a release."""
+class FleetPlan(ModelPlan):
+    """The replicas of a release."""
 
     context_tokens: int = Field(
         default=4096,
@@ -81,7 +84,27 @@ class ProvisionPlan(ModelPlan):
         title="Parallel requests",
         description="How many requests one replica answers at the same time; further ones wait.",
     )
+    placement: PlacementRules = Field(
+        default=PlacementRules(),
+        title="Placement",
+        description="Where the replicas may run, on what, and for how much.",
+    )
     ready_timeout_seconds: ReadyTimeout = 1800
+
+    @property
+    def engine(self) -> EngineSettings:
+        return EngineSettings(self.context_tokens, self.parallel_requests)
+
+
+class ProvisionPlan(FleetPlan):
+    """Start the replicas of a release."""
+
+    plan_only: bool = Field(
+        default=False,
+        title="Only plan",
+        description="Show where the replicas would run and what they would cost, from what the hub says of the model; "
+        "start nothing.",
+    )
 
 
 class PromotePlan(Plan):
@@ -115,6 +138,7 @@ class PromotePlan(Plan):
         title="Answer within (seconds)",
         description="Without an answer by then the release is rolled back.",
     )
+    ready_timeout_seconds: ReadyTimeout = 1800
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -128,7 +152,7 @@ class PromotePlan(Plan):
         return self
 
 
-class ReleasePlan(PromotePlan, ProvisionPlan):
+class ReleasePlan(PromotePlan, FleetPlan):
     """The whole chain: mirror, provision, promote, and retire what was there before."""
 
     keep_warm_seconds: float = Field(
@@ -174,6 +198,18 @@ class ScaleDownPlan(Plan):
         description="Stop such a replica all the same, for one that hangs would stay for ever; its requests are lost.",
     )
     dry_run: bool = Field(default=False, title="Dry run", description="Show what would be stopped, and stop nothing.")
+
+
+class ReapPlan(Plan):
+    """Stop the replicas that belong to nobody."""
+
+    grace_seconds: float = Field(
+        default=3600,
+        ge=0,
+        title="Grace (seconds)",
+        description="A replica that is younger than this is left alone, whatever the ledger says of it.",
+    )
+    dry_run: bool = Field(default=True, title="Dry run", description="Show what would be stopped, and stop nothing.")
 
 
 class ScaleUpPlan(Plan):

@@ -13,11 +13,13 @@ from blocks.errors import Refused, Unavailable
 from blocks.ports import Outcome, other
 from blocks.service import Service
 from flows.boards import canary_board
+from flows.place import start_replicas
 from flows.plans import PromotePlan
 from flows.policy.gates import Limits, Ruling, judge, tally
 from flows.policy.ledger import Release, Stage, go_live, held_by, note_stage, take_over
 from flows.policy.stages import stages_left
 from flows.tasks.artifacts import Board
+from flows.tasks.fleet import list_replicas
 from flows.tasks.gateway import give_share, hold_stage, read_split
 from flows.tasks.ledger import amend, read_record, record_of
 from flows.tasks.runs import ended_run_of, own_run_id
@@ -62,6 +64,7 @@ def _promote_by_stages(service: Service, release: Release, plan: PromotePlan) ->
             _ask_a_person(release, share, plan.approval_timeout_seconds)
         # Somebody else may have ended the release since the last look, above all while a person was asked.
         held_by(read_record(service.store, service.name), own_run_id())
+        _mend(service, release, plan.ready_timeout_seconds)
         give_share(service.gateway, service.name, release.slot, share)
         stage = _hold(service, release, plan, share, board)
         release = held_by(
@@ -69,6 +72,14 @@ def _promote_by_stages(service: Service, release: Release, plan: PromotePlan) ->
         )
         if stage.verdict == "roll back":
             raise RolledBack(f"rolled back at {share} %: {stage.reason}")
+
+
+def _mend(service: Service, release: Release, ready_timeout_seconds: float) -> None:
+    """Start a replica that was lost meanwhile anew, before more users come; its machine may have been taken away."""
+    standing = [r for r in list_replicas(service.fleet, service.name) if r.release == release.id]
+    if len(standing) < service.replicas:
+        get_run_logger().warning("%d of %d replicas of %s are left.", len(standing), service.replicas, release.id)
+        start_replicas(service, release, ready_timeout_seconds)
 
 
 def _hold(service: Service, release: Release, plan: PromotePlan, share: int, board: Board) -> Stage:

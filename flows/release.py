@@ -10,10 +10,11 @@ from blocks.service import Service
 from flows.boards import release_report
 from flows.drain import stop_release
 from flows.mirror import mirror_model
+from flows.place import start_replicas
 from flows.plans import MirrorPlan, PromotePlan, ProvisionPlan, ReleasePlan
 from flows.policy.ledger import Release, begin_stopping, held_by, retire
 from flows.promote import promote_canary
-from flows.provision import open_in_ledger, provision_fleet, start_replicas
+from flows.provision import open_in_ledger, provision_fleet
 from flows.tasks.artifacts import only_for_show
 from flows.tasks.ledger import amend, read_record
 from flows.tasks.runs import own_run_id

@@ -4,15 +4,13 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from prefect import flow, get_run_logger
-from prefect.artifacts import create_markdown_artifact
 from prefect.deployments import run_deployment
 from prefect.runtime import deployment
 
 from blocks.errors import Refused
-from flows.boards import placement_table
+from flows.place import start_replicas
 from flows.plans import ScaleUpPlan
 from flows.policy.scale import next_time, when_to_start
-from flows.provision import start_replicas
 from flows.tasks.fleet import Started
 from flows.tasks.ledger import read_record
 from flows.tasks.runs import own_run_id
@@ -31,13 +29,7 @@ def scale_up(plan: ScaleUpPlan) -> Sequence[Started]:
         start_at = when_to_start(next_time(plan.ready_by, now), record.start_seconds)
         if start_at > now:
             return _run_again_at(start_at, plan)
-    started = start_replicas(service, record.live, plan.ready_timeout_seconds)
-    create_markdown_artifact(
-        placement_table(record.live, started),
-        key=f"placement-{service.name}",
-        description=f"Where {record.live.id} runs",
-    )
-    return started
+    return start_replicas(service, record.live, plan.ready_timeout_seconds)
 
 
 def _run_again_at(start_at: datetime, plan: ScaleUpPlan) -> Sequence[Started]:

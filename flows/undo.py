@@ -8,10 +8,10 @@ from prefect import get_run_logger
 
 from blocks.errors import SkyferryError
 from blocks.service import Service
-from flows.drain import stop_release
+from flows.drain import put_in_slot, stop_release
 from flows.policy.ledger import ServiceRecord, back_out, what_to_back_out
 from flows.tasks.fleet import list_replicas
-from flows.tasks.gateway import attach, give_share
+from flows.tasks.gateway import give_share
 from flows.tasks.ledger import amend, read_record
 from flows.tasks.runs import own_run_id
 
@@ -64,7 +64,6 @@ def traffic_to_live(service: Service, record: ServiceRecord) -> None:
     """Put the traffic where the ledger says that it stands while no release is under way; before the first, nowhere."""
     if record.live is None:
         return
-    for replica in list_replicas(service.fleet, service.name):
-        if replica.release == record.live.id:
-            attach(service.gateway, service.name, record.live.slot, replica)
+    standing = [r for r in list_replicas(service.fleet, service.name) if r.release == record.live.id and r.address]
+    put_in_slot(service, record.live.slot, record.live.id, standing)
     give_share(service.gateway, service.name, record.live.slot, 100)

@@ -2,8 +2,10 @@
 
 import string
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import gguf
@@ -73,6 +75,13 @@ def write_tiny_gguf(path: Path, seed: int = 0) -> Path:
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+@cache
+def tiny_gguf() -> bytes:
+    """The model, for whoever needs no file."""
+    with tempfile.TemporaryDirectory() as directory:
+        return write_tiny_gguf(Path(directory) / "tiny.gguf").read_bytes()
 
 
 @contextmanager

@@ -52,6 +52,8 @@ OWN_CONFIDENCE = 0.9
 LOWEST_CHANCE, HIGHEST_CHANCE = 0.02, 0.98
 """Nothing is impossible or certain: what is said of a cell reorders and never vetoes."""
 
+FIRST_START_SECONDS = 900.0
+"""How long a start is taken to last before one has been measured: a large model on a cold node."""
 LAST_STARTS = 5
 
 

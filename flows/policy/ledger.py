@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from blocks.errors import Refused
 from blocks.ports import EngineSettings, ReplicaOrder, Slot
 from flows.policy.gates import Verdict
+from flows.policy.placement import PlacementRules
 
 State = Literal["under way", "live", "retiring", "stopping", "retired", "rolled back"]
 """`retiring` is replaced and still warm: a roll-back may return to it. `stopping` is past that."""
@@ -44,6 +45,8 @@ class Release(Frozen):
     run_id: str
     """The Prefect flow run that acts for it; of a chain of flows, the outermost."""
     opened_at: datetime
+    placement: PlacementRules = PlacementRules()
+    """Where its replicas may run; no part of what it is."""
     stages: tuple[Stage, ...] = ()
     closing_reason: str = ""
 
@@ -128,6 +131,7 @@ def open_release(
     commit: str,
     engine: EngineSettings,
     *,
+    placement: PlacementRules,
     run_id: str,
     ended_run_id: str | None,
     now: datetime,
@@ -138,7 +142,8 @@ def open_release(
         return record
     if (standing := record.under_way) is not None:
         if standing.id == wanted:
-            return take_over(record, run_id, ended_run_id)
+            taken = take_over(record, run_id, ended_run_id)
+            return taken.with_release(held_by(taken, run_id).model_copy(update={"placement": placement}))
         raise Refused(
             f"service {service!r} already has release {standing.id} under way (flow run {standing.run_id}); "
             f"let it end, or end it with roll-back"
@@ -160,6 +165,7 @@ def open_release(
             state="under way",
             run_id=run_id,
             opened_at=now,
+            placement=placement,
         )
     )
 

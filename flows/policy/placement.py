@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from blocks.errors import Refused
 from blocks.ports import Offer, Replica, Stock
 from flows.policy.attempts import (
+    FIRST_START_SECONDS,
     LOWEST_CHANCE,
     STAY_SECONDS,
     Attempts,
@@ -22,7 +23,6 @@ from flows.policy.attempts import (
     usual_chance,
 )
 from flows.policy.division import Budget, Candidate, Division
-from flows.policy.scale import FIRST_START_SECONDS
 
 ANSWER_SECONDS = 90.0
 """How long a cell is taken to need to say no before one has been measured."""

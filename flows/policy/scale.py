@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from datetime import datetime, time, timedelta
 
 from blocks.ports import Replica, Server
+from flows.policy.attempts import FIRST_START_SECONDS
 from flows.policy.ledger import ServiceRecord
 
-FIRST_START_SECONDS = 900.0
-"""How long a start is taken to last before one has been measured: a large model on a cold node."""
 TOO_LATE = timedelta(hours=12)
 START_MARGIN = 1.5
 """The next start may be slower than the slowest measured, by this factor."""

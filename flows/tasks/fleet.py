@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass
 
 from blocks.errors import Refused, Unavailable
-from blocks.ports import Engine, Fleet, Pool, Records, Replica, ReplicaOrder
+from blocks.ports import Engine, Fleet, Offer, Pool, Records, Replica, ReplicaOrder
 from flows.tasks import act
 from flows.tasks.ledger import record_of
 
@@ -20,18 +20,19 @@ class Started:
     """Adopted, so that the seconds say nothing about how long a start takes."""
 
 
-@act(task_run_name="start-{order.name}")
+@act(task_run_name="start-{order.name}-in-{offer.cell}")
 def start_replica(
-    fleet: Fleet, engine: Engine, records: Records, order: ReplicaOrder, timeout_seconds: float
+    fleet: Fleet, engine: Engine, records: Records, order: ReplicaOrder, offer: Offer, timeout_seconds: float
 ) -> Started:
     """Launch or adopt the replica and wait until it has completed a prompt; one that does not is taken down again.
 
-    Refused, with nothing left behind, where the release was given up before or meanwhile.
+    Raises CellSaidNo where this cell will not give the machine; Refused, with nothing left behind, where the release
+    was given up before or meanwhile.
     """
     begun = time.monotonic()
     _check_standing(records, order)
     was_running = any(replica.name == order.name for replica in fleet.replicas(order.service))
-    replica = fleet.launch(order)
+    replica = fleet.launch(order, offer)
     while not engine.is_healthy(replica):
         if replica not in fleet.replicas(order.service):
             _check_standing(records, order)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from prefect import get_run_logger
 
 from blocks.errors import Unavailable
-from blocks.ports import Outcome, Pool, Replica, RequestLog, Router, Server, Slot, Split
+from blocks.ports import Fleet, Outcome, Pool, Replica, RequestLog, Router, Server, Slot, Split
 from flows.policy.gates import Ruling
 from flows.tasks import act
 
@@ -32,6 +32,12 @@ def list_servers(pool: Pool, service: str) -> tuple[Server, ...]:
 @act(task_run_name="attach-{replica.name}-to-{slot}")
 def attach(pool: Pool, service: str, slot: Slot, replica: Replica) -> None:
     pool.attach(service, slot, replica.address, is_tls=replica.is_tls)
+
+
+@act(task_run_name="give-the-gateway-the-key-of-{release}")
+def hand_over_key(fleet: Fleet, pool: Pool, service: str, slot: Slot, release: str) -> None:
+    """The key itself is no parameter, so that it stands in no task run."""
+    pool.set_key(service, slot, fleet.key_of(release))
 
 
 @act(task_run_name="drain-{address}-in-{slot}")

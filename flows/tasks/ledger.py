@@ -1,20 +1,43 @@
-"""Read and write the ledger: one JSON document a service, written only over the version that was read."""
+"""Read and write the ledger: JSON documents, each written only over the version that was read."""
 
+from collections.abc import Callable
 from functools import partial
+from typing import TypeVar
 
 import stamina
 from prefect.runtime import task_run
+from pydantic import BaseModel
 
 from blocks.errors import Conflict
 from blocks.ports import Records
 from flows.policy.ledger import ServiceRecord, ledger_key
 from flows.tasks import act
 
+D = TypeVar("D", bound=BaseModel)
+
+
+def document_of(records: Records, key: str, kind: type[D]) -> D:
+    """What stands under that key now, or an empty one."""
+    found = records.get(key)
+    return kind() if found is None else kind.model_validate_json(found.body)
+
+
+def step_on(records: Records, key: str, kind: type[D], step: Callable[[D], D]) -> D:
+    """Take one step; where somebody else wrote meanwhile, take it from what stands now."""
+    for attempt in stamina.retry_context(on=Conflict, attempts=8, wait_initial=0.05, wait_max=1):
+        with attempt:
+            found = records.get(key)
+            before = kind() if found is None else kind.model_validate_json(found.body)
+            after = step(before)
+            if after != before:
+                records.put(key, after.model_dump_json(indent=1).encode(), replacing=found.etag if found else None)
+            return after
+    raise AssertionError  # stamina either returns from the block above or raises
+
 
 def record_of(records: Records, service: str) -> ServiceRecord:
-    """What stands now; for code that looks so often that a task run each time would bury the others."""
-    found = records.get(ledger_key(service))
-    return ServiceRecord() if found is None else ServiceRecord.model_validate_json(found.body)
+    """The ledger of one service; for code that looks so often that a task run each time would bury the others."""
+    return document_of(records, ledger_key(service), ServiceRecord)
 
 
 read_record = act(task_run_name="read-ledger-of-{service}")(record_of)
@@ -26,14 +49,4 @@ def _name_of_step() -> str:
 
 @act(task_run_name=_name_of_step)
 def amend(records: Records, service: str, step: partial[ServiceRecord]) -> ServiceRecord:
-    """Take one step; where somebody else wrote meanwhile, take it from what stands now."""
-    for attempt in stamina.retry_context(on=Conflict, attempts=8, wait_initial=0.05, wait_max=1):
-        with attempt:
-            found = records.get(ledger_key(service))
-            before = ServiceRecord() if found is None else ServiceRecord.model_validate_json(found.body)
-            after = step(before)
-            if after != before:
-                body = after.model_dump_json(indent=1).encode()
-                records.put(ledger_key(service), body, replacing=found.etag if found else None)
-            return after
-    raise AssertionError  # stamina either returns from the block above or raises
+    return step_on(records, ledger_key(service), ServiceRecord, step)

@@ -1,12 +1,16 @@
 """Copy a model from a hub to a store, every byte checked."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import cast
 from uuid import uuid4
 
 from blocks.errors import Conflict, Refused, Unavailable
-from blocks.ports import MANIFEST, Hub, Model, ModelFile, Objects, Records, Store, StoredObject
+from blocks.ports import MANIFEST, EngineSettings, Hub, Model, ModelFile, Objects, Records, Store, StoredObject
+from flows.policy import gguf
 from flows.policy.mirror import Manifest, MirroredFile
+from flows.policy.sizing import Need, size_gguf, size_model
 from flows.tasks import act
 
 
@@ -31,6 +35,59 @@ def check_writable(store: Store) -> None:
 def read_manifest(records: Records, prefix: str) -> Manifest | None:
     found = records.get(prefix + MANIFEST)
     return None if found is None else Manifest.model_validate_json(found.body)
+
+
+@act(task_run_name="size-up-{repo}")
+def size_up(
+    repo: str, files: Mapping[str, int], read: Callable[[str], Iterator[bytes]], engine: EngineSettings
+) -> Need:
+    """How much memory a replica of the model needs, from what its own files say; `files` are sizes in bytes by path.
+
+    Refused where they do not say it: a model without config.json that is no single GGUF file.
+    """
+    if choices := [path for path in files if path.endswith(".gguf")]:
+        if len(choices) > 1:
+            raise Refused(f"{repo} holds {len(choices)} GGUF files, {', '.join(choices)}; choose a repository with one")
+        wanted = min(gguf.ENOUGH_BYTES, files[choices[0]])
+        header = _first(read(choices[0]), wanted)
+        if len(header) < wanted:
+            raise Unavailable(f"{choices[0]} of {repo} broke off after {len(header)} of the first {wanted} bytes")
+        return size_gguf(header, files[choices[0]], engine)
+    if CONFIG not in files:
+        raise Refused(f"{repo} has no {CONFIG}, so nobody knows what it needs; choose a model that has one, or a GGUF")
+    config = _parsed(repo, CONFIG, b"".join(read(CONFIG)))
+    index = _parsed(repo, INDEX, b"".join(read(INDEX))) if INDEX in files else {}
+    return size_model(config, tuple(files.items()), _total_bytes(index), engine)
+
+
+CONFIG, INDEX = "config.json", "model.safetensors.index.json"
+
+
+def _first(chunks: Iterator[bytes], size: int) -> bytes:
+    """The beginning of a file, without reading the rest of it."""
+    head = bytearray()
+    for chunk in chunks:
+        head += chunk
+        if len(head) >= size:
+            break
+    return bytes(head)
+
+
+def _total_bytes(index: Mapping[str, object]) -> int | None:
+    """What a safetensors index says of the weights as they are loaded."""
+    about = index.get("metadata")
+    total = about.get("total_size") if isinstance(about, Mapping) else None
+    return int(total) if isinstance(total, int | float) else None
+
+
+def _parsed(repo: str, path: str, body: bytes) -> dict[str, object]:
+    try:
+        parsed = json.loads(body)
+    except ValueError as error:
+        raise Refused(f"{path} of {repo} is no JSON ({error}); mirror another revision") from error
+    if not isinstance(parsed, dict):
+        raise Refused(f"{path} of {repo} is no JSON object; mirror another revision")
+    return cast("dict[str, object]", parsed)
 
 
 @act(task_run_name="list-mirror")

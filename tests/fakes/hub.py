@@ -20,7 +20,7 @@ class FakeHub:
         self.failures: deque[SkyferryError] = deque()
         """Each is raised once, by the next look-ups and reads in turn."""
         self.corrupted: set[str] = set()
-        """Paths whose first bit is sent flipped."""
+        """Paths whose last bit is sent flipped."""
         self.cut_short: deque[str] = deque()
         """Paths that once break off in the middle."""
 
@@ -47,7 +47,7 @@ class FakeHub:
 
     def _send(self, path: str, body: bytes) -> Iterator[bytes]:
         if path in self.corrupted:
-            body = bytes([body[0] ^ 0x80]) + body[1:]
+            body = body[:-1] + bytes([body[-1] ^ 1])
         middle = len(body) // 2
         yield body[:middle]
         if path in self.cut_short:

@@ -22,15 +22,18 @@ from blocks.ports import Engine, Outcome, Reading, Slot, Split
 from blocks.service import Service
 from flows.policy.ledger import ServiceRecord, ledger_key
 from flows.tasks.service import serving
-from tests.fakes.fleet import FakeEngine, FakeFleet
+from tests.fakes.fleet import OFFER, FakeEngine, FakeFleet
 from tests.fakes.gateway import FakeGateway
 from tests.fakes.hub import FakeHub
+from tests.fakes.market import FakeMarket
 from tests.fakes.store import FakeStore
+from tests.tiny_gguf import tiny_gguf
 
 REPO = "maker/model"
+WEIGHTS = tiny_gguf()
 MODELS = {
     REPO: {
-        revision: {"model.gguf": b"weights" * 1000, "README.md": f"---\nlicense: mit\n---\n{revision}".encode()}
+        revision: {"model.gguf": WEIGHTS, "README.md": f"---\nlicense: mit\n---\n{revision}".encode()}
         for revision in ("v1", "v2", "v3")
     }
 }
@@ -110,11 +113,16 @@ class FakeService(Service):
 
 
 @dataclass
+class FakeCloud(FakeFleet, FakeMarket):
+    """What a fleet's block is: it runs replicas, and says what can be rented."""
+
+
+@dataclass
 class World:
     service: Service
     hub: FakeHub
     store: FakeStore
-    fleet: FakeFleet
+    fleet: FakeCloud
     engine: FakeEngine
     gateway: GatewayWithUsers
     users: Users
@@ -152,7 +160,7 @@ def world() -> Iterator[World]:
     users = Users()
     users.see("blue", GOOD, 50)
     users.see("green", GOOD, 50)
-    hub, store, fleet = FakeHub(MODELS), FakeStore(), FakeFleet()
+    hub, store, fleet = FakeHub(MODELS), FakeStore(), FakeCloud(listed=[OFFER])
     gateway, engine = GatewayWithUsers("chat", users), FakeEngine(fleet)
     # The fields are typed as the real blocks, for the form in the UI; fakes come in unvalidated.
     service = FakeService.model_construct(
@@ -164,6 +172,7 @@ def world() -> Iterator[World]:
         gateway=gateway,
         replicas=2,
         night_replicas=1,
+        max_dollars_per_hour=None,
         error_percent=1.0,
         first_token_p95_ms=500.0,
         slower_than_stable=1.5,

@@ -22,6 +22,7 @@ from flows.policy.ledger import (
     take_over,
     what_to_back_out,
 )
+from flows.policy.placement import PlacementRules
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 ENGINE = EngineSettings(context_tokens=1024, parallel_requests=2)
@@ -29,7 +30,17 @@ NOTHING = ServiceRecord()
 
 
 def opened(record: ServiceRecord, commit: str, run_id: str = "run", ended_run_id: str | None = None) -> ServiceRecord:
-    return open_release(record, "chat", "a/b", commit, ENGINE, run_id=run_id, ended_run_id=ended_run_id, now=NOW)
+    return open_release(
+        record,
+        "chat",
+        "a/b",
+        commit,
+        ENGINE,
+        placement=PlacementRules(),
+        run_id=run_id,
+        ended_run_id=ended_run_id,
+        now=NOW,
+    )
 
 
 def with_live(commit: str = "v1", record: ServiceRecord = NOTHING) -> ServiceRecord:

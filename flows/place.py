@@ -1,0 +1,264 @@
+"""Place the replicas of a release: each in the best cell that does not say no."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from prefect import get_run_logger
+from prefect.futures import PrefectFuture, as_completed, wait
+
+from blocks.errors import CellSaidNo, Refused, SkyferryError
+from blocks.ports import EngineSettings, Model, Offer, Replica, ReplicaOrder, Stock
+from blocks.service import Service
+from flows.boards import placement_board
+from flows.drain import put_in_slot
+from flows.policy.attempts import Attempt, Attempts
+from flows.policy.ledger import Release, note_start, replica_orders
+from flows.policy.placement import Placement, PlacementRules, check_caps, plan_placement
+from flows.policy.sizing import Fit, Need, fit
+from flows.tasks.artifacts import Board
+from flows.tasks.fleet import Started, list_replicas, start_replica
+from flows.tasks.gateway import detach, list_servers
+from flows.tasks.ledger import amend, read_record
+from flows.tasks.market import ask_for_stock, list_offers, note_attempt, read_attempts
+from flows.tasks.mirror import read_manifest, size_up
+from flows.undo import traffic_to_live
+
+
+@dataclass(frozen=True)
+class Survey:
+    """How much a replica needs, and what there is to choose from."""
+
+    need: Need
+    offers: tuple[Offer, ...]
+    stock: tuple[Stock, ...]
+    fits: tuple[Fit, ...]
+    attempts: Attempts
+
+    def plan(
+        self,
+        service: Service,
+        rules: PlacementRules,
+        wanted: int,
+        *,
+        standing: Sequence[Replica] = (),
+        neighbours: Sequence[Replica] = (),
+        said_no: Mapping[Offer, str] | None = None,
+        is_only_a_plan: bool = False,
+    ) -> Placement:
+        return plan_placement(
+            wanted,
+            self.offers,
+            self.stock,
+            self.fits,
+            self.attempts,
+            rules,
+            standing=standing,
+            neighbours=neighbours,
+            said_no=said_no or {},
+            service_cap_dollars_per_hour=service.max_dollars_per_hour,
+            now=time.time(),
+            even_where_refused=is_only_a_plan,
+        )
+
+
+def survey(service: Service, need: Need, rules: PlacementRules) -> Survey:
+    """Ask what is on offer, what of it fits and is in stock, and how earlier launches went."""
+    offers = list_offers(service.fleet, rules.cells, rules.accelerators)
+    stock = ask_for_stock(service.fleet, offers)
+    return Survey(need, offers, stock, tuple(fit(need, offer) for offer in offers), read_attempts(service.store))
+
+
+def plan_fleet(
+    service: Service, model: Model, engine: EngineSettings, rules: PlacementRules, *, is_only_a_plan: bool
+) -> Placement:
+    """Where the replicas of a model would go, from what the hub says of it; nothing is started or written.
+
+    Refused where they can go nowhere. A cell that would refuse to launch anything, as without credentials, counts only
+    where `is_only_a_plan`.
+    """
+    files = {file.path: file for file in model.files}
+
+    def read(path: str) -> Iterator[bytes]:
+        return service.hub.read(model, files[path])
+
+    need = size_up(model.repo, {path: file.size_bytes for path, file in files.items()}, read, engine)
+    view = survey(service, need, rules)
+    neighbours = list_replicas(service.fleet, service.name)
+    placement = view.plan(service, rules, service.replicas, neighbours=neighbours, is_only_a_plan=is_only_a_plan)
+    board = Board(f"placement-{service.name}", f"Where {service.replicas} replicas of {model.repo} would run")
+    title = f"Where {service.replicas} replicas of {model.repo} would run: nothing is started yet"
+    board.show(placement_board(title, need, placement), at_once=True)
+    return placement
+
+
+def start_replicas(service: Service, release: Release, timeout_seconds: float) -> Sequence[Started]:
+    """All replicas of a release by day, ready and in its slot, and nothing in that slot that runs no more."""
+    if release.state == "under way" and not release.stages:
+        # Whatever an earlier release left in the split, this one begins without traffic.
+        traffic_to_live(service, read_record(service.store, service.name))
+    started, error = _place(service, release, timeout_seconds)
+    running = list_replicas(service.fleet, service.name)
+    for server in list_servers(service.gateway, service.name):
+        if server.slot == release.slot and server.address not in {replica.address for replica in running}:
+            detach(service.gateway, service.name, server.slot, server.address)
+    ready = {one.replica.name for one in started}
+    put_in_slot(service, release.slot, release.id, [replica for replica in running if replica.name in ready])
+    for one in started:
+        if not one.was_running:
+            amend(service.store, service.name, partial(note_start, seconds=one.seconds))
+    if error is not None:
+        raise error
+    return started
+
+
+def _place(service: Service, release: Release, timeout_seconds: float) -> tuple[list[Started], SkyferryError | None]:
+    """Adopt the replicas of the release that stand, and start each of the others in the best cell that does not say no.
+
+    Returns once none is still starting: those that are ready, and the first error where not all of them are.
+    """
+    standing = list_replicas(service.fleet, service.name)
+    placing = _Placing(
+        service,
+        release,
+        survey(service, _need_of_mirror(service, release), release.placement),
+        timeout_seconds,
+        neighbours=tuple(replica for replica in standing if replica.release != release.id),
+        board=Board(f"placement-{service.name}", f"Where the replicas of {release.id} run, and why there"),
+    )
+    placing.run(replica_orders(release, service.replicas), {replica.name: replica for replica in standing})
+    return placing.started, placing.error
+
+
+def _need_of_mirror(service: Service, release: Release) -> Need:
+    manifest = read_manifest(service.store, release.mirror_prefix)
+    if manifest is None:
+        raise Refused(f"{release.mirror_prefix} is no complete mirror; run mirror-model for {release.repo} first")
+
+    def read(path: str) -> Iterator[bytes]:
+        return service.store.read(release.mirror_prefix + path)
+
+    return size_up(release.repo, {file.path: file.size_bytes for file in manifest.files}, read, release.engine)
+
+
+@dataclass(frozen=True)
+class _Try:
+    """One replica on its way into one cell."""
+
+    order: ReplicaOrder
+    offer: Offer
+    begun: float
+
+    @property
+    def as_replica(self) -> Replica:
+        """What it will be, for the caps and the spread."""
+        order, offer = self.order, self.offer
+        return Replica(
+            order.name, order.service, order.release, offer.cell, "", dollars_per_hour=offer.dollars_per_hour
+        )
+
+    def ended(self, said_no: str | None) -> Attempt:
+        return Attempt(
+            cell=self.offer.cell,
+            accelerator=self.offer.accelerator,
+            accelerators=self.offer.accelerators,
+            use_spot=self.offer.use_spot,
+            at=time.time(),
+            seconds=time.time() - self.begun,
+            said_no=said_no,
+        )
+
+
+@dataclass
+class _Placing:
+    """The replicas of one release on their way into cells."""
+
+    service: Service
+    release: Release
+    view: Survey
+    timeout_seconds: float
+    neighbours: tuple[Replica, ...]
+    board: Board
+    started: list[Started] = field(default_factory=list)
+    error: SkyferryError | None = None
+    _said_no: dict[Offer, str] = field(default_factory=dict)
+    _starting: "dict[PrefectFuture[Started], _Try]" = field(default_factory=dict)
+    _plan: Placement | None = None
+
+    def run(self, orders: Sequence[ReplicaOrder], standing: Mapping[str, Replica]) -> None:
+        under = {order: self._offer_under(standing.get(order.name)) for order in orders}
+        try:
+            for order, offer in under.items():
+                if offer is not None:
+                    self._start(order, offer)
+            self._place([order for order, offer in under.items() if offer is None])
+            while self._starting:
+                self._settle(next(as_completed(list(self._starting))))
+            if self.error is None:
+                running = [one.replica for one in self.started]
+                rules, cap = self.release.placement, self.service.max_dollars_per_hour
+                check_caps(running, self.neighbours, rules, cap)
+        finally:
+            # Also when this run is cancelled: what is still starting would be nobody's.
+            wait(list(self._starting))
+            self.started.sort(key=lambda one: one.replica.name)
+            self._show()
+
+    def _offer_under(self, replica: Replica | None) -> Offer | None:
+        """What a replica that stands was launched on, as far as one can tell: adopting it needs no more."""
+        if replica is None:
+            return None
+        here = [offer for offer in self.view.offers if offer.cell == replica.cell]
+        same_price = [offer for offer in here if offer.dollars_per_hour == replica.dollars_per_hour]
+        return next(iter([*same_price, *here]), None)
+
+    def _place(self, orders: Sequence[ReplicaOrder]) -> None:
+        """Choose cells for these replicas from all that is known by now, and start them there."""
+        if not orders or self.error is not None:
+            return
+        try:
+            self._plan = self.view.plan(
+                self.service,
+                self.release.placement,
+                len(orders),
+                standing=[*(t.as_replica for t in self._starting.values()), *(one.replica for one in self.started)],
+                neighbours=self.neighbours,
+                said_no=self._said_no,
+            )
+        except SkyferryError as error:
+            self.error = error
+            return
+        for order, offer in zip(orders, self._plan.placed, strict=True):
+            self._start(order, offer)
+        self._show()
+
+    def _start(self, order: ReplicaOrder, offer: Offer) -> None:
+        service = self.service
+        future = start_replica.submit(service.fleet, service.engine, service.store, order, offer, self.timeout_seconds)
+        self._starting[future] = _Try(order, offer, time.time())
+
+    def _settle(self, future: "PrefectFuture[Started]") -> None:
+        """Take note of how one try ended; where the cell said no, the replica goes to another one at once."""
+        tried = self._starting.pop(future)
+        try:
+            started = future.result()
+        except CellSaidNo as no:
+            get_run_logger().warning("%s", no)
+            self._said_no[tried.offer] = no.reason
+            note_attempt(self.service.store, tried.ended(no.reason))
+            self._place([tried.order])
+        except SkyferryError as error:
+            self.error = self.error or error
+        else:
+            self.started.append(started)
+            if not started.was_running:
+                note_attempt(self.service.store, tried.ended(None))
+            self._show()
+
+    def _show(self) -> None:
+        title = f"Replicas of {self.release.id}, in slot {self.release.slot}"
+        self.board.show(
+            placement_board(title, self.view.need, self._plan, self.started, self._said_no),
+            at_once=True,
+        )

@@ -1,0 +1,178 @@
+"""Where replicas go: chosen by price and stock, one cell after the other, never twice and never over a cap."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from blocks.errors import CellSaidNo, Refused
+from blocks.ports import Offer, Replica, ReplicaOrder, Stock
+from flows.mirror import mirror_model
+from flows.plans import MirrorPlan, ProvisionPlan, ReapPlan, ReleasePlan
+from flows.policy.attempts import ATTEMPTS_KEY, Attempts
+from flows.policy.ledger import Release
+from flows.policy.placement import Placement, PlacementRules
+from flows.provision import provision_fleet
+from flows.reap import reap_orphans
+from flows.release import release_model
+from tests.fakes.fleet import OFFER
+from tests.flows.conftest import REPO, World
+
+ALPHA = Offer("slurm/alpha", "L4", 1, 24, 64, use_spot=False, dollars_per_hour=0.7)
+BETA = Offer("slurm/beta", "L4", 1, 24, 64, use_spot=False, dollars_per_hour=0.9)
+
+
+@pytest.fixture(autouse=True)
+def two_cells(world: World) -> None:
+    world.fleet.listed = [ALPHA, BETA]
+
+
+def plan(*, plan_only: bool = False, **rules: Any) -> ProvisionPlan:
+    return ProvisionPlan(
+        service="chat",
+        repo=REPO,
+        revision="v1",
+        plan_only=plan_only,
+        placement=PlacementRules.model_validate(rules),
+    )
+
+
+def provision(**rules: Any) -> None:
+    mirror_model(MirrorPlan(service="chat", repo=REPO, revision="v1"))
+    provision_fleet(plan(**rules))
+
+
+def cells(world: World) -> list[str]:
+    return sorted(replica.cell for replica in world.fleet.replicas("chat"))
+
+
+def attempts(world: World) -> Attempts:
+    found = world.store.get(ATTEMPTS_KEY)
+    return Attempts() if found is None else Attempts.model_validate_json(found.body)
+
+
+def test_the_cheaper_cell_is_taken(world: World) -> None:
+    """With stock in both, price decides; what it costs is known of each replica."""
+    provision()
+    assert cells(world) == ["slurm/alpha"] * 2
+    assert {replica.dollars_per_hour for replica in world.fleet.replicas("chat")} == {0.7}
+
+
+def test_a_cell_that_says_no_is_followed_by_the_next(world: World) -> None:
+    """The replica goes elsewhere at once, and what the cell said is kept for the next time."""
+    world.fleet.launch_failures.extend([CellSaidNo("slurm/alpha", "0 of 4 L4 are free")] * 2)
+    provision()
+    assert cells(world) == ["slurm/beta"] * 2
+    kept = attempts(world).attempts
+    assert [(one.cell, one.said_no) for one in kept[:2]] == [("slurm/alpha", "0 of 4 L4 are free")] * 2
+    assert {(one.cell, one.said_no) for one in kept[2:]} == {("slurm/beta", None)}
+
+
+def test_where_every_cell_says_no_nothing_is_left(world: World) -> None:
+    """The refusal has each cell's own words; no release is open."""
+    world.fleet.launch_failures.extend(
+        [
+            CellSaidNo("slurm/alpha", "its controller is down"),
+            CellSaidNo("slurm/alpha", "its controller is down"),
+            CellSaidNo("slurm/beta", "no free node"),
+            CellSaidNo("slurm/beta", "no free node"),
+        ]
+    )
+    with pytest.raises(Refused, match=r"(?s)its controller is down.*no free node"):
+        provision()
+    assert not world.fleet.replicas("chat")
+    assert world.record.under_way is None
+
+
+def test_a_cap_below_the_cheapest_offer_is_refused_before_anything_starts(world: World) -> None:
+    """The message has the cap and what it would take; nothing is launched or written to the ledger."""
+    with pytest.raises(Refused, match=r"1\.00.*1\.40|1\.40.*1\.00"):
+        provision_fleet(plan(max_dollars_per_hour=1.0))
+    assert not world.fleet.orders
+    assert not world.record.releases
+
+
+def test_the_service_pays_for_both_releases(world: World) -> None:
+    """The live release's replicas count to the service's cap while a candidate starts beside them."""
+    release("v1")
+    world.service.max_dollars_per_hour = 2.0
+    with pytest.raises(Refused, match="service's cap"):
+        release("v2")
+    assert {replica.release for replica in world.fleet.replicas("chat")} == {world.record.releases[0].id}
+
+
+def release(revision: str) -> Release:
+    return release_model(
+        ReleasePlan(
+            service="chat", repo=REPO, revision=revision, stages_percent=(100,), stage_seconds=0, keep_warm_seconds=0
+        )
+    )
+
+
+def test_only_a_plan_starts_nothing(world: World) -> None:
+    """It needs neither a mirror nor a cell that would have us, and writes nothing."""
+    no = Stock("refused", 0, 1, "no credentials")
+    world.fleet.stocked = {ALPHA: no, BETA: no}
+    placement = provision_fleet(plan(plan_only=True))
+    assert isinstance(placement, Placement)
+    assert placement.placed == (ALPHA, ALPHA)
+    assert not world.fleet.orders
+    assert not world.store.objects
+
+
+def test_a_cell_that_would_not_have_us_is_found_out_before_anything_starts(world: World) -> None:
+    """Without credentials anywhere the run is refused with the cells' words, and no release is open."""
+    no = Stock("refused", 0, 1, "no credentials; run `sky check aws`")
+    world.fleet.stocked = {ALPHA: no, BETA: no}
+    with pytest.raises(Refused, match="sky check aws"):
+        provision_fleet(plan())
+    assert not world.record.releases
+
+
+def test_spread_uses_two_cells(world: World) -> None:
+    """A fleet that is to stand in two failure domains does, though one of them costs more."""
+    provision(spread=True)
+    assert cells(world) == ["slurm/alpha", "slurm/beta"]
+
+
+def test_replicas_that_stand_are_adopted_where_they_stand(world: World) -> None:
+    """As after a run that was killed between launch and answer: the retry finds them and starts no others."""
+    provision()
+    held = world.record.under_way
+    assert held is not None
+    started = world.fleet.replicas("chat")
+    world.fleet.listed = [replace(ALPHA, dollars_per_hour=9.0), BETA]
+    provision()  # the same plan again: its run before has ended
+    assert world.fleet.replicas("chat") == started
+
+
+def test_a_replica_lost_between_stages_is_started_anew(world: World) -> None:
+    """Before more users come, the fleet is whole again."""
+    release("v1")
+
+    def lose_one() -> None:
+        candidate = world.record.under_way
+        assert candidate is not None
+        world.fleet.kill(f"{candidate.id}-0")
+
+    world.gateway.on_next_look.append(lose_one)
+    released = release_model(
+        ReleasePlan(
+            service="chat", repo=REPO, revision="v2", stages_percent=(10, 100), stage_seconds=0, keep_warm_seconds=0
+        )
+    )
+    assert released.state == "live"
+    assert [replica.name for replica in world.fleet.replicas("chat")] == [f"{released.id}-0", f"{released.id}-1"]
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_orphans_are_shown_and_stopped_unless_it_is_a_dry_run(world: World, *, dry_run: bool) -> None:
+    """A replica of a release that the ledger does not know is found; the live ones stay."""
+    release("v1")
+    live = world.fleet.replicas("chat")
+    engine = world.record.releases[0].engine
+    orphan = world.fleet.launch(ReplicaOrder("chat-lost-0", "chat", "chat-lost", "models/m/1/", engine), OFFER)
+    found = reap_orphans(ReapPlan(service="chat", dry_run=dry_run))
+    assert found == (orphan,)
+    left: set[Replica] = set(world.fleet.replicas("chat"))
+    assert left == ({*live, orphan} if dry_run else {*live})
