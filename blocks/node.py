@@ -321,7 +321,8 @@ def prepare(command: Sequence[str], env: Mapping[str, str]) -> tuple[list[str], 
     """The engine's command and its environment, once all that it needs is in place."""
     home = Path(env.get("SKYFERRY_HOME") or "~/skyferry").expanduser().absolute()
     weights, cert, key, port_file = (home / name for name in ("weights", "replica.crt", "replica.key", "port"))
-    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    home.mkdir(parents=True, exist_ok=True)
+    home.chmod(0o700)
     port_file.unlink(missing_ok=True)
     for name in (*FOR_THIS_PROGRAM, "SKYFERRY_API_KEY"):
         if not env.get(name):
