@@ -30,7 +30,8 @@ class Authority(BaseModel, frozen=True, hide_input_in_errors=True):
     """What a fleet signs with; the gateway gets `certificate` of it and nothing else."""
 
     certificate: str = Field(
-        title="Certificate", description="The authority's own certificate, in PEM; it is no secret."
+        title="Certificate",
+        description="The authority's own certificate, in PEM, and after it that of an older one still to be trusted.",
     )
     private_key: SecretStr = Field(
         title="Private key", description="The authority's private key, in PEM, with which certificates are signed."

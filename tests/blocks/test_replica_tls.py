@@ -111,6 +111,22 @@ def test_a_releases_key_is_the_one_that_it_always_was() -> None:
     assert release_key(fixed, "chat-1a2b3c4d") == "f89d143badd2632509b3bd508e2b147f3b55e26d1a56d9954c2b72df3c0f850d"
 
 
+def test_replicas_of_an_old_authority_are_known_beside_those_of_its_heir(tmp_path: Path) -> None:
+    """While both run, the heir's certificate stands before the old one; keys of releases stay what they were."""
+    new = new_authority(NOW)
+    both = Authority(
+        certificate=new.certificate + AUTHORITY.certificate, private_key=new.private_key, secret=AUTHORITY.secret
+    )
+    for authority in (AUTHORITY, both):
+        server = serving_context(new_identity(authority, NOW), tmp_path)
+        handshake(server, context_trusting(both.certificate), SERVER_NAME)
+    with pytest.raises(ssl.SSLCertVerificationError):
+        handshake(
+            serving_context(new_identity(both, NOW), tmp_path), context_trusting(AUTHORITY.certificate), SERVER_NAME
+        )
+    assert release_key(both, "chat-1a2b3c4d") == release_key(AUTHORITY, "chat-1a2b3c4d")
+
+
 def test_halves_of_two_authorities_are_refused() -> None:
     """A certificate with another's key would sign what nobody can verify."""
     halves = {
