@@ -72,14 +72,14 @@ class HAProxyGateway(Block):
         return tuple(_server(line) for line in self._say("servers", service).splitlines())
 
     def attach(self, service: str, slot: Slot, address: str, *, is_tls: bool) -> None:
-        if is_tls:
-            raise Refused(f"the gateway at {self._where} cannot speak TLS to {address} yet; use a plain replica")
-        self._say("attach", service, slot, address)
+        self._say("attach", service, slot, address, "tls" if is_tls else "plain")
         self._check(service, slot, address, {"up", "down"})
 
     def set_key(self, service: str, slot: Slot, key: str | None) -> None:
-        if key is not None:
-            raise Refused(f"the gateway at {self._where} cannot hold a key for {slot} of {service} yet")
+        """The gateway itself sees to it that the key stands before it says so."""
+        if key is not None and not re.fullmatch(r"[\w.-]+", key):
+            raise Refused(f"the key for {slot} of {service} has other characters than letters, digits and . - _")
+        self._say("key", service, slot, secret=key)
 
     def drain(self, service: str, slot: Slot, address: str) -> None:
         self._say("drain", service, slot, address)
@@ -101,15 +101,18 @@ class HAProxyGateway(Block):
         if (state := states.get((slot, address))) not in wanted:
             raise Unavailable(f"{address} in {slot} of {service} is {state} in spite of being told; try again")
 
-    def _say(self, verb: str, *words: str) -> str:
+    def _say(self, verb: str, *words: str, secret: str | None = None) -> str:
+        """The secret is said as the last word, and stands in no error."""
         for word in words:
             # A semicolon or a line break would begin another command.
             if not re.fullmatch(r"[\w.:\[\]-]+", word):
                 raise Refused(f"{word!r} cannot be part of a gateway command; use letters, digits and . : [ ] - _")
-        answer = self._ask(" ".join(("skyferry", verb, *words)))
+        answer = self._ask(" ".join(("skyferry", verb, *words, *([secret] if secret else []))))
         outcome, _, rest = answer.strip().partition("\n")
         if outcome != "ok":
-            raise Refused(f"the gateway at {self._where} to {verb} {' '.join(words)}: {outcome} {rest}".strip())
+            said = f"the gateway at {self._where} to {verb} {' '.join(words)}: {outcome} {rest}".strip()
+            # A gateway that does not know the verb may quote it all.
+            raise Refused(said.replace(secret, "(the key)") if secret else said)
         return rest
 
     @property
@@ -198,7 +201,7 @@ class LogLine(BaseModel, frozen=True):
         # Phase D is the answer's body. Before it, HAProxy logs a status that a user who had left never got.
         status = -1 if user_left and phase != "D" else self.status
         answered = status != -1 and self.unanswered is None
-        reached = re.fullmatch(r"r\d+", self.server) is not None and phase not in "QC"
+        reached = re.fullmatch(r"[rt]\d+", self.server) is not None and phase not in "QC"
         _, _, slot = self.backend.rpartition("-")
         return Outcome(
             id=self.id,

@@ -1,10 +1,18 @@
-"""One replica as a process of its own: llama.cpp's OpenAI-compatible server on loopback."""
+"""One replica as a process of its own: llama.cpp's OpenAI-compatible server.
+
+Fleets on other machines send this file there alone: it needs the standard library and xllamacpp, nothing of Skyferry.
+"""
 
 import argparse
+import asyncio
 import json
+import os
 import signal
+import socket
+import ssl
 import sys
 from contextlib import closing
+from dataclasses import dataclass
 from http.client import HTTPConnection
 from pathlib import Path
 
@@ -19,13 +27,45 @@ ERRORS = 1
 """llama.cpp's verbosity: its warnings quote from requests that it cannot parse."""
 
 
-def settings(weights: Path, *, port: int, context_tokens: int, parallel: int, alias: str) -> CommonParams:
+UNIX_PATH_BYTES = 107
+"""What Linux lets the path of a unix socket have."""
+
+
+@dataclass(frozen=True)
+class Door:
+    """Where llama.cpp's own server listens, and the key that it asks for."""
+
+    host: str
+    """An address, or the path of a unix socket, which ends in .sock."""
+    port: int
+    api_key: str | None = None
+
+    def connect(self) -> HTTPConnection:
+        return UnixConnection(self.host) if self.host.endswith(".sock") else HTTPConnection(self.host, self.port)
+
+
+class UnixConnection(HTTPConnection):
+    """HTTP over a unix socket."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost")
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.connect(self._path)
+
+
+def settings(
+    weights: Path, door: Door, *, context_tokens: int, parallel: int, alias: str, threads: int
+) -> CommonParams:
     """What llama.cpp is started with: a request that does not fit its context gets HTTP 400, never a cut prompt."""
     params = CommonParams()
     params.model.path = str(weights)
     params.model_alias = {alias}
-    params.hostnames = ["127.0.0.1"]
-    params.port = port
+    params.hostnames = [door.host]
+    params.port = door.port
+    params.api_keys = [door.api_key] if door.api_key else []
     # The context is divided evenly among the parallel requests, so that each has its own whole one.
     params.n_ctx = -(-context_tokens // CONTEXT_STEP) * CONTEXT_STEP * parallel
     params.n_parallel = parallel
@@ -33,8 +73,8 @@ def settings(weights: Path, *, port: int, context_tokens: int, parallel: int, al
     params.ctx_shift = False
     params.fit_params = False  # the context that was ordered or none
     params.cache_ram_mib = 128  # for prompts that begin alike; without a limit it may take 8 GiB
-    params.cpuparams.n_threads = 1
-    params.cpuparams_batch.n_threads = 1
+    params.cpuparams.n_threads = threads
+    params.cpuparams_batch.n_threads = threads
     params.n_threads_http = HTTP_THREADS
     params.endpoint_metrics = True
     params.endpoint_slots = False  # it shows what users wrote
@@ -43,11 +83,57 @@ def settings(weights: Path, *, port: int, context_tokens: int, parallel: int, al
     return params
 
 
-def context_offered(port: int) -> int:
+def context_offered(door: Door) -> int:
     """What one request may have: never more tokens than the model was trained for."""
-    with closing(HTTPConnection("127.0.0.1", port)) as connection:
-        connection.request("GET", "/props")
+    with closing(door.connect()) as connection:
+        connection.request("GET", "/props", headers={"Authorization": f"Bearer {door.api_key}"} if door.api_key else {})
         return json.load(connection.getresponse())["default_generation_settings"]["n_ctx"]
+
+
+def find_weights(given: Path) -> Path:
+    """The file itself, or the one GGUF file in that directory."""
+    if not given.is_dir():
+        return given
+    choices = sorted(given.rglob("*.gguf"))
+    if len(choices) != 1:
+        names = ", ".join(path.name for path in choices)
+        sys.exit(f"llama.cpp needs one GGUF file and {given} has {names or 'none'}; release a model that has one")
+    return choices[0]
+
+
+def lock_of(given: argparse.Namespace, api_key: str | None) -> ssl.SSLContext | None:
+    """How the server proves who it is; None where it speaks plain HTTP, and then it asks for no key either."""
+    if given.certificate is None and given.private_key is None:
+        return None
+    if given.certificate is None or given.private_key is None:
+        sys.exit("a certificate and its private key go together; give both --certificate and --private-key, or neither")
+    if not api_key:
+        sys.exit("a server that speaks TLS asks for a key; set the environment variable SKYFERRY_API_KEY")
+    lock = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    lock.load_cert_chain(given.certificate, given.private_key)
+    return lock
+
+
+async def answer_by_tls(listener: socket.socket, lock: ssl.SSLContext, inside: str) -> None:
+    """Pass each connection on to llama.cpp's unix socket, for ever: the wheel of xllamacpp is built without TLS."""
+
+    async def pass_on(client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
+        server, to_server = await asyncio.open_unix_connection(inside)
+        await asyncio.gather(_copy(client, to_server), _copy(server, to_client))
+
+    await (await asyncio.start_server(pass_on, sock=listener, ssl=lock)).serve_forever()
+
+
+async def _copy(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+    """Until either breaks off; the other then learns of it, so that nothing is computed for a user who left."""
+    try:
+        while chunk := await source.read(1 << 16):
+            target.write(chunk)
+            await target.drain()
+    except OSError:
+        pass
+    finally:
+        target.close()
 
 
 def main() -> None:
@@ -58,28 +144,50 @@ def main() -> None:
     parser.add_argument("--context-tokens", type=int, required=True)
     parser.add_argument("--parallel", type=int, required=True)
     parser.add_argument("--alias", default="default")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--certificate", type=Path)
+    parser.add_argument("--private-key", type=Path)
     given = parser.parse_args()
+    lock = lock_of(given, os.environ.get("SKYFERRY_API_KEY"))
     # The system's own way of ending: Python's would wait for the server's threads, which with a request in flight
     # never end. A client sees its stream break off, never one that looks complete.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if lock is None:
+        _kept = start(given, Door(given.host, given.port))
+        signal.pause()
+    else:
+        inside = given.private_key.absolute().with_name("llama.sock")
+        if len(os.fsencode(inside)) > UNIX_PATH_BYTES:
+            sys.exit(f"{inside} is too long a path for a socket; keep the private key in a directory of a shorter one")
+        inside.unlink(missing_ok=True)
+        # Taken before the weights are read: where another has the port, this ends at once.
+        listener = socket.create_server((given.host, given.port))
+        _kept = start(given, Door(str(inside), given.port, os.environ["SKYFERRY_API_KEY"]))
+        asyncio.run(answer_by_tls(listener, lock, str(inside)))
+
+
+def start(given: argparse.Namespace, door: Door) -> Server:
+    """It serves for as long as it is kept; the process ends where it cannot give each request its whole context."""
+    weights = find_weights(given.weights)
     server = Server(
         settings(
-            given.weights,
-            port=given.port,
+            weights,
+            door,
             context_tokens=given.context_tokens,
             parallel=given.parallel,
             alias=given.alias,
+            threads=given.threads,
         )
     )
-    offered = context_offered(given.port)
-    if offered < given.context_tokens:
+    if (offered := context_offered(door)) < given.context_tokens:
         sys.exit(
-            f"{given.weights.name} was trained for {offered} tokens and {given.context_tokens} were asked for; "
+            f"{weights.name} was trained for {offered} tokens and {given.context_tokens} were asked for; "
             f"choose a context of {offered} tokens or fewer"
         )
-    print(f"{given.weights.name} is served at {server.listening_address}", flush=True)  # noqa: T201 - the log is stdout
-    signal.pause()
+    print(f"{weights.name} is served at {server.listening_address}", flush=True)  # noqa: T201 - the log is stdout
+    return server
 
 
 if __name__ == "__main__":

@@ -130,6 +130,11 @@ class LocalFleet(Block):
         return None
 
     @property
+    def replica_ca(self) -> str | None:
+        """The authority that vouches for its replicas, in PEM; none does on loopback."""
+        return None
+
+    @property
     def _home(self) -> Path:
         return self.directory / "replicas"
 

@@ -1,5 +1,6 @@
 """Any OpenAI-compatible engine asked directly: vLLM, llama.cpp and their like."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
@@ -7,8 +8,9 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import BaseModel, Field, ValidationError
 
-from blocks.errors import Unavailable
+from blocks.errors import Refused, Unavailable
 from blocks.ports import Replica
+from blocks.replica_tls import SERVER_NAME, context_trusting
 
 IN_FLIGHT_GAUGES = (
     ("vllm:num_requests_running", "vllm:num_requests_waiting"),
@@ -19,25 +21,31 @@ IN_FLIGHT_GAUGES = (
 
 @dataclass(frozen=True)
 class OpenAIEngine:
-    """Replicas reached over plain HTTP."""
+    """Replicas reached over HTTP, by TLS where they speak it."""
 
+    key_of: Callable[[str], str | None] = lambda _: None
+    """The API key that a release's replicas ask for, as the fleet knows it; None where they ask for none."""
+    replica_ca: str | None = None
+    """PEM: the authority that vouches for the fleet's replicas; None where none of them speaks TLS."""
     probe_timeout_seconds: float = 5
     """For its health and its metrics."""
     completion_timeout_seconds: float = 60
 
     def is_healthy(self, replica: Replica) -> bool:
         try:
-            return self._get(replica, "/health").status_code == httpx.codes.OK
+            return self._ask(replica, "GET", "/health", self.probe_timeout_seconds).status_code == httpx.codes.OK
         except httpx.HTTPError:
             return False
 
     def complete(self, replica: Replica) -> str:
         """A few tokens; Unavailable, with what came back, where there is not one."""
         try:
-            response = _client().post(
-                f"http://{replica.address}/v1/chat/completions",
-                json={"messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 8, "temperature": 0},
-                timeout=self.completion_timeout_seconds,
+            response = self._ask(
+                replica,
+                "POST",
+                "/v1/chat/completions",
+                self.completion_timeout_seconds,
+                {"messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 8, "temperature": 0},
             )
         except httpx.HTTPError as error:
             raise Unavailable(
@@ -54,7 +62,7 @@ class OpenAIEngine:
 
     def in_flight(self, replica: Replica) -> int | None:
         try:
-            page = self._get(replica, "/metrics").raise_for_status().text
+            page = self._ask(replica, "GET", "/metrics", self.probe_timeout_seconds).raise_for_status().text
             samples = [sample for family in text_string_to_metric_families(page) for sample in family.samples]
         except (httpx.HTTPError, ValueError):  # ValueError: no page of metrics
             return None
@@ -65,8 +73,24 @@ class OpenAIEngine:
                 return int(sum(map(sum, values)))
         return None
 
-    def _get(self, replica: Replica, path: str) -> httpx.Response:
-        return _client().get(f"http://{replica.address}{path}", timeout=self.probe_timeout_seconds)
+    def _ask(
+        self, replica: Replica, method: str, path: str, timeout_seconds: float, body: object = None
+    ) -> httpx.Response:
+        """By TLS an address proves nothing, as it may be another's tomorrow: the certificate has to say the name."""
+        if replica.is_tls and self.replica_ca is None:
+            raise Refused(
+                f"{replica.name} at {replica.address} speaks TLS and its fleet names no authority that vouches for it; "
+                f"give the fleet one"
+            )
+        key = self.key_of(replica.release)
+        return _client(self.replica_ca if replica.is_tls else None).request(
+            method,
+            f"{'https' if replica.is_tls else 'http'}://{replica.address}{path}",
+            json=body,
+            headers={} if key is None else {"Authorization": f"Bearer {key}"},
+            timeout=timeout_seconds,
+            extensions={"sni_hostname": SERVER_NAME} if replica.is_tls else {},
+        )
 
 
 class _Message(BaseModel):
@@ -95,6 +119,10 @@ def _no_completion(replica: Replica, response: httpx.Response) -> str:
 
 
 @cache
-def _client() -> httpx.Client:
-    """One for the whole process, as making one takes 20 ms; it uses no proxy and leaves no connection open."""
-    return httpx.Client(trust_env=False, limits=httpx.Limits(max_keepalive_connections=0))
+def _client(authority: str | None) -> httpx.Client:
+    """One for each authority, as making one takes 20 ms; it uses no proxy and leaves no connection open."""
+    return httpx.Client(
+        verify=True if authority is None else context_trusting(authority),
+        trust_env=False,
+        limits=httpx.Limits(max_keepalive_connections=0),
+    )

@@ -78,4 +78,4 @@ class Service(Block):
     @property
     def engine(self) -> Engine:
         """How this service's replicas are asked directly."""
-        return OpenAIEngine()
+        return OpenAIEngine(key_of=self.fleet.key_of, replica_ca=self.fleet.replica_ca)

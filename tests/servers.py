@@ -1,6 +1,7 @@
 """Real servers for tests: each on free ports of loopback, in a directory of its own, and gone afterwards."""
 
 import secrets
+import ssl
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ import stamina
 from blocks.errors import Unavailable
 from blocks.hugging_face import HuggingFaceHub
 from blocks.processes import Daemon, free_port
+from blocks.replica_tls import Identity
 from blocks.s3 import S3Store
 from deployments.local.seaweed import Ports, SeaweedFS
 from tests.fakes.hub import Models
@@ -101,6 +103,15 @@ def canned_server(status: int, headers: dict[str, str] | None = None, body: byte
             yield canned
         finally:
             server.shutdown()
+
+
+def serving_context(identity: Identity, directory: Path) -> ssl.SSLContext:
+    """What a server proves itself with as that replica; OpenSSL reads it from a file."""
+    pem = directory / "identity.pem"
+    pem.write_text(identity.certificate + identity.private_key.get_secret_value())
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pem)
+    return context
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import psutil
 import stamina
 
 from blocks.processes import Daemon, free_port
+from blocks.replica_tls import Identity
 
 WIDTH = 64
 HEADS = 4
@@ -86,20 +87,32 @@ def tiny_gguf() -> bytes:
 
 @contextmanager
 def tiny_replica(
-    directory: Path, *, context_tokens: int = CONTEXT, parallel: int = 2
+    directory: Path,
+    *,
+    context_tokens: int = CONTEXT,
+    parallel: int = 2,
+    identity: Identity | None = None,
+    api_key: str = "",
 ) -> Iterator[tuple[str, psutil.Process]]:
-    """A ready llama.cpp replica of the model: its address and its process."""
+    """A ready llama.cpp replica of the model: its address and its process; by TLS where it has an identity."""
     weights = write_tiny_gguf(directory / "tiny.gguf")
     address = f"127.0.0.1:{(port := free_port())}"
     options = {"weights": weights, "port": port, "context-tokens": context_tokens, "parallel": parallel}
+    if identity is not None:
+        options |= {"certificate": directory / "replica.crt", "private-key": directory / "replica.key"}
+        (directory / "replica.crt").write_text(identity.certificate)
+        (directory / "replica.key").write_text(identity.private_key.get_secret_value())
     daemon = Daemon("replica", directory)
     process = daemon.start(
-        [sys.executable, "-m", "blocks.llama_cpp", *(f"--{name}={value}" for name, value in options.items())], env={}
+        [sys.executable, "-m", "blocks.llama_cpp", *(f"--{name}={value}" for name, value in options.items())],
+        env={"SKYFERRY_API_KEY": api_key},
     )
+    health = f"{'https' if identity else 'http'}://{address}/health"
     try:
         for attempt in stamina.retry_context(on=httpx.HTTPError, attempts=None, timeout=20, wait_max=0.05):
             with attempt:
-                httpx.get(f"http://{address}/health").raise_for_status()
+                # Who answers is for the tests to find out.
+                httpx.get(health, verify=False).raise_for_status()  # noqa: S501 - see above
         yield address, process
     finally:
         daemon.stop(grace_seconds=1)

@@ -1,11 +1,16 @@
 -- The verbs that Skyferry speaks over the admin connection. Each acts at once and then writes what stands into the
--- run directory, where a reload or a fresh start finds it: HAProxy itself would forget both splits and servers.
+-- run directory, where a reload or a fresh start finds it: HAProxy itself would forget splits, servers and keys.
 
 local run_directory = ...
 local split_file = run_directory .. "/split.map"
 local servers_file = run_directory .. "/servers"
+local keys_file = run_directory .. "/keys.map"
 
 local splits = Map.new(split_file, Map._str)
+local keys = Map.new(keys_file, Map._str)
+
+-- How servers are spoken to, and the letter that their names begin with.
+local letters = { plain = "r", tls = "t" }
 
 local function services()
   local names = {}
@@ -31,13 +36,25 @@ local function backend_of(service, slot)
 end
 
 -- A place is a server that the configuration declares in advance; it is empty while in maintenance.
-local function places(backend)
+local function places_of_kind(backend, kind)
   local found = {}
   local servers = core.backends[backend].servers
-  while servers["r" .. #found + 1] do
-    found[#found + 1] = servers["r" .. #found + 1]
+  while servers[letters[kind] .. #found + 1] do
+    found[#found + 1] = servers[letters[kind] .. #found + 1]
   end
   return found
+end
+
+local function places(backend)
+  local found = places_of_kind(backend, "plain")
+  for _, place in ipairs(places_of_kind(backend, "tls")) do
+    found[#found + 1] = place
+  end
+  return found
+end
+
+local function kind_of(place)
+  return place:get_name():sub(1, 1) == letters.tls and "tls" or "plain"
 end
 
 local function is_empty(place)
@@ -62,15 +79,18 @@ local function find(backend, address)
   end
 end
 
-local function empty_place(backend)
-  local all = places(backend)
+local function empty_place(backend, kind)
+  local all = places_of_kind(backend, kind)
+  if #all == 0 then
+    error("this gateway knows no authority that vouches for replicas; set replica_ca in its settings", 0)
+  end
   for _, place in ipairs(all) do
     -- Requests that the last server there has yet to end would count as the next one's.
     if is_empty(place) and in_flight(place) == 0 then
       return place
     end
   end
-  error("all " .. #all .. " places of " .. backend .. " are taken; detach a server first", 0)
+  error("all " .. #all .. " " .. kind .. " places of " .. backend .. " are taken; detach a server first", 0)
 end
 
 -- Leaves the place draining: out of maintenance by that way, no request slips in before the caller has decided.
@@ -105,12 +125,24 @@ local function save_servers()
     for _, backend in ipairs({ service .. "-blue", service .. "-green" }) do
       for _, place in ipairs(places(backend)) do
         if not is_empty(place) then
-          lines[#lines + 1] = backend .. " " .. address_of(place) .. (place:is_draining() and " drain" or " ready")
+          local mode = place:is_draining() and "drain" or "ready"
+          lines[#lines + 1] = table.concat({ backend, address_of(place), mode, kind_of(place) }, " ")
         end
       end
     end
   end
   write(servers_file, lines)
+end
+
+local function save_keys()
+  local lines = {}
+  for _, service in ipairs(services()) do
+    for _, backend in ipairs({ service .. "-blue", service .. "-green" }) do
+      local key = keys:lookup(backend)
+      lines[#lines + 1] = key and backend .. " " .. key
+    end
+  end
+  write(keys_file, lines)
 end
 
 local function restore_servers()
@@ -119,10 +151,11 @@ local function restore_servers()
     return
   end
   for line in file:lines() do
-    local backend, address, mode = line:match("^(%S+) (%S+) (%S+)$")
+    -- Without its last word in a file that an older Skyferry wrote.
+    local backend, address, mode, kind = line:match("^(%S+) (%S+) (%S+) ?(%S*)$")
     -- The service may have left the configuration since.
     if backend and core.backends[backend] then
-      local place = empty_place(backend)
+      local place = empty_place(backend, kind == "tls" and "tls" or "plain")
       occupy(place, address)
       if mode == "ready" then
         place:set_ready()
@@ -164,11 +197,14 @@ function verbs.servers(service)
   return table.concat(lines, "\n")
 end
 
-function verbs.attach(service, slot, address)
+function verbs.attach(service, slot, address, kind)
   local backend = backend_of(service, slot)
   local place = find(backend, address)
+  if place and kind_of(place) ~= kind then
+    error(address .. " is attached as " .. kind_of(place) .. " and not as " .. tostring(kind) .. "; detach it first", 0)
+  end
   if not place then
-    place = empty_place(backend)
+    place = empty_place(backend, kind)
     occupy(place, address)
     -- Down until its first health check has passed.
     place:check_force_down()
@@ -195,6 +231,21 @@ function verbs.detach(service, slot, address)
     save_servers()
   end
   return "detached"
+end
+
+-- Answers and errors never quote the key.
+function verbs.key(service, slot, key)
+  local backend = backend_of(service, slot)
+  if key then
+    core.set_map(keys_file, backend, key)
+  else
+    core.del_map(keys_file, backend)
+  end
+  if keys:lookup(backend) ~= key then
+    error("the key of " .. slot .. " of " .. service .. " did not change", 0)
+  end
+  save_keys()
+  return key and "set" or "none"
 end
 
 for verb, act in pairs(verbs) do

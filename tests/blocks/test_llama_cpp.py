@@ -4,13 +4,17 @@ import json
 import signal
 import subprocess
 import sys
+from argparse import Namespace
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
 
+from blocks.llama_cpp import find_weights, lock_of
+from blocks.replica_tls import SERVER_NAME, context_trusting, new_authority, new_identity
 from tests.tiny_gguf import tiny_replica, write_tiny_gguf
 
 pytestmark = pytest.mark.server
@@ -73,6 +77,27 @@ def test_sigterm_ends_a_busy_replica(replica: tuple[str, psutil.Process]) -> Non
             list(lines)
 
 
+def test_sigterm_ends_a_busy_replica_that_speaks_tls(tmp_path: Path) -> None:
+    """Its streams break off as well, and nobody got anything without the key."""
+    now = datetime.now(UTC)
+    authority = new_authority(now)
+    body = {"messages": [{"role": "user", "content": "hello"}], "stream": True, "max_tokens": 4000}
+    with (
+        tiny_replica(tmp_path, identity=new_identity(authority, now), api_key="k3y") as (address, process),
+        httpx.Client(verify=context_trusting(authority.certificate)) as client,
+    ):
+        url, known = f"https://{address}/v1/chat/completions", {"sni_hostname": SERVER_NAME}
+        assert client.post(url, json=body, extensions=known).status_code == 401
+        headers = {"Authorization": "Bearer k3y"}
+        with client.stream("POST", url, json=body, headers=headers, extensions=known) as response:
+            lines = response.iter_lines()
+            assert json.loads(next(lines).removeprefix("data: "))["choices"]
+            process.terminate()
+            assert process.wait(timeout=2) == -signal.SIGTERM
+            with pytest.raises((httpx.RemoteProtocolError, httpx.ReadError)):
+                list(lines)
+
+
 def test_nothing_of_a_prompt_is_logged(tmp_path: Path) -> None:
     """Neither of one that was answered, nor of one that was too long, nor of one that was no JSON."""
     with tiny_replica(tmp_path, context_tokens=256) as (address, _):
@@ -83,6 +108,31 @@ def test_nothing_of_a_prompt_is_logged(tmp_path: Path) -> None:
     log = (tmp_path / "replica.log").read_text()
     assert "exceeds the available context size" in log
     assert "secret" not in log
+
+
+def test_a_directory_of_weights_has_to_leave_no_choice(tmp_path: Path) -> None:
+    """A rented machine has a directory: the one GGUF file in it is served, and two are one too many."""
+    (tmp_path / "README.md").write_text("# Tiny")
+    weights = write_tiny_gguf(tmp_path / "tiny.gguf")
+    assert find_weights(tmp_path) == find_weights(weights) == weights
+    (tmp_path / "other.gguf").touch()
+    with pytest.raises(SystemExit, match=r"needs one GGUF file and .* has other\.gguf, tiny\.gguf; release"):
+        find_weights(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("given", "key", "words"),
+    [
+        ({"certificate": Path("c")}, "key", "go together"),
+        ({"private_key": Path("k")}, "key", "go together"),
+        ({"certificate": Path("c"), "private_key": Path("k")}, "", "SKYFERRY_API_KEY"),
+        ({"certificate": Path("c"), "private_key": Path("k")}, None, "SKYFERRY_API_KEY"),
+    ],
+)
+def test_half_a_lock_is_refused(given: dict[str, Path], key: str | None, words: str) -> None:
+    """TLS without a key would answer anybody, and a key without TLS would be read by anybody."""
+    with pytest.raises(SystemExit, match=words):
+        lock_of(Namespace(**{"certificate": None, "private_key": None, **given}), key)
 
 
 def test_a_taken_port_ends_the_replica(replica: tuple[str, psutil.Process], tmp_path: Path) -> None:

@@ -1,19 +1,24 @@
-"""What every engine keeps to: the one in memory, and llama.cpp asked over HTTP."""
+"""What every engine keeps to: the one in memory, and llama.cpp asked over HTTP and by TLS."""
 
 import json
+import ssl
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
-from dataclasses import dataclass
-from http.client import HTTPConnection
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from http.client import HTTPConnection, HTTPSConnection
 
 import pytest
 import stamina
+import trustme
 
-from blocks.errors import Unavailable
+from blocks.errors import Refused, Unavailable
 from blocks.openai_engine import OpenAIEngine
 from blocks.ports import Engine, EngineSettings, Replica, ReplicaOrder
 from blocks.processes import free_port
+from blocks.replica_tls import Authority, new_authority, new_identity, release_key
 from tests.fakes.fleet import OFFER, FakeEngine, FakeFleet
+from tests.gateway.replica import Replica as StandIn
 from tests.servers import canned_server
 from tests.tiny_gguf import tiny_replica
 
@@ -57,14 +62,23 @@ def at(address: str) -> Replica:
     return Replica("chat-1a-0", "chat", "1a", "here", address)
 
 
+NOW = datetime.now(UTC)
+AUTHORITY = new_authority(NOW)
+
+
+def engine_of(authority: Authority) -> OpenAIEngine:
+    return OpenAIEngine(key_of=lambda release: release_key(authority, release), replica_ca=authority.certificate)
+
+
 @contextmanager
-def endless_requests(address: str, requests: int) -> Iterator[None]:
+def endless_requests(connect: Callable[[], HTTPConnection], requests: int, key: str = "") -> Iterator[None]:
     """Streams far longer than a test, whose users leave at the end of the block."""
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
     body = json.dumps({"messages": [{"role": "user", "content": "hello"}], "stream": True, "max_tokens": 4000})
     with ExitStack() as connections:
         for _ in range(requests):
-            connection = connections.enter_context(closing(HTTPConnection(address)))
-            connection.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
+            connection = connections.enter_context(closing(connect()))
+            connection.request("POST", "/v1/chat/completions", body, headers)
         yield
 
 
@@ -74,12 +88,28 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield address
 
 
-@pytest.fixture(params=["fake", pytest.param("llama.cpp", marks=pytest.mark.server)])
+@pytest.fixture(scope="module")
+def tls_replica(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replica]:
+    identity, key = new_identity(AUTHORITY, NOW), release_key(AUTHORITY, "1a")
+    with tiny_replica(tmp_path_factory.mktemp("replica"), identity=identity, api_key=key) as (address, _):
+        yield replace(at(address), is_tls=True)
+
+
+@pytest.fixture(params=["fake", *(pytest.param(way, marks=pytest.mark.server) for way in ("llama.cpp", "by TLS"))])
 def case(request: pytest.FixtureRequest) -> Case:
     if request.param == "fake":
         return fake_case()
-    address: str = request.getfixturevalue("address")
-    return Case(OpenAIEngine(), at(address), lambda requests: endless_requests(address, requests))
+    if request.param == "llama.cpp":
+        address: str = request.getfixturevalue("address")
+        return Case(OpenAIEngine(), at(address), lambda count: endless_requests(lambda: HTTPConnection(address), count))
+    replica: Replica = request.getfixturevalue("tls_replica")
+    key = release_key(AUTHORITY, replica.release)
+    unverified = ssl._create_unverified_context()  # noqa: S323 - whose it is the engine finds out
+    return Case(
+        engine_of(AUTHORITY),
+        replica,
+        lambda count: endless_requests(lambda: HTTPSConnection(replica.address, context=unverified), count, key),
+    )
 
 
 def test_a_replica_that_answers_is_healthy(case: Case) -> None:
@@ -117,6 +147,46 @@ def wait_for(case: Case, in_flight: int) -> None:
 def test_in_flight_is_unknown_where_nothing_answers(case: Case) -> None:
     """Not zero: nobody knows."""
     assert case.engine.in_flight(at(f"127.0.0.1:{free_port()}")) is None
+
+
+@pytest.mark.server
+def test_a_replica_that_another_authority_vouches_for_is_not_asked(tls_replica: Replica) -> None:
+    """Its address may be anybody's by now: it is not healthy, nothing it says is heard, and no key is sent."""
+    engine = engine_of(new_authority(NOW))
+    assert not engine.is_healthy(tls_replica)
+    assert engine.in_flight(tls_replica) is None
+    with pytest.raises(Unavailable, match="certificate verify failed"):
+        engine.complete(tls_replica)
+
+
+@pytest.mark.server
+def test_a_certificate_for_another_name_is_no_replicas() -> None:
+    """The authority alone does not do: the name is verified as well."""
+    ca = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    ca.issue_cert("127.0.0.1").configure_cert(context)
+    with StandIn("stranger", context) as stranger:
+        engine = OpenAIEngine(replica_ca=ca.cert_pem.bytes().decode())
+        with pytest.raises(Unavailable, match="Hostname mismatch"):
+            engine.complete(replace(at(stranger.address), is_tls=True))
+
+
+@pytest.mark.server
+def test_a_replica_answers_nobody_without_its_releases_key(tls_replica: Replica) -> None:
+    """Health needs none, for the gateway asks for that; anything else does, and the error says what came."""
+    keyless = OpenAIEngine(replica_ca=AUTHORITY.certificate)
+    assert keyless.is_healthy(tls_replica)
+    assert keyless.in_flight(tls_replica) is None
+    with pytest.raises(Unavailable, match="HTTP 401"):
+        keyless.complete(tls_replica)
+    with pytest.raises(Unavailable, match="HTTP 401"):
+        engine_of(AUTHORITY).complete(replace(tls_replica, release="another"))
+
+
+def test_tls_without_an_authority_is_refused() -> None:
+    """Nobody could tell the replica from a stranger."""
+    with pytest.raises(Refused, match="its fleet names no authority"):
+        OpenAIEngine().is_healthy(replace(at("127.0.0.1:9"), is_tls=True))
 
 
 def test_in_flight_of_vllm_counts_every_rank() -> None:

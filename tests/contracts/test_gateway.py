@@ -4,15 +4,22 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from blocks.errors import Refused
 from blocks.ports import Gateway, Outcome, Slot, Split
+from blocks.replica_tls import new_authority, new_identity
 from tests.fakes.gateway import FakeGateway
 from tests.gateway.replica import Replica
 from tests.gateway.running import RunningGateway, running_gateway, wait_until
+from tests.servers import serving_context
+
+NOW = datetime.now(UTC)
+AUTHORITY = new_authority(NOW)
+USERS_OWN = "Bearer of-the-user"
 
 
 @dataclass(frozen=True)
@@ -21,15 +28,21 @@ class Case:
 
     gateway: Gateway
     address: str
-    """Where a healthy replica answers."""
+    """Where a healthy replica answers in plain HTTP."""
+    tls_address: str
+    """Where one answers by TLS that the gateway's authority vouches for."""
+    stranger: str
+    """Where one answers by TLS that another authority vouches for."""
     ask: Callable[[], None]
     """A user of chat asks, and the answer is logged; a replica in blue has to be up."""
+    heard: Callable[[], str | None]
+    """What came to a replica as the authorization of the last request; the user's own is USERS_OWN."""
     hold: Callable[[], AbstractContextManager[None]]
     """A request to that replica in blue is in flight for as long as the block lasts."""
     restart: Callable[[], None]
 
-    def attach(self) -> None:
-        self.gateway.attach("chat", "blue", self.address, is_tls=False)
+    def attach(self, *, is_tls: bool = False) -> None:
+        self.gateway.attach("chat", "blue", self.tls_address if is_tls else self.address, is_tls=is_tls)
         wait_until("the replica is up", lambda: self.states() == ["up"])
 
     def states(self) -> list[str]:
@@ -38,7 +51,9 @@ class Case:
 
 def fake_case() -> Case:
     gateway = FakeGateway("chat", "embed")
-    address = "127.0.0.1:8000"
+    address, tls_address, stranger = (f"127.0.0.1:{port}" for port in (8000, 8001, 8002))
+    gateway.strangers.add(stranger)
+    heard: list[str] = []
     numbers = iter(range(1000))
 
     @contextmanager
@@ -48,9 +63,21 @@ def fake_case() -> Case:
         gateway.set_in_flight("chat", "blue", address, 0)
 
     def ask() -> None:
-        gateway.append("chat", an_outcome(f"{next(numbers)}", address))
+        (up,) = (server for server in gateway.servers("chat") if server.state == "up")
+        key = gateway.keys.get(("chat", "blue"))
+        heard.append(f"Bearer {key}" if key else USERS_OWN)
+        gateway.append("chat", an_outcome(f"{next(numbers)}", up.address))
 
-    return Case(gateway, address, ask, hold, restart=lambda: gateway.lose_log("chat"))
+    return Case(
+        gateway,
+        address,
+        tls_address,
+        stranger,
+        ask,
+        heard=lambda: heard[-1],
+        hold=hold,
+        restart=lambda: gateway.lose_log("chat"),
+    )
 
 
 def an_outcome(request: str, address: str) -> Outcome:
@@ -70,13 +97,13 @@ def an_outcome(request: str, address: str) -> Outcome:
     )
 
 
-def real_case(running: RunningGateway, gateway: Gateway, replica: Replica) -> Case:
+def real_case(running: RunningGateway, gateway: Gateway, replica: Replica, tls: Replica, stranger: Replica) -> Case:
     def logged() -> int:
         return len(running.by_socket.requests("chat", "none").outcomes)
 
     def ask() -> None:
         before = logged()
-        assert running.ask().status_code == 200
+        assert running.ask(headers={"authorization": USERS_OWN}).status_code == 200
         wait_until("the request is logged", lambda: logged() > before)
 
     @contextmanager
@@ -91,7 +118,11 @@ def real_case(running: RunningGateway, gateway: Gateway, replica: Replica) -> Ca
         running.kill()
         running.start()
 
-    return Case(gateway, replica.address, ask, hold, restart)
+    def heard() -> str | None:
+        assert stranger.seen == []
+        return (tls.seen or replica.seen)[-1].get("authorization")
+
+    return Case(gateway, replica.address, tls.address, stranger.address, ask, heard, hold, restart)
 
 
 @pytest.fixture(params=["fake", *(pytest.param(way, marks=pytest.mark.server) for way in ("socket", "tls"))])
@@ -99,8 +130,17 @@ def case(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Case]:
     if request.param == "fake":
         yield fake_case()
         return
-    with Replica("blue") as replica, running_gateway(tmp_path / "run") as running:
-        yield real_case(running, running.by_socket if request.param == "socket" else running.by_tls, replica)
+    tls, strangers = (
+        serving_context(new_identity(authority, NOW), tmp_path) for authority in (AUTHORITY, new_authority(NOW))
+    )
+    with (
+        Replica("blue") as replica,
+        Replica("tls", tls) as tls_replica,
+        Replica("stranger", strangers) as stranger,
+        running_gateway(tmp_path / "run", authority=AUTHORITY) as running,
+    ):
+        gateway = running.by_socket if request.param == "socket" else running.by_tls
+        yield real_case(running, gateway, replica, tls_replica, stranger)
 
 
 def test_a_service_starts_with_all_its_traffic_on_blue(case: Case) -> None:
@@ -194,14 +234,86 @@ def test_what_is_no_address_is_refused(case: Case, address: str) -> None:
         lambda gateway: gateway.attach("nope", "blue", "127.0.0.1:9", is_tls=False),
         lambda gateway: gateway.drain("nope", "blue", "127.0.0.1:9"),
         lambda gateway: gateway.detach("nope", "blue", "127.0.0.1:9"),
+        lambda gateway: gateway.set_key("nope", "blue", "k3y"),
         lambda gateway: gateway.requests("nope", None),
     ],
-    ids=["split", "set_split", "servers", "attach", "drain", "detach", "requests"],
+    ids=["split", "set_split", "servers", "attach", "drain", "detach", "set_key", "requests"],
 )
 def test_a_service_that_is_not_there_is_refused_by_name(case: Case, verb: Callable[[Gateway], object]) -> None:
     """Whoever asks for a service that is not there learns which ones are."""
     with pytest.raises(Refused, match="no service nope; there are: chat, embed"):
         verb(case.gateway)
+
+
+def test_a_replica_can_speak_tls(case: Case) -> None:
+    """It comes up and serves like a plain one, is known by its address alone, and can be drained and detached."""
+    case.attach(is_tls=True)
+    case.attach(is_tls=True)
+    start = case.gateway.requests("chat", None)
+    case.ask()
+    assert [outcome.address for outcome in case.gateway.requests("chat", start.cursor).outcomes] == [case.tls_address]
+    case.gateway.drain("chat", "blue", case.tls_address)
+    assert case.states() == ["draining"]
+    case.gateway.detach("chat", "blue", case.tls_address)
+    assert case.states() == []
+
+
+def test_a_replica_that_another_authority_vouches_for_gets_nothing(case: Case) -> None:
+    """It stays down, and whoever is up answers."""
+    case.gateway.attach("chat", "blue", case.stranger, is_tls=True)
+    case.gateway.attach("chat", "blue", case.tls_address, is_tls=True)
+    wait_until("the known one is up", lambda: "up" in case.states())
+    for _ in range(3):
+        case.ask()
+    states = {server.address: server.state for server in case.gateway.servers("chat")}
+    assert states == {case.stranger: "down", case.tls_address: "up"}
+
+
+def test_plain_and_tls_are_not_mixed_up(case: Case) -> None:
+    """An address that is attached in one way is not silently spoken to in the other."""
+    case.attach()
+    with pytest.raises(Refused, match=f"{case.address} is attached as plain and not as tls; detach it first"):
+        case.gateway.attach("chat", "blue", case.address, is_tls=True)
+    case.gateway.detach("chat", "blue", case.address)
+    case.gateway.attach("chat", "blue", case.address, is_tls=True)
+
+
+@pytest.mark.parametrize("is_tls", [True, False])
+def test_a_slots_key_reaches_its_replicas_in_place_of_the_users(case: Case, *, is_tls: bool) -> None:
+    """Set anew it is another one, and taken away the user's own comes through again."""
+    case.attach(is_tls=is_tls)
+    heard = []
+    for key in (None, "k3y", "another-one", "another-one", None, None):
+        case.gateway.set_key("chat", "blue", key)
+        case.ask()
+        heard.append(case.heard())
+    assert heard == [USERS_OWN, "Bearer k3y", "Bearer another-one", "Bearer another-one", USERS_OWN, USERS_OWN]
+
+
+def test_a_key_stands_for_its_own_slot_only(case: Case) -> None:
+    """Neither the other slot's replicas nor the other service's get it."""
+    case.gateway.set_key("chat", "green", "k3y")
+    case.gateway.set_key("embed", "blue", "k3y")
+    case.attach()
+    case.ask()
+    assert case.heard() == USERS_OWN
+
+
+def test_key_and_tls_outlive_a_restart(case: Case) -> None:
+    """Users notice nothing of it."""
+    case.attach(is_tls=True)
+    case.gateway.set_key("chat", "blue", "k3y")
+    case.restart()
+    wait_until("the replica is up", lambda: case.states() == ["up"])
+    case.ask()
+    assert case.heard() == "Bearer k3y"
+
+
+def test_a_key_that_could_smuggle_in_a_command_is_refused_unquoted(case: Case) -> None:
+    """Of whatever it was, nothing stands in the error."""
+    with pytest.raises(Refused, match="the key for blue of chat has other characters") as raised:
+        case.gateway.set_key("chat", "blue", "k3y;shutdown")
+    assert "k3y" not in str(raised.value)
 
 
 def test_a_first_reading_is_only_a_cursor(case: Case) -> None:

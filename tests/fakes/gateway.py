@@ -2,6 +2,7 @@
 
 import ipaddress
 import itertools
+import re
 from dataclasses import replace
 
 from blocks.errors import Refused
@@ -11,7 +12,7 @@ from blocks.ports import Outcome, Reading, Server, Slot, Split
 class FakeGateway:
     """Servers are up as soon as they are attached; requests happen when a test appends their outcomes."""
 
-    def __init__(self, *services: str) -> None:
+    def __init__(self, *services: str, knows_authority: bool = True) -> None:
         self._splits = dict.fromkeys(services, Split(0))
         self._servers: dict[str, dict[tuple[Slot, str], Server]] = {service: {} for service in services}
         self._logs: dict[str, list[tuple[str, Outcome]]] = {service: [] for service in services}
@@ -19,6 +20,9 @@ class FakeGateway:
         self.keys: dict[tuple[str, Slot], str] = {}
         self.tls: set[str] = set()
         """The addresses that are spoken to by TLS."""
+        self.strangers: set[str] = set()
+        """The addresses of replicas that another authority vouches for."""
+        self._knows_authority = knows_authority
         self._numbers = itertools.count(1)
 
     def split(self, service: str) -> Split:
@@ -37,13 +41,20 @@ class FakeGateway:
         self._check(service)
         if not _is_address(address):
             raise Refused(f"{address} is no address; give an IP and a port, as in 192.0.2.7:8000 or [2001:db8::7]:8000")
-        if is_tls:
-            self.tls.add(address)
         known = self._servers[service].get((slot, address))
-        self._servers[service][slot, address] = Server(slot, address, "up", known.in_flight if known else 0)
+        if is_tls and not self._knows_authority:
+            raise Refused("this gateway knows no authority that vouches for replicas; set replica_ca in its settings")
+        if known and is_tls != (address in self.tls):
+            kinds = ("plain", "tls") if is_tls else ("tls", "plain")
+            raise Refused(f"{address} is attached as {kinds[0]} and not as {kinds[1]}; detach it first")
+        (self.tls.add if is_tls else self.tls.discard)(address)
+        state = "down" if is_tls and address in self.strangers else "up"
+        self._servers[service][slot, address] = Server(slot, address, state, known.in_flight if known else 0)
 
     def set_key(self, service: str, slot: Slot, key: str | None) -> None:
         self._check(service)
+        if key is not None and not re.fullmatch(r"[\w.-]+", key):
+            raise Refused(f"the key for {slot} of {service} has other characters than letters, digits and . - _")
         if key is None:
             self.keys.pop((service, slot), None)
         else:

@@ -16,6 +16,7 @@ import trustme
 from blocks.haproxy import HAProxyGateway
 from blocks.ports import Outcome
 from blocks.processes import Daemon, end, free_port, marked
+from blocks.replica_tls import Authority
 from deployments.gateway.config import (
     AdminTLS,
     GatewaySettings,
@@ -101,7 +102,7 @@ class RunningGateway:
 
 @contextmanager
 def running_gateway(
-    run_directory: Path, outside: OutsideProvider | None = None, key: str = ""
+    run_directory: Path, outside: OutsideProvider | None = None, key: str = "", authority: Authority | None = None
 ) -> Iterator[RunningGateway]:
     ca = trustme.CA()
     certificate = run_directory / "gateway.pem"
@@ -109,12 +110,16 @@ def running_gateway(
     run_directory.mkdir()
     ca.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(certificate)
     ca.cert_pem.write_to_path(client_ca)
+    replica_ca = run_directory / "replica-ca.pem" if authority else None
+    if authority and replica_ca:
+        replica_ca.write_text(authority.certificate)
     client = ca.issue_cert("flows@skyferry.test")
     admin_address = f"127.0.0.1:{free_port()}"
     settings = GatewaySettings(
         run_directory=run_directory,
         services={service: f"127.0.0.1:{free_port()}" for service in SERVICES},
         admin_tls=AdminTLS(address=admin_address, certificate=certificate, client_ca=client_ca),
+        replica_ca=replica_ca,
         outside=outside,
     )
     gateway = RunningGateway(

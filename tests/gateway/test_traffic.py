@@ -3,9 +3,12 @@
 import json
 import socket
 import ssl
+import stat
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
@@ -15,13 +18,25 @@ import trustme
 from blocks.errors import Refused, Unavailable
 from blocks.haproxy import HAProxyGateway
 from blocks.ports import WHOLE, Slot, Split
-from deployments.gateway.config import GatewaySettings, OutsideProvider, check_configuration, write_configuration
+from blocks.replica_tls import new_authority, new_identity, release_key
+from deployments.gateway.config import (
+    GatewaySettings,
+    OutsideProvider,
+    check_configuration,
+    command,
+    write_configuration,
+)
 from tests.gateway.replica import Replica
 from tests.gateway.running import Load, RunningGateway, running_gateway, wait_until
+from tests.servers import serving_context
 
 pytestmark = pytest.mark.server
 
 KEY_VARIABLE = "SKYFERRY_TEST_OUTSIDE_KEY"
+
+NOW = datetime.now(UTC)
+AUTHORITY = new_authority(NOW)
+KEY = release_key(AUTHORITY, "chat-1a2b3c4d")
 
 
 @pytest.fixture
@@ -177,6 +192,7 @@ def test_the_outside_provider_gets_its_own_key_and_nobody_elses(tmp_path: Path) 
     with Replica("outside", tls=context) as provider:
         outside = OutsideProvider(host="localhost", port=provider.port, key_variable=KEY_VARIABLE, ca_file=ca_file)
         with running_gateway(tmp_path / "run", outside, key="the-gateways-100%-own") as gateway:
+            gateway.by_socket.set_key("chat", "blue", "the-replicas-own")
             start = cursor(gateway)
             answer = gateway.ask(
                 "alice", headers={"authorization": "Bearer the-users", "cookie": "a=b", "x-api-key": "c"}
@@ -202,6 +218,88 @@ def test_the_outside_provider_has_to_prove_who_it_is(tmp_path: Path) -> None:
         with running_gateway(tmp_path / "run", outside, key="own") as gateway:
             assert gateway.ask().status_code == 503
             assert provider.seen == []
+
+
+@pytest.fixture
+def tls_gateway(tmp_path: Path) -> Iterator[tuple[RunningGateway, Replica]]:
+    """With one replica that speaks TLS up in blue, which asks for a key."""
+    context = serving_context(new_identity(AUTHORITY, NOW), tmp_path)
+    with Replica("tls", context) as replica, running_gateway(tmp_path / "run", authority=AUTHORITY) as running:
+        running.by_socket.attach("chat", "blue", replica.address, is_tls=True)
+        running.by_socket.set_key("chat", "blue", KEY)
+        wait_until("the replica is up", lambda: ("blue", replica.address, "up") in servers(running))
+        yield running, replica
+
+
+@pytest.mark.parametrize("restart", ["reload", "kill"])
+def test_tls_and_keys_outlive_the_process(tls_gateway: tuple[RunningGateway, Replica], restart: str) -> None:
+    """After SIGUSR2, or SIGKILL and a fresh start, the same replica gets the same key over TLS; others never do."""
+    gateway, replica = tls_gateway
+    if restart == "reload":
+        gateway.reload()
+    else:
+        gateway.kill()
+        write_configuration(gateway.settings)
+        gateway.start()
+    wait_until("the replica is up", lambda: ("blue", replica.address, "up") in servers(gateway))
+    assert gateway.ask(headers={"authorization": "Bearer the-users", "x-api-key": "the-users"}).status_code == 200
+    assert replica.seen[-1]["authorization"] == f"Bearer {KEY}"
+    assert "x-api-key" not in replica.seen[-1]
+
+
+def test_a_key_is_kept_from_all_but_the_gateways_user(tls_gateway: tuple[RunningGateway, Replica]) -> None:
+    """It stands in one file of mode 600, and neither in the configuration nor in a log."""
+    gateway, _ = tls_gateway
+    gateway.ask()
+    run = gateway.settings.run_directory
+    holders = {path.name for path in run.iterdir() if path.is_file() and KEY in path.read_text()}
+    assert holders == {"keys.map"}
+    assert stat.S_IMODE((run / "keys.map").stat().st_mode) == 0o600
+    gateway.by_socket.requests("chat", None)
+    assert KEY not in gateway.by_socket._ask("show events chat")
+
+
+def test_a_slots_key_does_not_follow_its_users(
+    tls_gateway: tuple[RunningGateway, Replica], blue: Replica, green: Replica
+) -> None:
+    """Where the other slot answers for a dead one, its replicas get its own key, or none."""
+    gateway, dead = tls_gateway
+    attach(gateway, "green", green)
+    dead.stop()
+    wait_until("blue is dead", lambda: ("blue", dead.address, "down") in servers(gateway))
+    assert gateway.ask(headers={"authorization": "Bearer the-users"}).json() == {"from": "green"}
+    gateway.by_socket.set_key("chat", "green", "of-green")
+    assert gateway.ask(headers={"authorization": "Bearer the-users"}).json() == {"from": "green"}
+    assert [seen.get("authorization") for seen in green.seen] == [None, "Bearer of-green"]
+    assert blue.seen == []
+
+
+def test_a_gateway_without_an_authority_speaks_no_tls(gateway: RunningGateway) -> None:
+    """It says what it lacks, and nothing is attached."""
+    before = servers(gateway)
+    with pytest.raises(Refused, match="knows no authority that vouches for replicas; set replica_ca"):
+        gateway.by_socket.attach("chat", "blue", "127.0.0.1:9", is_tls=True)
+    assert servers(gateway) == before
+
+
+def test_servers_that_an_older_skyferry_wrote_are_found_again(gateway: RunningGateway, blue: Replica) -> None:
+    """Its lines did not say how servers are spoken to: it spoke plain HTTP only."""
+    gateway.kill()
+    file = gateway.settings.run_directory / "servers"
+    file.write_text("".join(f"{line.rpartition(' ')[0]}\n" for line in file.read_text().splitlines() if line))
+    assert file.read_text().startswith(f"chat-blue {blue.address} ready\n")
+    gateway.start()
+    wait_until("blue is up", lambda: ("blue", blue.address, "up") in servers(gateway))
+
+
+def test_an_authority_that_went_missing_is_named(tls_gateway: tuple[RunningGateway, Replica]) -> None:
+    """A gateway that has replicas with TLS does not start without their authority, and says so in its log."""
+    gateway, _ = tls_gateway
+    gateway.kill()
+    write_configuration(replace(gateway.settings, replica_ca=None))
+    process = gateway.daemon.start(command(gateway.settings.run_directory), env=gateway.env)
+    assert process.wait(timeout=10) != 0
+    assert "knows no authority that vouches for replicas; set replica_ca" in gateway.daemon.log_tail()
 
 
 def test_a_missing_key_is_named_before_the_gateway_starts(tmp_path: Path) -> None:
