@@ -20,7 +20,7 @@ status: install ## Say what of the stack is running
 	$(BIN)/skyferry status $(ARGS)
 
 test: install ## Every test that needs no root
-	$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: install ## What people, pre-commit and CI share: format, lint, types, import rules, fast tests
 	$(BIN)/ruff format --check .

@@ -98,7 +98,7 @@ def canned_server(status: int, headers: dict[str, str] | None = None, body: byte
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         canned.address = f"127.0.0.1:{server.server_port}"
-        Thread(target=server.serve_forever, daemon=True).start()
+        Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         try:
             yield canned
         finally:

@@ -1,6 +1,9 @@
-"""A fleet and an engine in memory, which fail when a test asks for it."""
+"""A fleet and an engine in memory, which fail when a test asks for it.
 
-from collections import deque
+What changes while replicas start is no `dict`: Prefect walks through those of a task's arguments, in other threads.
+"""
+
+from collections import UserDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import count
@@ -23,7 +26,7 @@ OFFER = Offer(
 class FakeFleet:
     """Replicas run from the moment they are launched; no two ever have the same address."""
 
-    running: dict[str, Replica] = field(default_factory=dict)
+    running: UserDict[str, Replica] = field(default_factory=UserDict)
     launch_failures: deque[SkyferryError] = field(default_factory=deque)
     """Each is raised once, by the next launches in turn."""
     orders: list[ReplicaOrder] = field(default_factory=list)
@@ -31,7 +34,7 @@ class FakeFleet:
     stopped: list[str] = field(default_factory=list)
     """The names of the replicas that were stopped while they ran, in turn."""
     has_keys: bool = False
-    _logs: dict[str, str] = field(default_factory=dict)
+    _logs: UserDict[str, str] = field(default_factory=UserDict)
     _ports: Iterator[int] = field(default_factory=lambda: count(9000))
 
     def launch(self, order: ReplicaOrder, offer: Offer) -> Replica:

@@ -1,5 +1,6 @@
 """A market in memory: what it offers and what it says of its stock is what a test puts there."""
 
+from collections import UserDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -12,7 +13,7 @@ class FakeMarket:
     """All is free until a test says otherwise."""
 
     listed: list[Offer] = field(default_factory=list)
-    stocked: dict[Offer, Stock] = field(default_factory=dict)
+    stocked: UserDict[Offer, Stock] = field(default_factory=UserDict)
     """Instead of free."""
     at: float = 0.0
     asked: list[tuple[Offer, ...]] = field(default_factory=list)

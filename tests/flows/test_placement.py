@@ -112,7 +112,7 @@ def release(revision: str) -> Release:
 def test_only_a_plan_starts_nothing(world: World) -> None:
     """It needs neither a mirror nor a cell that would have us, and writes nothing."""
     no = Stock("refused", 0, 1, "no credentials")
-    world.fleet.stocked = {ALPHA: no, BETA: no}
+    world.fleet.stocked.update({ALPHA: no, BETA: no})
     placement = provision_fleet(plan(plan_only=True))
     assert isinstance(placement, Placement)
     assert placement.placed == (ALPHA, ALPHA)
@@ -123,7 +123,7 @@ def test_only_a_plan_starts_nothing(world: World) -> None:
 def test_a_cell_that_would_not_have_us_is_found_out_before_anything_starts(world: World) -> None:
     """Without credentials anywhere the run is refused with the cells' words, and no release is open."""
     no = Stock("refused", 0, 1, "no credentials; run `sky check aws`")
-    world.fleet.stocked = {ALPHA: no, BETA: no}
+    world.fleet.stocked.update({ALPHA: no, BETA: no})
     with pytest.raises(Refused, match="sky check aws"):
         provision_fleet(plan())
     assert not world.record.releases

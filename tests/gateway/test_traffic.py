@@ -55,13 +55,20 @@ def green() -> Iterator[Replica]:
 def gateway(tmp_path: Path, blue: Replica, green: Replica) -> Iterator[RunningGateway]:
     """With one replica up in each slot, and all traffic on blue."""
     with running_gateway(tmp_path / "run") as running:
-        attach(running, "blue", blue)
-        attach(running, "green", green)
+        # Both before either is waited for: a gateway takes half a second to its first look at a replica.
+        running.by_socket.attach("chat", "blue", blue.address, is_tls=False)
+        running.by_socket.attach("chat", "green", green.address, is_tls=False)
+        wait_until_up(running, "blue", blue)
+        wait_until_up(running, "green", green)
         yield running
 
 
 def attach(gateway: RunningGateway, slot: Slot, replica: Replica) -> None:
     gateway.by_socket.attach("chat", slot, replica.address, is_tls=False)
+    wait_until_up(gateway, slot, replica)
+
+
+def wait_until_up(gateway: RunningGateway, slot: Slot, replica: Replica) -> None:
     wait_until(f"{replica.name} is up", lambda: (slot, replica.address, "up") in servers(gateway))
 
 

@@ -81,7 +81,9 @@ class World:
     def jobs(self) -> dict[str, str]:
         """Where each of SkyPilot's jobs is, by its id, in both queues."""
         return {
-            f"{cluster}-{job}": name for cluster in ("alpha", "beta") for job, (name, _) in self.lab.queue(cluster).items()
+            f"{cluster}-{job}": name
+            for cluster in ("alpha", "beta")
+            for job, (name, _) in self.lab.queue(cluster).items()
         }
 
     @contextmanager
