@@ -114,6 +114,15 @@ def lock_of(given: argparse.Namespace, api_key: str | None) -> ssl.SSLContext | 
     return lock
 
 
+def listen(host: str, port: int) -> socket.socket:
+    """For TLS, which asyncio ends."""
+    listener = socket.create_server((host, port))
+    # Inherited by each connection. asyncio does so for its own sockets only, and without it many an answer is 40 ms
+    # late: it waits for the client to acknowledge the session tickets of TLS 1.3.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
+
+
 async def answer_by_tls(listener: socket.socket, lock: ssl.SSLContext, inside: str) -> None:
     """Pass each connection on to llama.cpp's unix socket, for ever: the wheel of xllamacpp is built without TLS."""
 
@@ -163,10 +172,7 @@ def main() -> None:
             sys.exit(f"{inside} is too long a path for a socket; keep the private key in a directory of a shorter one")
         inside.unlink(missing_ok=True)
         # Taken before the weights are read: where another has the port, this ends at once.
-        listener = socket.create_server((given.host, given.port))
-        # Inherited by each connection. asyncio does so for its own sockets only, and without it every answer is 40 ms
-        # late: it waits for the client to acknowledge the session tickets of TLS 1.3.
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        listener = listen(given.host, given.port)
         _kept = start(given, Door(str(inside), given.port, os.environ["SKYFERRY_API_KEY"]))
         asyncio.run(answer_by_tls(listener, lock, str(inside)))
 
