@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 ARGS ?=
 
-.PHONY: demo up down status test check format lock install clean
+.PHONY: demo up down status test live check format lock install clean
 
 demo: install ## Watch releases go to users under live traffic: the main job, on this machine
 	$(BIN)/skyferry demo $(ARGS)
@@ -22,12 +22,15 @@ status: install ## Say what of the stack is running
 test: install ## Every test that needs no root
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
+live: install ## The tests on real clusters: needs root, and Slurm, munge, sshd and rsync from Debian (minutes)
+	$(BIN)/pytest -m live $(ARGS)
+
 check: install ## What people, pre-commit and CI share: format, lint, types, import rules, fast tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
-	$(BIN)/pytest -q -m "not server" $(ARGS)
+	$(BIN)/pytest -q -m "not server and not live" $(ARGS)
 
 format: install ## Put the code into shape
 	$(BIN)/ruff format .

@@ -1,5 +1,8 @@
-"""Files that others read at any moment."""
+"""Files that others read at any moment, and files that say whose turn it is."""
 
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -8,3 +11,12 @@ def write_whole(path: Path, text: str) -> None:
     draft = path.with_name(f"{path.name}.draft")
     draft.write_text(text)
     draft.replace(path)
+
+
+@contextmanager
+def alone(lock_file: Path) -> Iterator[None]:
+    """Wait until nobody else, in whatever process, is in here with that file; the killed let go of it."""
+    lock_file.parent.mkdir(parents=True, exist_ok=True)
+    with lock_file.open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

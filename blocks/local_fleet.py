@@ -1,22 +1,21 @@
 """Replicas as processes on this machine: the fleet of the quickstart, and of whoever has one big machine."""
 
-import fcntl
 import hashlib
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import psutil
 from prefect.blocks.core import Block
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import Field
 
 from blocks.errors import Refused, Unavailable
-from blocks.files import write_whole
-from blocks.ports import MANIFEST, ON_PROCESSORS, Offer, Replica, ReplicaOrder, Stock, Store
+from blocks.files import alone, write_whole
+from blocks.mirrors import MirroredFile, files_of
+from blocks.ports import ON_PROCESSORS, Offer, Replica, ReplicaOrder, Stock, Store
 from blocks.processes import Daemon, free_port
 from blocks.s3 import S3Store
 
@@ -79,7 +78,7 @@ class LocalFleet(Block):
 
         Returns once the process listens, so that its address is its own and nobody else's.
         """
-        with _alone(self._home / f"{order.name}.lock"):
+        with alone(self._home / f"{order.name}.lock"):
             if (running := self._running(order.name)) is not None:
                 return running
             weights = fetch_weights(self.store, order.mirror_prefix, self.directory / "weights")
@@ -116,7 +115,7 @@ class LocalFleet(Block):
 
     def stop(self, name: str) -> None:
         """SIGTERM, SIGKILL where that does not help, and everything forgotten but the log."""
-        with _alone(self._home / f"{name}.lock"):
+        with alone(self._home / f"{name}.lock"):
             daemon = self._daemon(name)
             daemon.stop()
             if (process := daemon.find()) is not None:
@@ -159,18 +158,6 @@ def memory_stock(offer: Offer, available: int, total: int, at: float) -> Stock:
     return Stock("free" if available >= LEAST_MEMORY_BYTES else "none", at, 1.0, words, load=1 - available / total)
 
 
-class _File(BaseModel):
-    path: str
-    size_bytes: int
-    sha256: str
-
-
-class _Manifest(BaseModel):
-    """What a fleet needs of a mirror's manifest."""
-
-    files: tuple[_File, ...]
-
-
 def fetch_weights(store: Store, mirror_prefix: str, directory: Path) -> Path:
     """The mirror's GGUF file in that directory, by its sha256; copied and checked where it is not there yet.
 
@@ -178,7 +165,7 @@ def fetch_weights(store: Store, mirror_prefix: str, directory: Path) -> Path:
     """
     file = _choose_weights(store, mirror_prefix)
     weights = directory / f"{file.sha256}.gguf"
-    with _alone(directory / f"{file.sha256}.lock"):
+    with alone(directory / f"{file.sha256}.lock"):
         if not weights.exists():
             draft = weights.with_suffix(".part")
             try:
@@ -189,17 +176,11 @@ def fetch_weights(store: Store, mirror_prefix: str, directory: Path) -> Path:
     return weights
 
 
-def _choose_weights(store: Store, mirror_prefix: str) -> _File:
-    key = mirror_prefix + MANIFEST
-    if (found := store.get(key)) is None:
-        raise Refused(f"{store.url_of(key)} is not there, so there is no whole mirror; mirror the model first")
-    try:
-        manifest = _Manifest.model_validate_json(found.body)
-    except ValidationError as error:
-        raise Refused(f"{store.url_of(key)} is no manifest ({error}); mirror the model again") from error
-    choices = [file for file in manifest.files if file.path.endswith(".gguf")]
+def _choose_weights(store: Store, mirror_prefix: str) -> MirroredFile:
+    files = files_of(store, mirror_prefix)
+    choices = [file for file in files if file.path.endswith(".gguf")]
     if len(choices) != 1:
-        names = ", ".join(file.path for file in manifest.files)
+        names = ", ".join(file.path for file in files)
         raise Refused(
             f"{store.url_of(mirror_prefix)} holds {len(choices)} GGUF files where llama.cpp needs one; "
             f"there are: {names or 'no files'}; release a model that has one"
@@ -242,12 +223,3 @@ def _listens(process: psutil.Process, port: int) -> bool:
     except psutil.Error:
         return False
     return any(found.status == psutil.CONN_LISTEN and found.laddr.port == port for found in connections)
-
-
-@contextmanager
-def _alone(lock_file: Path) -> Iterator[None]:
-    """Wait until nobody else, in whatever process, is in here with that file; the killed let go of it."""
-    lock_file.parent.mkdir(parents=True, exist_ok=True)
-    with lock_file.open("ab") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

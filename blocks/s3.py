@@ -153,6 +153,13 @@ class S3Store(Block):
         with self.translated(f"delete {key}"):
             self.client.delete_object(Bucket=self.bucket, Key=key)
 
+    def presigned_url(self, key: str, seconds: int) -> str:
+        """An address that anybody can read the object at, for so long: a secret."""
+        with self.translated(f"sign an address for {key}"):
+            return self.client.generate_presigned_url(
+                "get_object", Params={"Bucket": self.bucket, "Key": key}, ExpiresIn=seconds
+            )
+
     def url_of(self, key: str) -> str:
         return f"s3://{self.bucket}/{key}"
 
@@ -258,6 +265,7 @@ def _client(endpoint_url: str | None, region: str, access_key_id: str | None, se
             read_timeout=60,
             retries={"mode": "standard", "total_max_attempts": 3},
             max_pool_connections=32,
+            signature_version="s3v4",  # for signed addresses boto3 would use an older one, which few stores know
         ),
     )
 

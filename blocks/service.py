@@ -9,6 +9,7 @@ from blocks.local_fleet import LocalFleet
 from blocks.openai_engine import OpenAIEngine
 from blocks.ports import Engine
 from blocks.s3 import S3Store
+from blocks.skypilot_fleet import SkyPilotFleet
 
 
 class Service(Block):
@@ -28,7 +29,7 @@ class Service(Block):
     )
     hub: HuggingFaceHub = Field(title="Model hub", description="The hub that models are mirrored from.")
     store: S3Store = Field(title="Store", description="The bucket that holds the mirrors and the ledger.")
-    fleet: LocalFleet = Field(title="Fleet", description="What runs the replicas.")
+    fleet: SkyPilotFleet | LocalFleet = Field(title="Fleet", description="What runs the replicas.")
     gateway: HAProxyGateway = Field(title="Gateway", description="What users' traffic passes through.")
     replicas: int = Field(
         default=1, ge=1, title="Replicas", description="How many replicas a release gets, and has by day."

@@ -13,7 +13,8 @@ from typing import Any
 
 from blocks.errors import Refused, Unavailable
 from blocks.ports import ON_PROCESSORS, Offer
-from blocks.skypilot_infra import Place, skypilot
+from blocks.skypilot_infra import Place
+from blocks.skypilot_sdk import skypilot
 
 HOURS_UNTIL_OLD = 7
 """How old SkyPilot's own reader lets a fetched catalogue of AWS, GCP or Azure become."""

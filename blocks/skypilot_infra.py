@@ -3,14 +3,13 @@
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from importlib import import_module
-from threading import Lock
 from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, Field
 
 from blocks.errors import Refused, Unavailable
 from blocks.ports import ON_PROCESSORS
+from blocks.skypilot_sdk import skypilot
 
 Kind = Literal["slurm", "k8s"]
 """The clouds whose machines stand there already: their cells are counted, not looked up in a catalogue."""
@@ -19,30 +18,11 @@ KINDS: tuple[Kind, ...] = ("k8s", "slurm")
 NAMED_OTHERWISE = {"kubernetes": "k8s"}
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 WORDS_AT_MOST = 300
-IMPORTING = Lock()
-MODULES = (
-    "sky.catalog.common",
-    "sky.catalog.gcp_catalog",
-    "sky.client.sdk",
-    "sky.global_user_state",
-    "sky.server.common",
-    "sky.skypilot_config",
-    "sky.utils.registry",
-)
-"""What is used of SkyPilot here, reached by way of its first name."""
 KEY_REFUSED = ("permission denied", "too many authentication failures", "host key verification failed")
 """What ssh says where it lets nobody in."""
 
 SSH_FAILED = 255
 """How ssh ends where it, and not the command over there, has failed."""
-
-
-def skypilot() -> Any:
-    """The SDK, with the modules that are used here; whoever never asks for it never waits the seconds that it takes."""
-    with IMPORTING:  # of threads that import it side by side, one may see half of it
-        for name in MODULES:
-            import_module(name)
-        return import_module("sky")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What every fleet keeps to: the one in memory, and processes on this machine."""
+"""What every fleet keeps to: the one in memory, processes on this machine, SkyPilot's clusters on Slurm."""
 
 import hashlib
 import json
@@ -14,11 +14,14 @@ import stamina
 from blocks.errors import Refused, Unavailable
 from blocks.local_fleet import LocalFleet, fetch_weights
 from blocks.openai_engine import OpenAIEngine
-from blocks.ports import EngineSettings, Fleet, ReplicaOrder, Store
+from blocks.ports import EngineSettings, Fleet, Offer, ReplicaOrder, Store
 from blocks.processes import Daemon, end, marked
 from blocks.s3 import S3Store
+from blocks.skypilot_fleet import SkyPilotFleet
 from tests.fakes.fleet import OFFER, FakeFleet
 from tests.fakes.store import FakeStore
+from tests.live.running import offer_in, skypilot_fleet
+from tests.live.slurm_lab import SlurmLab
 from tests.servers import running_seaweedfs  # noqa: F401 - the fixture s3_store
 from tests.tiny_gguf import write_tiny_gguf
 
@@ -32,6 +35,9 @@ class Case:
     fleet: Fleet
     kill: Callable[[str], None]
     """The replica dies behind the fleet's back."""
+    offer: Offer = OFFER
+    notices_seconds: float = 1
+    """How long it may take until the fleet knows."""
 
 
 def publish(store: Store, prefix: str, files: Mapping[str, bytes]) -> None:
@@ -62,11 +68,42 @@ def local_fleet(tmp_path: Path, mirrored: S3Store) -> Iterator[LocalFleet]:
     end([*marked(tmp_path)], grace_seconds=1)
 
 
-@pytest.fixture(params=["fake", pytest.param("local", marks=pytest.mark.server)])
+@pytest.fixture(scope="module")
+def slurm_fleet(
+    slurm_lab: SlurmLab, mirrored: S3Store, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[SkyPilotFleet]:
+    with skypilot_fleet(tmp_path_factory.mktemp("fleet"), mirrored, slurm_lab) as fleet:
+        yield fleet
+
+
+@pytest.fixture
+def slurm_case(slurm_fleet: SkyPilotFleet, slurm_lab: SlurmLab) -> Iterator[Case]:
+    """A launch takes half a minute, so what a test leaves of ORDER is adopted by the next one that launches it."""
+
+    def cancel(name: str) -> None:
+        (job,) = (job for job, (title, _) in slurm_lab.queue("beta").items() if title.startswith(f"{name}-"))
+        slurm_lab.cancel("beta", job)
+
+    yield Case(slurm_fleet, cancel, offer_in("beta"), notices_seconds=60)
+    for replica in slurm_fleet.every_replica():
+        if replica.name != ORDER.name:
+            slurm_fleet.stop(replica.name)
+
+
+CASES = ["fake", pytest.param("local", marks=pytest.mark.server)]
+on_slurm_too = pytest.mark.parametrize(
+    "case", [*CASES, pytest.param("slurm", marks=[pytest.mark.live, pytest.mark.timeout(600)])], indirect=True
+)
+"""A launch there takes half a minute, so a few tests have to do."""
+
+
+@pytest.fixture(params=CASES)
 def case(request: pytest.FixtureRequest) -> Case:
     if request.param == "fake":
         fake = FakeFleet()
         return Case(fake, fake.kill)
+    if request.param == "slurm":
+        return request.getfixturevalue("slurm_case")
     fleet: LocalFleet = request.getfixturevalue("local_fleet")
     return Case(fleet, lambda name: kill(fleet, name))
 
@@ -78,31 +115,35 @@ def kill(fleet: LocalFleet, name: str) -> None:
     process.wait()
 
 
+@on_slurm_too
 def test_a_launched_replica_is_what_was_ordered(case: Case) -> None:
     """It carries the order's names and is listed for its service, and for no other."""
-    replica = case.fleet.launch(ORDER, OFFER)
+    replica = case.fleet.launch(ORDER, case.offer)
     assert (replica.name, replica.service, replica.release) == (ORDER.name, ORDER.service, ORDER.release)
     assert case.fleet.replicas("chat") == (replica,)
     assert case.fleet.replicas("embed") == ()
 
 
+@on_slurm_too
 def test_launching_again_adopts(case: Case) -> None:
     """A second launch of the same name gives the replica that runs."""
-    assert case.fleet.launch(ORDER, OFFER) == case.fleet.launch(ORDER, OFFER)
+    assert case.fleet.launch(ORDER, case.offer) == case.fleet.launch(ORDER, case.offer)
     assert len(case.fleet.replicas("chat")) == 1
 
 
+@on_slurm_too
 def test_replicas_do_not_share_an_address(case: Case) -> None:
     """Two replicas stand at two addresses, and both are listed, whatever their release."""
-    first = case.fleet.launch(ORDER, OFFER)
-    second = case.fleet.launch(replace(ORDER, name="chat-2b-0", release="2b"), OFFER)
+    first = case.fleet.launch(ORDER, case.offer)
+    second = case.fleet.launch(replace(ORDER, name="chat-2b-0", release="2b"), case.offer)
     assert first.address != second.address
     assert case.fleet.replicas("chat") == (first, second)
 
 
+@on_slurm_too
 def test_a_stopped_replica_is_gone(case: Case) -> None:
     """It is not listed any more; stopping it once more, or one that never was, is no error."""
-    case.fleet.launch(ORDER, OFFER)
+    case.fleet.launch(ORDER, case.offer)
     case.fleet.stop(ORDER.name)
     assert case.fleet.replicas("chat") == ()
     case.fleet.stop(ORDER.name)
@@ -111,25 +152,29 @@ def test_a_stopped_replica_is_gone(case: Case) -> None:
 
 def test_stopping_one_leaves_the_others(case: Case) -> None:
     """Only the replica of that name ends, also where another's name begins with it."""
-    other = case.fleet.launch(replace(ORDER, name=f"{ORDER.name}0"), OFFER)
-    case.fleet.launch(ORDER, OFFER)
+    other = case.fleet.launch(replace(ORDER, name=f"{ORDER.name}0"), case.offer)
+    case.fleet.launch(ORDER, case.offer)
     case.fleet.stop(ORDER.name)
     assert case.fleet.replicas("chat") == (other,)
 
 
+@on_slurm_too
 def test_a_killed_replica_is_not_listed_and_can_be_launched_anew(case: Case) -> None:
     """A fleet tells of what runs, not of what it once started."""
-    case.fleet.launch(ORDER, OFFER)
+    case.fleet.launch(ORDER, case.offer)
     case.kill(ORDER.name)
-    assert case.fleet.replicas("chat") == ()
-    again = case.fleet.launch(ORDER, OFFER)
+    for attempt in stamina.retry_context(on=AssertionError, attempts=None, timeout=case.notices_seconds, wait_max=0.5):
+        with attempt:
+            assert case.fleet.replicas("chat") == ()
+    again = case.fleet.launch(ORDER, case.offer)
     assert case.fleet.replicas("chat") == (again,)
 
 
+@on_slurm_too
 def test_the_log_outlives_its_replica(case: Case) -> None:
     """What a replica printed can be read after its end; where nothing was printed there is nothing."""
-    case.fleet.launch(ORDER, OFFER)
-    for attempt in stamina.retry_context(on=AssertionError, attempts=None, timeout=10, wait_max=0.05):
+    case.fleet.launch(ORDER, case.offer)
+    for attempt in stamina.retry_context(on=AssertionError, attempts=None, timeout=60, wait_max=1):
         with attempt:
             assert "is served at" in case.fleet.log_tail(ORDER.name)
     case.fleet.stop(ORDER.name)

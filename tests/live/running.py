@@ -1,0 +1,56 @@
+"""A SkyPilotFleet in the Slurm lab."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from blocks.ports import MANIFEST, Offer
+from blocks.replica_tls import new_authority
+from blocks.s3 import S3Store
+from blocks.skypilot_fleet import SkyPilotFleet
+from tests.live.slurm_lab import CLUSTERS, SlurmLab
+
+ECHO = """
+resources: {cpus: 1, memory: 1}
+run: |
+  echo "$SKYFERRY_REPLICA is served at port $SKYFERRY_PORT"
+  exec python3 -m http.server --bind 127.0.0.1 "$SKYFERRY_PORT"
+"""
+"""A task that is ready at once and serves whatever lies where it starts."""
+
+
+def offer_in(cluster: str, accelerators: int = 1) -> Offer:
+    return Offer(
+        cell=f"slurm/{cluster}",
+        accelerator=CLUSTERS[cluster].accelerator,
+        accelerators=accelerators,
+        accelerator_gib=24,
+        host_gib=16,
+        use_spot=False,
+        dollars_per_hour=0.7 * accelerators,
+    )
+
+
+def publish_nothing(store: S3Store, prefix: str) -> None:
+    """A whole mirror without files."""
+    store.put(prefix + MANIFEST, b'{"files": []}', replacing=None)
+
+
+@contextmanager
+def skypilot_fleet(directory: Path, store: S3Store, lab: SlurmLab, task: str = ECHO) -> Iterator[SkyPilotFleet]:
+    """It has an authority, and has no replicas left at the end."""
+    fleet = SkyPilotFleet(
+        directory=directory,
+        store=store,
+        task=task,
+        authority=new_authority(datetime.now(UTC)),
+        refresh_seconds=20,
+        launch_timeout_seconds=120,
+    )
+    try:
+        yield fleet
+    finally:
+        for replica in fleet.every_replica():
+            fleet.stop(replica.name)
+        assert {**lab.queue("alpha"), **lab.queue("beta")} == {}
