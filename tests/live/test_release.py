@@ -226,11 +226,7 @@ def meanwhile(act: Callable[[], None]) -> Iterator[None]:
 
 def take_away(world: World) -> None:
     """As soon as the candidate has users, its job on alpha ends."""
-    for attempt in stamina.retry_context(on=AssertionError, attempts=None, timeout=200, wait_initial=0.2, wait_max=0.5):
-        with attempt:
-            candidate = world.record.under_way
-            assert candidate is not None
-            assert world.service.gateway.split("chat").share_of(candidate.slot) > 0
+    candidate = with_users(world)
     (replica,) = (
         replica
         for replica in world.service.fleet.replicas("chat")
@@ -240,11 +236,19 @@ def take_away(world: World) -> None:
     world.lab.cancel("alpha", job)
 
 
+@stamina.retry(on=AssertionError, attempts=None, timeout=200, wait_initial=0.2, wait_max=0.5)
+def with_users(world: World) -> Release:
+    candidate = world.record.under_way
+    assert candidate is not None
+    assert world.service.gateway.split("chat").share_of(candidate.slot) > 0
+    return candidate
+
+
 @pytest.fixture
 def only_the_live_ones(world: World) -> Iterator[World]:
     """One replica of the live release; what a test adds goes again."""
     scale_down(ScaleDownPlan(service="chat", replicas=1))
-    (world.service.replicas,) = (1,)
+    world.service.replicas = 1
     yield world
     if world.record.under_way is not None:
         roll_back(RollBackPlan(service="chat", reason="the test is over"))
@@ -281,17 +285,13 @@ def test_where_no_cluster_has_room_nothing_is_left(only_the_live_ones: World) ->
     """Each cluster's own reason is in the refusal; no job, no cluster, no open release."""
     world = only_the_live_ones
     before = world.jobs
-    jobs = {cluster: fill_the_rest(world, cluster) for cluster in ("alpha", "beta")}
+    jobs = {cluster: world.lab.fill(cluster) for cluster in ("alpha", "beta")}
     with pytest.raises(Refused, match=r"(?s)(alpha.*beta|beta.*alpha)"):
         provision("v1")
     for cluster, job in jobs.items():
         world.lab.cancel(cluster, job)
     assert world.record.under_way is None
     assert world.jobs == before
-
-
-def fill_the_rest(world: World, cluster: str) -> str:
-    return world.lab.fill(cluster)
 
 
 def test_a_flow_killed_between_launch_and_answer_is_taken_up(only_the_live_ones: World) -> None:
