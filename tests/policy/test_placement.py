@@ -367,6 +367,23 @@ def test_a_cell_without_a_latency_counts_as_the_slowest() -> None:
     assert cells(plan([listed("aws/a", 1.0), listed("gcp/b", 1.1)], rules=rules)) == ["aws/a"]
 
 
+def test_a_cell_that_does_not_tell_its_load_counts_as_full() -> None:
+    """Silence is no advantage here either."""
+    rules = PlacementRules(dollars_per_load=2)
+    market = [listed("aws/a", 1.0), listed("gcp/b", 1.1, stock(load=0.5))]
+    assert cells(plan(market, rules=rules)) == ["gcp/b"]
+
+
+def test_spot_has_to_pay_for_the_starts_that_its_losses_cost() -> None:
+    """At nearly the same price the machine that stays is taken, at half of it the one that may go."""
+    stays = listed("aws/a", 1.0)
+    barely, half = (
+        replace(stays, offer=replace(stays.offer, use_spot=True, dollars_per_hour=price)) for price in (0.97, 0.5)
+    )
+    assert plan([stays, barely]).placed == (stays.offer,)
+    assert plan([stays, half]).placed == (half.offer,)
+
+
 def test_waiting_is_worth_what_the_caller_says() -> None:
     """The cheaper one, likely out of stock, is tried first only by who can wait."""
     market = [listed("gcp/b", 1.0, stock("none", confidence=0.8)), listed("aws/a", 1.1, stock("free"))]
