@@ -124,7 +124,7 @@ class Considered:
     chance: float
     """That a launch succeeds now; 0 where it is not even tried."""
     dollars_per_hour: float | None
-    """The rent and the expected cost of starting; None without a price."""
+    """The rent and the expected cost of starting; the rent alone where it is not even tried, None without a price."""
     score: float
     """What the offers are ranked by, in dollars an hour; infinite where it is not even tried."""
     taken: int
@@ -183,7 +183,7 @@ def plan_placement(
     if candidates:
         division = Division(candidates, budget, {domain_of(one.cell) for one in standing}, spread=rules.spread)
         placed = _divide(division, wanted, excluded) if wanted else ()
-        considered = [*_explain(candidates, placed, division.passed_over), *excluded]
+        considered = [*_explain(candidates, placed, division.passed_over, neighbour_domains), *excluded]
     elif wanted:
         raise Refused(f"nothing can be rented for this fleet: {_reasons(excluded) or 'no cell offers anything'}")
     return Placement(
@@ -322,7 +322,10 @@ def _divide(division: Division, wanted: int, excluded: Sequence[Considered]) -> 
 
 
 def _explain(
-    candidates: Sequence[Candidate], placed: Sequence[Candidate], passed_over: Mapping[Offer, str]
+    candidates: Sequence[Candidate],
+    placed: Sequence[Candidate],
+    passed_over: Mapping[Offer, str],
+    neighbour_domains: Collection[str],
 ) -> Iterator[Considered]:
     """Why each was taken or not, in words, with the numbers that decided."""
     taken = Counter(one.offer for one in placed)
@@ -339,7 +342,8 @@ def _explain(
         elif one.is_counted_out:
             why = f"asked after all others: {one.stock.words}"
         else:
-            why = f"{one.score - last:.2f} $/hour behind: {one.price:.2f} $/hour, chance {one.chance:.0%}"
+            beside = ", beside the live release" if one.offer.domain in neighbour_domains else ""
+            why = f"{one.score - last:.2f} $/hour behind: {one.price:.2f} $/hour, chance {one.chance:.0%}{beside}"
         yield Considered(one.offer, one.stock, one.chance, one.expected, one.score, count, why)
 
 

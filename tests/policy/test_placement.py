@@ -124,6 +124,9 @@ STOCKS = st.builds(
 )
 FITS = st.sampled_from([Fit(fits=True, words="fits"), Fit(fits=True, words="fits"), Fit(fits=False, words="too small")])
 MARKETS = st.lists(st.builds(Listed, OFFERS, STOCKS, FITS), min_size=1, max_size=12, unique_by=lambda one: one.offer)
+ONE_KIND_A_CELL = st.lists(
+    st.builds(Listed, OFFERS, STOCKS, FITS), max_size=12, unique_by=lambda one: (one.offer.cell, one.offer.accelerator)
+)
 CAPS = st.one_of(st.none(), st.floats(0.1, 120))
 RULES = st.builds(
     PlacementRules,
@@ -270,7 +273,7 @@ def test_a_no_never_moves_an_offer_up(market: list[Listed], past: Attempts, data
 
 
 @UNHURRIED
-@given(MARKETS, st.integers(1, 6), PASTS)
+@given(ONE_KIND_A_CELL, st.integers(1, 6), PASTS)
 def test_stock_is_not_overdrawn_while_others_have_room(market: list[Listed], wanted: int, past: Attempts) -> None:
     """Where an offer got more replicas than its cell has cards for, every other offer that may be taken is full too."""
     try:
@@ -332,7 +335,9 @@ def test_a_fleet_is_spread_over_two_domains() -> None:
 def test_the_candidate_keeps_apart_from_the_live_release_where_that_is_cheap() -> None:
     """Ten percent more is paid for another failure domain, and not twice the price."""
     live = [replica("aws/a", 1.0)]
-    assert cells(plan([listed("aws/a", 1.0), listed("gcp/b", 1.05)], neighbours=live)) == ["gcp/b"]
+    apart = plan([listed("aws/a", 1.0), listed("gcp/b", 1.05)], neighbours=live)
+    assert cells(apart) == ["gcp/b"]
+    assert why(apart, "aws/a").endswith("beside the live release")
     assert cells(plan([listed("aws/a", 1.0), listed("gcp/b", 2.0)], neighbours=live)) == ["aws/a"]
 
 
@@ -360,6 +365,23 @@ def test_a_cell_without_a_latency_counts_as_the_slowest() -> None:
     """Silence is no advantage."""
     rules = PlacementRules(latency_ms={"aws/a": 100}, dollars_per_100_ms=5)
     assert cells(plan([listed("aws/a", 1.0), listed("gcp/b", 1.1)], rules=rules)) == ["aws/a"]
+
+
+def test_a_cell_that_does_not_tell_its_load_counts_as_full() -> None:
+    """Silence is no advantage here either."""
+    rules = PlacementRules(dollars_per_load=2)
+    market = [listed("aws/a", 1.0), listed("gcp/b", 1.1, stock(load=0.5))]
+    assert cells(plan(market, rules=rules)) == ["gcp/b"]
+
+
+def test_spot_has_to_pay_for_the_starts_that_its_losses_cost() -> None:
+    """At nearly the same price the machine that stays is taken, at half of it the one that may go."""
+    stays = listed("aws/a", 1.0)
+    barely, half = (
+        replace(stays, offer=replace(stays.offer, use_spot=True, dollars_per_hour=price)) for price in (0.97, 0.5)
+    )
+    assert plan([stays, barely]).placed == (stays.offer,)
+    assert plan([stays, half]).placed == (half.offer,)
 
 
 def test_waiting_is_worth_what_the_caller_says() -> None:
