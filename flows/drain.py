@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from prefect import get_run_logger, unmapped
+from prefect.futures import wait
 
 from blocks.errors import Unavailable
 from blocks.ports import Replica, Slot
@@ -32,19 +33,20 @@ def stop_replicas(
     idle = wait_until_idle.map(
         unmapped(service.gateway), unmapped(service.engine), list(replicas), unmapped(drain_timeout_seconds)
     ).result()
-    stayed = []
-    for replica, is_idle in zip(replicas, idle, strict=True):
+    stayed = tuple(r for r, is_idle in zip(replicas, idle, strict=True) if not is_idle and not even_if_busy)
+    for replica in stayed:
+        get_run_logger().warning("%s is busy, or cannot be asked; it stays", replica.name)
         server = servers.get(replica.address)
-        if not is_idle and not even_if_busy:
-            get_run_logger().warning("%s is busy, or cannot be asked; it stays", replica.name)
-            if server is not None and server.state != "draining":
-                attach(service.gateway, service.name, server.slot, replica)
-            stayed.append(replica)
-            continue
-        stop_replica(service.fleet, replica)
-        if server is not None:
+        if server is not None and server.state != "draining":
+            attach(service.gateway, service.name, server.slot, replica)
+    stopping = {r: stop_replica.submit(service.fleet, r) for r in replicas if r not in stayed}
+    wait([*stopping.values()])
+    for replica, stopped in stopping.items():
+        if stopped.state.is_completed() and (server := servers.get(replica.address)) is not None:
             detach(service.gateway, service.name, server.slot, server.address)
-    return tuple(stayed)
+    for stopped in stopping.values():
+        stopped.result()  # raises what kept it from being stopped
+    return stayed
 
 
 def stop_release(service: Service, release: str, *, drain_timeout_seconds: float, even_if_busy: bool = False) -> None:

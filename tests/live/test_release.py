@@ -2,7 +2,6 @@
 
 import json
 import pickle
-import re
 import subprocess
 import sys
 import threading
@@ -109,10 +108,11 @@ def world(slurm_lab: SlurmLab, s3_store: S3Store, tmp_path_factory: pytest.TempP
     fleet = SkyPilotFleet(
         directory=directory / "fleet",
         store=s3_store,
-        # The lab's machines have the engine's packages already.
-        task=re.sub(r"SKYFERRY_PYTHON: python3", f"SKYFERRY_PYTHON: {slurm_lab.python}", task),
+        # The lab's machines are small, and have the engine's packages already.
+        task="resources: {cpus: 1, memory: 1}\n"
+        + task.replace("SKYFERRY_PYTHON: python3", f"SKYFERRY_PYTHON: {slurm_lab.python}"),
         authority=authority,
-        refresh_seconds=10,
+        refresh_seconds=30,
         launch_timeout_seconds=120,
     )
     with (
