@@ -221,6 +221,8 @@ def reason(error: BaseException) -> str:
     words = " ".join(COLOURS.sub("", str(next(filter(None, said)))).split())
     for manual in (" To fix:", " Hint:", " To keep retrying"):
         words = words.partition(manual)[0]
+    if type(error).__name__ == "ResourcesUnavailableError" and not getattr(error, "failover_history", ()):
+        words = f"{words.rstrip('.')}; it has none, or nobody answers there"  # SkyPilot says the same of both
     return words if len(words) <= REASON_AT_MOST else f"{words[:REASON_AT_MOST]} …"
 
 

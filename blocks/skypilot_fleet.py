@@ -1,5 +1,6 @@
 """Replicas as SkyPilot's clusters: in public clouds, on Kubernetes, on Slurm."""
 
+import logging
 import secrets
 import shlex
 import shutil
@@ -8,7 +9,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from threading import Lock
+from threading import Lock, Thread
 from time import monotonic
 from typing import Any
 
@@ -376,13 +377,9 @@ class Watch:
         self._endpoints: dict[str, str] = {}
 
     def clusters(self, refresh_seconds: float) -> tuple[Cluster, ...]:
-        """Skyferry's, without those whose job has ended."""
+        """Skyferry's, without those whose job has ended. Nobody waits for the clouds: what they say shows later."""
         if monotonic() - self._refreshed_at >= refresh_seconds and self._refreshing.acquire(blocking=False):
-            # Whoever comes meanwhile is told what was known before.
-            try:
-                self._refresh()
-            finally:
-                self._refreshing.release()
+            Thread(target=self._refresh, name="skypilot-refresh", daemon=True).start()
         with self._reading:
             if monotonic() - self._read_at >= READ_SECONDS:
                 self._read = tuple(filter(_is_ours, self._skypilot.clusters()))
@@ -400,14 +397,19 @@ class Watch:
         self._read_at = float("-inf")
 
     def _refresh(self) -> None:
-        running = [cluster for cluster in self._skypilot.clusters() if cluster.is_up and _is_ours(cluster)]
-        jobs = self._skypilot.jobs(running)
-        self._ended = frozenset(key for key, job in jobs.items() if job == "ended")
-        with suppress(Unavailable):  # what nobody can be asked about counts as being there
+        """Minutes where a cluster answers nobody. What nobody can be asked about counts as being there."""
+        try:
+            running = [cluster for cluster in self._skypilot.clusters() if cluster.is_up and _is_ours(cluster)]
+            jobs = self._skypilot.jobs(running)
+            self._ended = frozenset(key for key, job in jobs.items() if job == "ended")
             # A machine that has told of its job is there; of the others their cloud has to tell, which takes longer.
             self._skypilot.look_up([cluster.name for cluster in running if jobs[cluster.hash] == "unknown"])
-        self._refreshed_at = monotonic()
-        self.forget()
+        except (Refused, Unavailable) as error:
+            logging.getLogger(__name__).warning("What SkyPilot's clusters do is not known: %s", error)
+        finally:
+            self._refreshed_at = monotonic()
+            self.forget()
+            self._refreshing.release()
 
 
 # Prefect pickles a block for every task, and all its copies in a process share what was read.

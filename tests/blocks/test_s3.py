@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import cloudpickle
+import httpx
 import pytest
 
 from blocks.errors import Conflict, Refused, SkyferryError, Unavailable
@@ -125,6 +126,16 @@ def test_wrong_settings_are_refused(s3_store: S3Store, settings: dict[str, str],
     ):
         with pytest.raises(Refused, match=words):
             verb()
+
+
+@pytest.mark.server
+def test_a_signed_address_is_for_one_object_without_credentials(s3_store: S3Store) -> None:
+    """Whoever has the address reads that object, and with the same signature no other."""
+    for name in ("signed", "other"):
+        s3_store.put(name, name.encode(), replacing=None)
+    url = s3_store.presigned_url("signed", 60)
+    assert httpx.get(url).content == b"signed"
+    assert httpx.get(url.replace("/signed?", "/other?")).status_code == 403
 
 
 @pytest.mark.server

@@ -124,7 +124,6 @@ def test_a_launched_replica_is_what_was_ordered(case: Case) -> None:
     assert case.fleet.replicas("embed") == ()
 
 
-@on_slurm_too
 def test_launching_again_adopts(case: Case) -> None:
     """A second launch of the same name gives the replica that runs."""
     assert case.fleet.launch(ORDER, case.offer) == case.fleet.launch(ORDER, case.offer)

@@ -214,9 +214,13 @@ class _Layout:
     @classmethod
     def drawn(cls, directory: Path) -> "_Layout":
         """On free ports."""
-        ports = {cluster: (free_port(), free_port()) for cluster in CLUSTERS}
+        ports: set[int] = set()
+        while len(ports) < 2 + 2 * len(CLUSTERS):
+            ports.add(free_port())
+        slurm_ports = {cluster: (ports.pop(), ports.pop()) for cluster in CLUSTERS}
         # Limits and file owners count by number, so the users of two labs should not have the same ones.
-        return cls(directory, free_port(), free_port(), ports, first_uid=200_000 + 2 * secrets.randbelow(1_000_000))
+        first_uid = 200_000 + len(CLUSTERS) * secrets.randbelow(1_000_000)
+        return cls(directory, ports.pop(), ports.pop(), slurm_ports, first_uid)
 
     @property
     def home(self) -> Path:

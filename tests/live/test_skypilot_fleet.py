@@ -4,6 +4,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import psutil
 import pytest
 import stamina
 
-from blocks.errors import CellSaidNo
+from blocks.errors import CellSaidNo, Unavailable
 from blocks.ports import EngineSettings, ReplicaOrder
 from blocks.s3 import S3Store
 from blocks.skypilot_clusters import SkyPilot
@@ -88,14 +89,44 @@ def test_a_launch_whose_answer_was_lost_is_adopted(fleet: SkyPilotFleet, slurm_l
     assert [*(fleet._home / "sent").iterdir()] == []
 
 
-def test_no_secret_stands_on_a_command_line(fleet: SkyPilotFleet) -> None:
-    """Whoever else is on the node sees command lines, and neither the release's key nor the replica's."""
+def test_secrets_are_the_replicas_own(fleet: SkyPilotFleet, slurm_lab: SlurmLab) -> None:
+    """Whoever else is on the node sees command lines, which have no key in them, and may not read the file."""
     fleet.launch(ORDER, offer_in("beta"))
     key = fleet.key_of(ORDER.release)
     assert key is not None
     lines = [" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])]
     assert any("SKYFERRY_RELEASE" in line for line in lines)
     assert not any(key in line or "PRIVATE KEY" in line for line in lines)
+    (sent,) = slurm_lab.directory.glob("home/slurm-beta/.sky_clusters/*/skyferry/secrets.sh")
+    assert key in sent.read_text()
+    assert sent.stat().st_mode & 0o077 == 0
+
+
+def test_a_replica_whose_controller_is_down_counts_as_there(fleet: SkyPilotFleet, slurm_lab: SlurmLab) -> None:
+    """Nobody can be asked about it, so it is listed, and a stop that cannot be seen to work may be tried again."""
+    replica = fleet.launch(ORDER, offer_in("beta"))
+    slurm_lab.stop_controller("beta")
+    assert fleet.replicas("chat") == (replica,)
+    with pytest.raises(Unavailable, match=ORDER.name):
+        fleet.stop(ORDER.name)
+    slurm_lab.start_controller("beta")
+    fleet.stop(ORDER.name)
+    assert slurm_lab.queue("beta") == {}
+
+
+def test_a_stop_ends_a_launch_that_is_under_way(fleet: SkyPilotFleet, slurm_lab: SlurmLab) -> None:
+    """Whoever launches it is told that it may be tried again, and nothing is left."""
+    order = replace(ORDER, name="chat-5e-0", release="5e")
+    with ThreadPoolExecutor(1) as pool:
+        launched = pool.submit(fleet.launch, order, offer_in("alpha"))
+        for attempt in stamina.retry_context(on=AssertionError, attempts=None, timeout=60, wait_max=0.2):
+            with attempt:
+                assert slurm_lab.queue("alpha")
+        fleet.stop(order.name)
+        with pytest.raises(Unavailable):
+            launched.result()
+    assert slurm_lab.queue("alpha") == {}
+    assert fleet.replicas("chat") == ()
 
 
 def test_an_engine_that_ended_is_no_replica(fleet: SkyPilotFleet, slurm_lab: SlurmLab) -> None:

@@ -1,0 +1,175 @@
+"""What SkyPilot's fleet sends to a machine, and how it reads what SkyPilot says; tests/live has the rest."""
+
+import shlex
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from blocks.errors import Refused, Unavailable
+from blocks.node import decode_files
+from blocks.ports import MANIFEST, EngineSettings, Offer, ReplicaOrder
+from blocks.replica_tls import new_authority
+from blocks.s3 import S3Store
+from blocks.skypilot_clusters import not_the_cell, reason
+from blocks.skypilot_fleet import SkyPilotFleet
+from tests.servers import running_seaweedfs  # noqa: F401 - the fixture s3_store
+
+ORDER = ReplicaOrder(
+    "chat-1a-0", "chat", "1a", "models/sent/1/", EngineSettings(context_tokens=512, parallel_requests=3)
+)
+SPOT = Offer(
+    cell="aws/us-east-1",
+    accelerator="L4",
+    accelerators=2,
+    accelerator_gib=24,
+    host_gib=64,
+    use_spot=True,
+    dollars_per_hour=0.5,
+    instance="g6.12xlarge",
+)
+SLURM = Offer("slurm/alpha", "CPU", 0, 0, 16, use_spot=False, dollars_per_hour=None)
+TASK = """
+resources: {disk_size: 100, accelerators: H100, labels: {team: nlp}}
+envs: {SKYFERRY_SERVICE: null, OWN: kept}
+secrets: {SKYFERRY_API_KEY: null}
+file_mounts: {~/skyferry/node.py: blocks/node.py, ~/data: s3://bucket/data}
+run: python3 node.py
+"""
+
+
+class ResourcesUnavailableError(Exception):
+    """As SkyPilot has it."""
+
+    def __init__(self, words: str, *history: Exception) -> None:
+        super().__init__(words)
+        self.failover_history = list(history)
+
+
+class ApiServerConnectionError(RuntimeError):
+    """As SkyPilot has it."""
+
+
+class ApiServerAuthenticationError(RuntimeError):
+    """As SkyPilot has it."""
+
+
+@pytest.fixture
+def fleet(s3_store: S3Store, tmp_path: Path) -> SkyPilotFleet:
+    if s3_store.get(ORDER.mirror_prefix + MANIFEST) is None:
+        manifest = b'{"files": [{"path": "a.gguf", "size_bytes": 1, "sha256": "00"}]}'
+        s3_store.put(ORDER.mirror_prefix + MANIFEST, manifest, replacing=None)
+    authority = new_authority(datetime.now(UTC))
+    return SkyPilotFleet(directory=tmp_path, store=s3_store, task=TASK, authority=authority)
+
+
+@pytest.mark.server
+def test_a_machine_in_a_cloud_is_asked_for_as_offered(fleet: SkyPilotFleet, tmp_path: Path) -> None:
+    """Place, machine and port are the plan's, whatever the task says; its other wishes and labels are kept."""
+    task = fleet._task(ORDER, SPOT, 8000, tmp_path / "sent")
+    assert task["resources"] == {
+        "disk_size": 100,
+        "infra": "aws/us-east-1",
+        "accelerators": {"L4": 2},
+        "instance_type": "g6.12xlarge",
+        "use_spot": True,
+        "ports": 8000,
+        "labels": {
+            "team": "nlp",
+            "skyferry-service": "chat",
+            "skyferry-release": "1a",
+            "skyferry-replica": "chat-1a-0",
+        },
+    }
+    assert task["envs"]["OWN"] == "kept"
+    assert task["envs"]["SKYFERRY_ACCELERATORS"] == "2"
+
+
+@pytest.mark.server
+def test_a_slurm_cluster_is_asked_for_what_it_has(fleet: SkyPilotFleet, tmp_path: Path) -> None:
+    """On processors no accelerator is named, and no port: Slurm opens none."""
+    resources = fleet._task(ORDER, SLURM, 23_456, tmp_path / "sent")["resources"]
+    assert resources["infra"] == "slurm/alpha"
+    assert not {"accelerators", "ports", "use_spot", "instance_type"} & {*resources}
+
+
+@pytest.mark.server
+def test_secrets_go_by_a_file_and_by_nothing_else(fleet: SkyPilotFleet, tmp_path: Path) -> None:
+    """Neither the task nor its environment has them; the file is its owner's alone and a shell can read it."""
+    task = fleet._task(ORDER, SPOT, 8000, tmp_path / "sent")
+    sent = Path(task["file_mounts"]["~/skyferry/secrets.sh"])
+    assert sent.stat().st_mode & 0o077 == 0
+    lines = [line.removeprefix("export ").partition("=") for line in shlex.split(sent.read_text()) if line != "export"]
+    values = {name: value for name, _, value in lines}
+    assert values["SKYFERRY_API_KEY"] == fleet.key_of("1a")
+    assert "PRIVATE KEY" in values["SKYFERRY_PRIVATE_KEY"]
+    (file,) = decode_files(values["SKYFERRY_FILES"])
+    assert (file.path, file.size_bytes, file.sha256) == ("a.gguf", 1, "00")
+    assert "models/sent/1/a.gguf" in file.url
+    said = yaml.safe_dump(dict(task))
+    assert not any(value in said for value in values.values())
+    assert "secrets" not in task
+
+
+@pytest.mark.server
+def test_a_tasks_files_are_found_wherever_it_is_launched(fleet: SkyPilotFleet, tmp_path: Path) -> None:
+    """Relative paths are Skyferry's own root's; buckets stay buckets."""
+    mounts = fleet._task(ORDER, SPOT, 8000, tmp_path / "sent")["file_mounts"]
+    assert Path(mounts["~/skyferry/node.py"]).samefile("blocks/node.py")
+    assert mounts["~/data"] == "s3://bucket/data"
+
+
+@pytest.mark.parametrize(
+    ("task", "words"),
+    [
+        ("run: [", "no YAML"),
+        ("just words", "no `run`"),
+        ("setup: echo", "no `run`"),
+        ("{run: x, resources: {any_of: [{infra: aws}]}}", "leave that to the plan"),
+    ],
+)
+def test_what_is_no_task_is_refused(task: str, words: str) -> None:
+    """Before anything is launched, and in words."""
+    store = S3Store(bucket="mirrors")
+    with pytest.raises(ValidationError, match=words):
+        SkyPilotFleet(directory=Path("nowhere"), store=store, task=task)
+
+
+def test_without_an_authority_there_is_no_key() -> None:
+    """Such replicas speak plain HTTP, for loopback."""
+    fleet = SkyPilotFleet(directory=Path("nowhere"), store=S3Store(bucket="mirrors"), task="run: serve")
+    assert fleet.key_of("1a") is None
+    assert fleet.replica_ca is None
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ResourcesUnavailableError("None.", ValueError("\x1b[31mno\x1b[0m  L4\nleft")), "no L4 left"),
+        (
+            ResourcesUnavailableError("There is none. To fix: a manual"),
+            "There is none; it has none, or nobody answers there",
+        ),
+        (ValueError("x" * 1000), "x" * 300 + " …"),
+    ],
+)
+def test_a_cells_reason_is_one_line(error: Exception, said: str) -> None:
+    """What the cell itself said, without colours and without SkyPilot's advice."""
+    assert reason(error) == said
+
+
+def test_the_api_servers_own_trouble_is_no_cells() -> None:
+    """A server that does not answer may be tried again, one that lets nobody in may not; all else is the cell's."""
+    assert isinstance(not_the_cell(ApiServerConnectionError("gone")), Unavailable)
+    assert isinstance(not_the_cell(ApiServerAuthenticationError("who?")), Refused)
+    assert not_the_cell(ResourcesUnavailableError("none")) is None
+
+
+def test_skypilot_is_not_imported_before_it_is_asked() -> None:
+    """Whoever rents no machines never waits for it."""
+    script = "import sys, blocks.skypilot_fleet; sys.exit('sky' in sys.modules)"
+    subprocess.run([sys.executable, "-c", script], check=True)
