@@ -174,6 +174,9 @@ class Market(Protocol):
     def offers(self, cells: Sequence[str], accelerators: Sequence[str]) -> tuple[Offer, ...]:
         """Everything on offer in those cells with those accelerators; an empty list of either allows every one.
 
+        Machines without accelerators are asked for by name, `ON_PROCESSORS`, where there are others: next to them they
+        look cheap.
+
         A cell may be named in part: `aws`, `aws/us-east-1`, `slurm`. Refused where a name is nobody's, saying which
         there are.
         """

@@ -34,7 +34,7 @@ def clouds() -> tuple[str, ...]:
 
 
 def list_offers(places: Sequence[Place], accelerators: frozenset[str]) -> Iterator[Offer]:
-    """Everything in those places of one cloud, with accelerators of those names in lower case; none allows all.
+    """Everything in those places of one cloud, with accelerators of those names in lower case; none allows all of them.
 
     Where the zones of a region differ in price, each is a cell of its own. AWS's zones have names only once SkyPilot
     has an account's; until then such a region counts as dear as its dearest zone, so that no cap is broken there.
@@ -188,7 +188,7 @@ def _offers(
     rows: Any, place: Place, accelerators: frozenset[str], memory: _Memory, *, has_zone_names: bool
 ) -> Iterator[Offer]:
     is_plain = rows["AcceleratorName"].isna()
-    is_asked = ~is_plain | (not accelerators or ON_PROCESSORS.lower() in accelerators)
+    is_asked = ~is_plain | (ON_PROCESSORS.lower() in accelerators)
     if accelerators:
         is_asked &= is_plain | rows["AcceleratorName"].fillna("").str.lower().isin(accelerators)
     rows = rows[is_asked]

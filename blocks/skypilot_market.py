@@ -192,14 +192,14 @@ class RateCard:
 
 
 def node_offers(place: Place, nodes: Sequence[Node], card: RateCard, accelerators: Sequence[str]) -> Iterator[Offer]:
-    """For accelerators: 1, 2, 4 … and all of a node. For processors: whole nodes, whatever else they hold."""
+    """For accelerators: 1, 2, 4 … and all of a node. For processors, if asked: whole nodes, whatever else they hold."""
     asked = {name.lower() for name in accelerators}
     by_kind: dict[tuple[str, int], list[Node]] = defaultdict(list)
     for node in nodes:
         if node.accelerator and (not asked or node.accelerator.lower() in asked):
             for count in _counts(node.accelerators):
                 by_kind[node.accelerator, count].append(node)
-        if not asked or ON_PROCESSORS.lower() in asked:
+        if ON_PROCESSORS.lower() in asked:
             dollars, host = card.dollars(place, node, 0), _host_gib(node)
             yield Offer(str(place), ON_PROCESSORS, 0, 0.0, host, use_spot=False, dollars_per_hour=dollars)
     for (name, count), having in by_kind.items():

@@ -48,7 +48,8 @@ class PlacementRules(BaseModel):
     accelerators: tuple[str, ...] = Field(
         default=(),
         title="Accelerators",
-        description="Only these accelerators are used, such as L4 or A100-80GB; an empty list allows each that fits.",
+        description="Only these accelerators are used, such as L4 or A100-80GB; an empty list allows each that fits; "
+        "CPU stands for none at all.",
     )
     spot: Literal["never", "allowed", "only"] = Field(
         default="never",

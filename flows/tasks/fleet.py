@@ -31,10 +31,11 @@ def start_replica(
     """
     begun = time.monotonic()
     _check_standing(records, order)
-    was_running = any(replica.name == order.name for replica in fleet.replicas(order.service))
+    was_running = _standing(fleet, order) is not None
     replica = fleet.launch(order, offer)
-    while not engine.is_healthy(replica):
-        if replica not in fleet.replicas(order.service):
+    while not (replica.address and engine.is_healthy(replica)):
+        standing = _standing(fleet, order)
+        if standing is None:
             _check_standing(records, order)
             last_words = fleet.log_tail(order.name)
             raise Unavailable(f"replica {order.name} died while it started; its last words:\n{last_words}")
@@ -45,6 +46,7 @@ def start_replica(
                 f"replica {order.name} was not ready within {timeout_seconds:g} s and was taken down; "
                 f"its last words:\n{last_words}"
             )
+        replica = standing  # some clouds give the address later
         time.sleep(POLL_SECONDS)
     engine.complete(replica)
     try:
@@ -53,6 +55,10 @@ def start_replica(
         fleet.stop(order.name)
         raise
     return Started(replica, time.monotonic() - begun, was_running)
+
+
+def _standing(fleet: Fleet, order: ReplicaOrder) -> Replica | None:
+    return next((replica for replica in fleet.replicas(order.service) if replica.name == order.name), None)
 
 
 def _check_standing(records: Records, order: ReplicaOrder) -> None:
@@ -89,5 +95,5 @@ def _gateway_is_idle(pool: Pool, replica: Replica) -> bool:
 def stop_replica(fleet: Fleet, replica: Replica) -> None:
     """Returns once the fleet no longer lists it."""
     fleet.stop(replica.name)
-    if replica in fleet.replicas(replica.service):
+    if any(standing.name == replica.name for standing in fleet.replicas(replica.service)):
         raise Unavailable(f"replica {replica.name} was stopped and is still there")

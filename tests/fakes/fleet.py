@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import count
 
-from blocks.errors import SkyferryError, Unavailable
+from blocks.errors import CellSaidNo, SkyferryError, Unavailable
 from blocks.ports import ON_PROCESSORS, Offer, Replica, ReplicaOrder
 
 OFFER = Offer(
@@ -29,6 +29,8 @@ class FakeFleet:
     running: UserDict[str, Replica] = field(default_factory=UserDict)
     launch_failures: deque[SkyferryError] = field(default_factory=deque)
     """Each is raised once, by the next launches in turn."""
+    says_no: UserDict[str, str] = field(default_factory=UserDict)
+    """What a cell says to each launch."""
     orders: list[ReplicaOrder] = field(default_factory=list)
     """Every launch that was asked for, also those that failed or adopted."""
     stopped: list[str] = field(default_factory=list)
@@ -42,6 +44,8 @@ class FakeFleet:
         if self.launch_failures:
             raise self.launch_failures.popleft()
         if order.name not in self.running:
+            if offer.cell in self.says_no:
+                raise CellSaidNo(offer.cell, self.says_no[offer.cell])
             address = f"127.0.0.1:{next(self._ports)}"
             self.running[order.name] = Replica(
                 order.name,

@@ -28,12 +28,11 @@ class FakeMarket:
         for name in accelerators:
             if name.lower() not in kinds:
                 raise Refused(f"nobody has an accelerator called {name}; there are: {', '.join(sorted(kinds))}")
-        asked = {name.lower() for name in accelerators}
+        asked = {name.lower() for name in accelerators} or kinds - {ON_PROCESSORS.lower()} or kinds
         return tuple(
             offer
             for offer in self.listed
-            if (not cells or any(_is_in(offer, cell) for cell in cells))
-            and (not asked or offer.accelerator.lower() in asked)
+            if (not cells or any(_is_in(offer, cell) for cell in cells)) and offer.accelerator.lower() in asked
         )
 
     def stock(self, offers: Sequence[Offer]) -> tuple[Stock, ...]:
