@@ -81,13 +81,13 @@ SHOWN_OFFERS = 100
 
 def _offers(plan: Placement) -> str:
     rows = (
-        f"| {rank} | {one.offer} | {_dollars(one.offer.dollars_per_hour)} | {one.stock.answer}: {one.stock.words}"
-        f" | {one.chance:.0%} | {_dollars(one.dollars_per_hour)} | {one.taken or ''} | {one.why} |"
+        f"| {rank} | {one.taken or ''} | {one.offer} | {_dollars(one.offer.dollars_per_hour)}"
+        f" | {_dollars(one.dollars_per_hour)} | {one.chance:.0%} | {one.why} | {one.stock.answer}: {one.stock.words} |"
         for rank, one in enumerate(plan.considered[:SHOWN_OFFERS], 1)
     )
-    head = "| | offer | $ an hour | in stock | chance | expected $ an hour | taken | why |"
+    head = "| | taken | offer | $ an hour | with starting | chance | why | in stock |"
     more = len(plan.considered) - SHOWN_OFFERS
-    return _table(head, "|---:|---|---:|---|---:|---:|---:|---|", rows) + (
+    return _table(head, "|---:|---:|---|---:|---:|---:|---|---|", rows) + (
         f"\n\n… and {more} more." if more > 0 else ""
     )
 
