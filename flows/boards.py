@@ -2,19 +2,21 @@
 
 from collections.abc import Sequence
 
-from blocks.ports import Slot, other
-from flows.policy.gates import Ruling, Sample
+from flows.policy.gates import Ruling, nearness
 from flows.policy.ledger import Release, Stage
+from flows.policy.measures import Evidence, Limits
 from flows.policy.scale import Decision
 from flows.tasks.fleet import Started
+
+BAR_CHARACTERS = 20
 
 
 def canary_board(
     release: Release,
     stages: Sequence[int],
     share: int,
-    candidate: Sample,
-    stable: Sample,
+    evidence: Evidence,
+    limits: Limits,
     ruling: Ruling,
     seconds: float,
 ) -> str:
@@ -25,10 +27,9 @@ def canary_board(
 
 **{ruling.verdict.upper()}**: {ruling.reason}
 
-| | slot | requests | failed | refused | gave up waiting | p50 first token | p95 first token |
-|---|---|---:|---:|---:|---:|---:|---:|
-{_sample_row("candidate", release.slot, candidate)}
-{_sample_row("stable", other(release.slot), stable)}
+{_users_table(evidence)}
+
+{_evidence_table(evidence, limits)}
 
 Model {release.repo} at commit `{release.commit[:12]}`.
 
@@ -78,8 +79,28 @@ def decision_table(decisions: Sequence[Decision], *, dry_run: bool) -> str:
     return f"# What to stop{' (dry run: nothing was stopped)' if dry_run else ''}\n\n{table}\n"
 
 
-def _sample_row(name: str, slot: Slot, sample: Sample) -> str:
-    times = (sample.first_token_percentile(percent) for percent in (50, 95))
-    p50, p95 = ("no data" if ms is None else f"{ms:.0f} ms" for ms in times)
-    counts = f"{sample.requests} | {sample.failed} | {sample.refused} | {sample.left}"
-    return f"| {name} | {slot} | {counts} | {p50} | {p95} |"
+def _users_table(evidence: Evidence) -> str:
+    """What the users of each slot saw; of each user the first failure, the first refusal and the first departure."""
+    p50, p95, stables_p50, stables_p95 = ("no data" if ms is None else f"{ms:.0f} ms" for ms in evidence.first_token_ms)
+    mine = [evidence.count(measure) for measure in ("failed", "refused", "left")]
+    hits, stables = (
+        " | ".join(map(str, row)) for row in zip(*((c.hits, c.all_hits - c.hits) for c in mine), strict=True)
+    )
+    return f"""| | requests | users who failed | were refused | gave up | p50 first token | p95 first token |
+|---|---:|---:|---:|---:|---:|---:|
+| candidate | {evidence.requests} | {hits} | {p50} | {p95} |
+| stable | {evidence.stable_requests} | {stables} | {stables_p50} | {stables_p95} |"""
+
+
+def _evidence_table(evidence: Evidence, limits: Limits) -> str:
+    """How near each gate is to its ruling, as bars that every renderer of markdown shows."""
+    rows = (f"| {n.gate} | {n.seen} | {_bar(n.harm)} | {_bar(n.good_news)} |" for n in nearness(evidence, limits))
+    return "\n".join(("| gate | seen | to a roll-back | to a pass |", "|---|---|---|---|", *rows))
+
+
+def _bar(part: float | None) -> str:
+    """Of what a ruling takes, so much is there."""
+    if part is None:
+        return ""
+    full = round(BAR_CHARACTERS * min(max(part, 0.0), 1.0))
+    return f"`{'█' * full}{'░' * (BAR_CHARACTERS - full)}` {100 * min(max(part, 0.0), 1.0):.0f} %"

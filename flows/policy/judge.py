@@ -1,0 +1,238 @@
+"""Requests in one by one, evidence out: what a stage has shown so far.
+
+What is counted is users, for users are what the split distributes: of each user the first failure counts, and no other.
+"""
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from math import log
+from zlib import crc32
+
+from blocks.ports import Outcome, Slot
+from flows.policy.measures import (
+    LEARNED_FROM,
+    SLOW,
+    TIMES_STABLE,
+    CellCount,
+    Count,
+    Evidence,
+    Limits,
+    Measure,
+    allowed,
+    limit_of,
+    percentile,
+    worth_above_limit,
+    worth_above_stable,
+)
+
+CLIENT_ERROR, SERVER_ERROR, NO_ANSWER = 400, 500, -1
+"""Where HTTP's ranges of statuses begin, and what `Outcome.status` says where there was none."""
+
+REQUESTS_A_USER = 10
+"""As good news, no user's requests count more often than this in a stage."""
+ROUND_REQUESTS = 2000
+"""After so many requests of both slots it is forgotten who failed: a user who did long ago counts again as "lately"."""
+REMEMBERED = 500
+PLACES = 1 << 16
+"""Users are told apart by so many hashes. Two that share one count as one: evidence is lost that way, never made up."""
+
+_FAILED, _REFUSED, _LEFT, _LATE, _P50, _P90, _P99 = (1 << bit for bit in range(7))
+_SLOW_BITS = (_P50, _P90, _P99)
+
+
+def has_failed(outcome: Outcome) -> bool:
+    """Whether the slot failed this user, though a retry or a fallback may have hidden it from them."""
+    return outcome.status >= SERVER_ERROR or outcome.retried or outcome.by_fallback or outcome.cut_short
+
+
+class Judge:
+    """What one stage has shown so far; it takes in requests one by one, and no more room for a million than for ten."""
+
+    def __init__(
+        self,
+        limits: Limits,
+        candidate: Slot,
+        *,
+        share: float,
+        budget: float = 1.0,
+        slow_ms: Sequence[float] = (),
+        cells: Mapping[str, str] | None = None,
+    ) -> None:
+        """Judge by `slow_ms` what is slow, or learn it; `cells` tells which cell an address of the candidate is in."""
+        self._limits, self._candidate, self._share, self._budget = limits, candidate, share, budget
+        self._cells = dict(cells or {})
+        self._dropped: set[str] = set()
+        self._slow_ms = tuple(slow_ms)
+        self._begin()
+
+    @property
+    def limits(self) -> Limits:
+        return self._limits
+
+    def drop(self, cells: Sequence[str]) -> tuple[str, ...]:
+        """Go on without these cells, and begin anew: what was seen so far was seen of the whole. Their addresses."""
+        self._dropped.update(cells)
+        self._begin()
+        return tuple(sorted(address for address, cell in self._cells.items() if cell in cells))
+
+    def begin_anew(self) -> None:
+        """Forget what was seen, as where some of it may have been lost."""
+        self._begin()
+
+    def _begin(self) -> None:
+        self._marks, self._round_marks, self._requests_of = bytearray(PLACES), bytearray(PLACES), bytearray(PLACES)
+        self._requests = self._stable_requests = self._users = self._in_round = self._rounds = 0
+        self._hits: dict[Measure, int] = dict.fromkeys((*TIMES_STABLE, "late"), 0)
+        self._all_hits, self._of, self._counted = dict(self._hits), dict(self._hits), dict(self._hits)
+        self._above_limit: dict[Measure, float] = dict.fromkeys(self._hits, 0.0)
+        self._above_stable = dict(self._above_limit)
+        self._cell_requests: dict[str, int] = {}
+        self._cell_hits: dict[str, dict[Measure, int]] = {}
+        self._learning: list[tuple[float, bool, int | None, str | None, bool]] = []
+        self._times: dict[bool, deque[float]] = {True: deque(maxlen=REMEMBERED), False: deque(maxlen=REMEMBERED)}
+
+    def observe(self, outcome: Outcome, elapsed_seconds: float) -> None:
+        """Take in one request that has ended by now, `elapsed_seconds` into the stage."""
+        if outcome.slot is None:
+            return
+        mine = outcome.slot == self._candidate
+        cell = self._cells.get(outcome.address or "") if mine else None
+        if cell is not None and cell in self._dropped:
+            return
+        place = None if outcome.user is None else crc32(outcome.user.encode()) % PLACES
+        failed = has_failed(outcome)
+        self._turn_the_round()
+        if outcome.user_left and not failed:
+            if outcome.status == NO_ANSWER:
+                self._take("left", _LEFT, place, mine=mine, hit=True, cell=cell)
+            return
+        self._stable_requests += not mine
+        counts = self._count_request(place, cell) if mine else False
+        self._take("failed", _FAILED, place, mine=mine, hit=failed, cell=cell, counts=counts)
+        self._take("failed lately", _FAILED, place, mine=mine, hit=failed, cell=None, marks=self._round_marks)
+        refused = CLIENT_ERROR <= outcome.status < SERVER_ERROR
+        self._take("refused", _REFUSED, place, mine=mine, hit=refused, cell=cell)
+        self._take("left", _LEFT, place, mine=mine, hit=False, cell=cell)
+        warm = elapsed_seconds - outcome.total_ms / 1000 >= self._limits.warm_up_seconds
+        if outcome.first_token_ms is not None and warm:
+            self._take_time(outcome.first_token_ms, place, mine=mine, cell=cell, counts=counts)
+
+    def _count_request(self, place: int | None, cell: str | None) -> bool:
+        """Whether this one counts as good news, should it be some."""
+        self._requests += 1
+        if cell is not None:
+            self._cell_requests[cell] = self._cell_requests.get(cell, 0) + 1
+        if place is None:
+            self._users += 1
+            return True
+        if (before := self._requests_of[place]) < REQUESTS_A_USER:
+            self._users += before == 0
+            self._requests_of[place] = before + 1
+            return True
+        return False
+
+    def _turn_the_round(self) -> None:
+        self._in_round += 1
+        if self._in_round > ROUND_REQUESTS:
+            self._in_round, self._rounds = 1, self._rounds + 1
+            self._round_marks = bytearray(PLACES)
+            for counts in (self._hits, self._all_hits, self._of, self._counted):
+                counts["failed lately"] = 0
+
+    def _take_time(self, ms: float, place: int | None, *, mine: bool, cell: str | None, counts: bool) -> None:
+        self._times[mine].append(ms)
+        if mine and self._limits.first_token_p95_ms is not None:
+            late = ms > self._limits.first_token_p95_ms
+            self._take("late", _LATE, place, mine=True, hit=late, cell=cell, counts=counts)
+        if self._slow_ms:
+            self._compare_time(ms, place, mine=mine, cell=cell, counts=counts)
+            return
+        self._learning.append((ms, mine, place, cell, counts))
+        if len(self._learning) == LEARNED_FROM:
+            # From both slots together: whoever looks at labels before he draws his lines draws them where he likes.
+            times = sorted(ms for ms, *_ in self._learning)
+            self._slow_ms = tuple(percentile(times, percent) or 0.0 for percent in SLOW.values())
+            learning, self._learning = self._learning, []
+            for learned_ms, was_mine, its_place, its_cell, counted in learning:
+                self._compare_time(learned_ms, its_place, mine=was_mine, cell=its_cell, counts=counted)
+
+    def _compare_time(self, ms: float, place: int | None, *, mine: bool, cell: str | None, counts: bool) -> None:
+        for measure, bit, line in zip(SLOW, _SLOW_BITS, self._slow_ms, strict=True):
+            slow = ms > (allowed(line, self._limits) if mine else line)
+            self._take(measure, bit, place, mine=mine, hit=slow, cell=cell, counts=counts)
+
+    def _take(
+        self,
+        measure: Measure,
+        bit: int,
+        place: int | None,
+        *,
+        mine: bool,
+        hit: bool,
+        cell: str | None,
+        counts: bool = False,
+        marks: bytearray | None = None,
+    ) -> None:
+        marks = self._marks if marks is None else marks
+        if place is not None:
+            if marks[place] & bit:
+                return
+            if hit:
+                marks[place] |= bit
+        if mine:
+            self._of[measure] += 1
+            self._counted[measure] += counts
+        if not hit:
+            return
+        self._all_hits[measure] += 1
+        if not mine:
+            return
+        self._hits[measure] += 1
+        if cell is not None:
+            hits = self._cell_hits.setdefault(cell, {})
+            hits[measure] = hits.get(measure, 0) + 1
+        # Bets on harm rise at the candidate's hits alone, so this is looking after each request.
+        count = Count(self._hits[measure], self._all_hits[measure], self._of[measure])
+        # A later round has a smaller part of the budget, or a long stage would run out of it: 1/2, 1/6, 1/12 and so on.
+        handicap = log((self._rounds + 1) * (self._rounds + 2)) if measure == "failed lately" else 0.0
+        if (limit := limit_of(measure, self._limits)) is not None:
+            self._above_limit[measure] = max(self._above_limit[measure], worth_above_limit(count, limit) - handicap)
+        if measure in TIMES_STABLE and self._share < 1:
+            more = worth_above_stable(measure, count, self._share, self._limits)
+            self._above_stable[measure] = max(self._above_stable[measure], more - handicap)
+
+    def next_slow_ms(self) -> tuple[float, ...]:
+        """What is slow in the next stage: by stable's last answers, or as before where it gave too few."""
+        times = sorted(self._times[False])
+        if len(times) < LEARNED_FROM:
+            return self._slow_ms
+        return tuple(percentile(times, percent) or 0.0 for percent in SLOW.values())
+
+    def evidence(self) -> Evidence:
+        mine, stables = sorted(self._times[True]), sorted(self._times[False])
+        return Evidence(
+            share=self._share,
+            budget=self._budget,
+            requests=self._requests,
+            stable_requests=self._stable_requests,
+            users=self._users,
+            counts={
+                measure: Count(
+                    hits=self._hits[measure],
+                    all_hits=self._all_hits[measure],
+                    of=self._of[measure],
+                    counted=self._counted[measure],
+                    above_limit=self._above_limit[measure],
+                    above_stable=self._above_stable[measure],
+                )
+                for measure in self._hits
+            },
+            cells={
+                cell: CellCount(requests, dict(self._cell_hits.get(cell, {})))
+                for cell, requests in sorted(self._cell_requests.items())
+            },
+            dropped=tuple(sorted(self._dropped)),
+            learned=len(self._learning),
+            slow_ms=self._slow_ms,
+            first_token_ms=tuple(percentile(times, percent) for times in (mine, stables) for percent in (50, 95)),
+        )
