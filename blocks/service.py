@@ -58,7 +58,7 @@ class Service(Block):
         description="First tokens that take up to so many times as long as stable's never count as slower.",
     )
     first_token_margin_ms: float = Field(
-        default=20.0,
+        default=10.0,
         ge=0,
         title="Slower than stable, without harm (ms)",
         description="A first token that is later than stable's by less than this never counts as slower.",

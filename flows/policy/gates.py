@@ -4,16 +4,16 @@ The statistics are those of `flows.policy.bets`; docs/gates.md says in words wha
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import exp, log
 from typing import Literal
 
 from flows.policy.bets import share_at, worth
 from flows.policy.measures import (
-    BUDGET,
+    HUNG_TIMES_P90,
     LEARNED_FROM,
-    SLOW,
-    TIMES_STABLE,
+    LINES,
+    P90,
     CellCount,
     Count,
     Evidence,
@@ -21,15 +21,15 @@ from flows.policy.measures import (
     Measure,
     allowed,
     limit_of,
-    worth_above_limit,
-    worth_above_stable,
+    parts_of,
     worth_like_stable,
+    worth_of_harm,
     worth_within_limit,
 )
 
 Verdict = Literal["promote", "hold", "roll back"]
 SUSPICIOUS = log(10)
-"""A bet on harm that is worth ten coins is no harm yet, and no time to rise."""
+"""A bet on harm within a tenth of its bar is no harm yet, and no time to rise."""
 BLAME = log(20)
 """A bet that harm is one cell's alone, worth this much, spares the rest."""
 MINUTES_FROM = 600
@@ -63,20 +63,25 @@ def _harm(evidence: Evidence, limits: Limits) -> dict[Measure, str]:
     """What is beyond bad luck, in words."""
     words: dict[Measure, str] = {}
     for measure, count in evidence.counts.items():
-        chance = _chance(count.above_limit)
-        if limit_of(measure, limits) is not None and count.above_limit >= bar(evidence, limits, f"{measure}, limit"):
-            words[measure] = f"{_seen(measure, evidence, limits)}; within it, that would be bad luck of {chance}"
-        elif measure in TIMES_STABLE and count.above_stable >= bar(evidence, limits, f"{measure}, stable"):
-            chance = _chance(count.above_stable)
-            words[measure] = f"{_beside(measure, evidence, limits)}; if alike, that would be bad luck of {chance}"
+        if measure in parts_of(evidence.share) and count.harm >= bar(evidence, limits, measure):
+            luck = f"if it {'were like stable' if evidence.share < 1 else 'kept the limit'}, this would be bad luck of"
+            words[measure] = f"{_in_words(measure, evidence, limits)}; {luck} {_chance(count.harm)}"
     if len(words) > 1:
         words.pop("failed lately", None)
     return words
 
 
-def bar(evidence: Evidence, limits: Limits, part: str) -> float:
+def bar(evidence: Evidence, limits: Limits, part: Measure | Literal["cells"]) -> float:
     """What a bet has to be worth before it says harm."""
-    return -log(limits.false_alarm_percent / 100 * evidence.budget * BUDGET[part])
+    return -log(limits.false_alarm_percent / 100 * evidence.budget * parts_of(evidence.share)[part])
+
+
+def _in_words(measure: Measure, evidence: Evidence, limits: Limits) -> str:
+    if evidence.share == 1:
+        return _seen(measure, evidence, limits)
+    if measure == "failed":
+        return f"{_seen(measure, evidence, limits)}; {_beside(measure, evidence, limits)}"
+    return _beside(measure, evidence, limits)
 
 
 def _cells_to_blame(evidence: Evidence, limits: Limits, harm: Mapping[Measure, str]) -> list[str]:
@@ -99,24 +104,21 @@ def _is_to_blame(cell: CellCount, measure: Measure, evidence: Evidence, limits: 
     if not hits or worth(hits, count.hits, share, [share_at(share, times) for times in (4, 16, 64)]) < BLAME:
         return False
     rest = Count(count.hits - hits, count.all_hits - hits, max(0, round(count.of * (1 - share))))
-    return not _is_harm(measure, rest, evidence.share * (1 - share), evidence, limits, 1.0)
+    return not _is_harm(measure, rest, 1 - share, bar(evidence, limits, measure), evidence, limits)
 
 
 def _is_harm_in_cell(measure: Measure, cell: CellCount, evidence: Evidence, limits: Limits) -> bool:
     others = evidence.count(measure).all_hits - evidence.count(measure).hits
     count = Count(cell.hits[measure], cell.hits[measure] + others, max(cell.hits[measure], cell.requests))
-    share = evidence.share * cell.requests / evidence.requests
-    return _is_harm(measure, count, share, evidence, limits, BUDGET["cells"] / len(evidence.cells))
+    beyond = bar(evidence, limits, "cells") + log(len(evidence.cells))
+    return _is_harm(measure, count, cell.requests / evidence.requests, beyond, evidence, limits)
 
 
-def _is_harm(measure: Measure, count: Count, share: float, evidence: Evidence, limits: Limits, part: float) -> bool:
-    """Whether a part of the candidate, with this share of the traffic beside stable's, is beyond bad luck by itself."""
-    beyond = -log(limits.false_alarm_percent / 100 * evidence.budget * part)
-    limit = limit_of(measure, limits)
-    if limit is not None and worth_above_limit(count, limit) >= beyond:
-        return True
+def _is_harm(measure: Measure, count: Count, part: float, beyond: float, evidence: Evidence, limits: Limits) -> bool:
+    """Whether a part of the candidate is beyond bad luck by itself, beside stable where there is one."""
+    share = evidence.share * part
     beside = share / (share + 1 - evidence.share)
-    return measure in TIMES_STABLE and beside < 1 and worth_above_stable(measure, count, beside, limits) >= beyond
+    return worth_of_harm(measure, count, beside, limits) >= beyond
 
 
 def _doubt(evidence: Evidence, limits: Limits, elapsed_seconds: float) -> list[str]:
@@ -134,13 +136,13 @@ def _doubt(evidence: Evidence, limits: Limits, elapsed_seconds: float) -> list[s
     if limits.first_token_p95_ms is not None and evidence.share < 1:
         if not evidence.slow_ms:
             doubt.append(f"{evidence.learned} of the {LEARNED_FROM} streamed answers that say what is slow")
-        elif worth_like_stable(evidence.count("slow at p90"), evidence.share) < sure:
-            doubt.append(f"{_beside('slow at p90', evidence, limits)}: not enough to tell them apart")
+        elif worth_like_stable(evidence.count("later than p90"), evidence.share) < sure:
+            doubt.append(f"{_beside('later than p90', evidence, limits)}: it takes more to tell")
     for measure, count in evidence.counts.items():
-        if measure not in TIMES_STABLE or measure == "failed lately" or evidence.share == 1:
-            continue
-        if worth_above_stable(measure, count, evidence.share, limits) >= SUSPICIOUS:
-            doubt.append(f"{_beside(measure, evidence, limits)}: suspicious")
+        if measure == "failed lately" or measure not in parts_of(evidence.share):
+            continue  # what failed lately has a bar that rises, and is known to nobody but the judge
+        if count.harm_now >= bar(evidence, limits, measure) - SUSPICIOUS:
+            doubt.append(f"{_in_words(measure, evidence, limits)}: suspicious")
     return doubt
 
 
@@ -149,7 +151,7 @@ def _good_news(evidence: Evidence, limits: Limits) -> str:
     if limits.first_token_p95_ms is not None:
         news.append(_seen("late", evidence, limits))
         if evidence.share < 1:
-            news.append(_beside("slow at p90", evidence, limits))
+            news.append(_beside("later than p90", evidence, limits))
     return "; ".join(news)
 
 
@@ -166,22 +168,19 @@ class Nearness:
 def nearness(evidence: Evidence, limits: Limits) -> list[Nearness]:
     """What the canary board shows: the evidence closing in on one ruling or the other."""
     sure = -log(limits.missed_harm_percent / 100)
-    gates: list[Nearness] = []
-    for measure in ("failed", "late"):
-        if (limit := limit_of(measure, limits)) is not None:
-            count = evidence.count(measure)
-            harm = count.above_limit / bar(evidence, limits, f"{measure}, limit")
-            good = worth_within_limit(count, limit) / sure
-            gates.append(Nearness(f"{measure}, limit", _seen(measure, evidence, limits), harm, good))
-    if evidence.share == 1:
-        return gates
-    for measure in TIMES_STABLE:
-        if measure == "failed lately" or (measure in SLOW and not evidence.slow_ms):
+    harmful, gates = parts_of(evidence.share), list[Nearness]()
+    for measure, count in evidence.counts.items():
+        if measure == "failed lately" or (measure in {"hung", "slow", "later than p90"} and not evidence.slow_ms):
             continue
-        count, gate = evidence.count(measure), f"{measure}, stable"
-        good = worth_like_stable(count, evidence.share) / sure if measure == "slow at p90" else None
-        harm = count.above_stable / bar(evidence, limits, gate)
-        gates.append(Nearness(gate, _beside(measure, evidence, limits), harm, good))
+        harm = count.harm / bar(evidence, limits, measure) if measure in harmful else None
+        good = None
+        if measure in {"failed", "late"} and (limit := limit_of(measure, limits)) is not None:
+            good = worth_within_limit(count, limit) / sure
+        elif measure == "later than p90" and evidence.share < 1:
+            good = worth_like_stable(count, evidence.share) / sure
+        if harm is not None or good is not None:
+            words = _seen if measure == "late" else _in_words
+            gates.append(Nearness(measure, words(measure, evidence, limits), harm, good))
     return gates
 
 
@@ -213,7 +212,7 @@ def _missing(enough: Callable[[int], bool]) -> int:
 
 
 def _with_more(count: Count, good: int) -> Count:
-    return Count(hits=count.hits, counted=max(count.counted, count.hits) + good)
+    return replace(count, counted=count.counted + good)
 
 
 def _pace(missing: int, seen: int, elapsed_seconds: float) -> str:
@@ -237,12 +236,16 @@ def _beside(measure: Measure, evidence: Evidence, limits: Limits) -> str:
     count = evidence.count(measure)
     expected = f"{100 * evidence.share:g} % expected of its share"
     part = f"{count.hits} of {count.all_hits}{_percent(count.hits, count.all_hits)}, {expected}"
-    if measure in SLOW:
-        line = evidence.slow_ms[list(SLOW).index(measure)]
+    if measure in {"slow", "later than p90"}:
+        line = evidence.slow_ms[P90]
         lines = f"{line:.0f} ms, {allowed(line, limits):.0f} ms for the candidate"
-        return f"of the first tokens later than stable's p{SLOW[measure]:g} ({lines}) the candidate has {part}"
-    what = {"failed": "that failed", "failed lately": "that failed lately", "refused": "that were refused"}
-    return f"of the requests {what.get(measure, 'that were given up without an answer')} the candidate has {part}"
+        whose = "users' first answers in this stage" if measure == "slow" else "answers"
+        return f"of the {whose} later than stable's p{LINES[P90]} ({lines}) the candidate has {part}"
+    if measure == "hung":
+        late = f"{HUNG_TIMES_P90} times stable's p90 ({evidence.slow_ms[P90]:.0f} ms)"
+        return f"of the users who waited longer than {late} the candidate has {part}"
+    what = {"failed": "who met a failure", "failed lately": "who met a failure lately", "refused": "who were refused"}
+    return f"of the users {what.get(measure, 'who gave up without an answer')} the candidate has {part}"
 
 
 def _cell_words(evidence: Evidence, cell: str) -> str:

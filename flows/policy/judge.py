@@ -3,15 +3,19 @@
 What is counted is users, for users are what the split distributes: of each user the first failure counts, and no other.
 """
 
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Mapping, Sequence
-from math import log
+from math import exp, log
 from zlib import crc32
 
 from blocks.ports import Outcome, Slot
 from flows.policy.measures import (
+    HUNG_TIMES_P90,
     LEARNED_FROM,
-    SLOW,
+    LINES,
+    P90,
+    SLOWER,
     TIMES_STABLE,
     CellCount,
     Count,
@@ -19,16 +23,15 @@ from flows.policy.measures import (
     Limits,
     Measure,
     allowed,
-    limit_of,
     percentile,
-    worth_above_limit,
-    worth_above_stable,
+    slowness_of,
+    worth_of_harm,
 )
 
 CLIENT_ERROR, SERVER_ERROR, NO_ANSWER = 400, 500, -1
 """Where HTTP's ranges of statuses begin, and what `Outcome.status` says where there was none."""
 
-REQUESTS_A_USER = 10
+REQUESTS_A_USER = 25
 """As good news, no user's requests count more often than this in a stage."""
 ROUND_REQUESTS = 2000
 """After so many requests of both slots it is forgotten who failed: a user who did long ago counts again as "lately"."""
@@ -36,8 +39,7 @@ REMEMBERED = 500
 PLACES = 1 << 16
 """Users are told apart by so many hashes. Two that share one count as one: evidence is lost that way, never made up."""
 
-_FAILED, _REFUSED, _LEFT, _LATE, _P50, _P90, _P99 = (1 << bit for bit in range(7))
-_SLOW_BITS = (_P50, _P90, _P99)
+_FAILED, _REFUSED, _LEFT, _LATE, _TIMED, _HUNG = (1 << bit for bit in range(6))
 
 
 def has_failed(outcome: Outcome) -> bool:
@@ -63,6 +65,7 @@ class Judge:
         self._cells = dict(cells or {})
         self._dropped: set[str] = set()
         self._slow_ms = tuple(slow_ms)
+        self._slowness_of = slowness_of(share)
         self._begin()
 
     @property
@@ -82,10 +85,11 @@ class Judge:
     def _begin(self) -> None:
         self._marks, self._round_marks, self._requests_of = bytearray(PLACES), bytearray(PLACES), bytearray(PLACES)
         self._requests = self._stable_requests = self._users = self._in_round = self._rounds = 0
-        self._hits: dict[Measure, int] = dict.fromkeys((*TIMES_STABLE, "late"), 0)
+        self._hits: dict[Measure, int] = dict.fromkeys((*TIMES_STABLE, "late", "later than p90"), 0)
         self._all_hits, self._of, self._counted = dict(self._hits), dict(self._hits), dict(self._hits)
-        self._above_limit: dict[Measure, float] = dict.fromkeys(self._hits, 0.0)
-        self._above_stable = dict(self._above_limit)
+        self._counted_hits = dict(self._hits)
+        self._slowness, self._slow_now = [0.0] * len(SLOWER), 0.0
+        self._harm: dict[Measure, float] = dict.fromkeys(self._hits, 0.0)
         self._cell_requests: dict[str, int] = {}
         self._cell_hits: dict[str, dict[Measure, int]] = {}
         self._learning: list[tuple[float, bool, int | None, str | None, bool]] = []
@@ -107,7 +111,11 @@ class Judge:
                 self._take("left", _LEFT, place, mine=mine, hit=True, cell=cell)
             return
         self._stable_requests += not mine
-        counts = self._count_request(place, cell) if mine else False
+        counts = self._counts_as_good_news(place, mine=mine)
+        if mine:
+            self._requests += 1
+            if cell is not None:
+                self._cell_requests[cell] = self._cell_requests.get(cell, 0) + 1
         self._take("failed", _FAILED, place, mine=mine, hit=failed, cell=cell, counts=counts)
         self._take("failed lately", _FAILED, place, mine=mine, hit=failed, cell=None, marks=self._round_marks)
         refused = CLIENT_ERROR <= outcome.status < SERVER_ERROR
@@ -117,19 +125,16 @@ class Judge:
         if outcome.first_token_ms is not None and warm:
             self._take_time(outcome.first_token_ms, place, mine=mine, cell=cell, counts=counts)
 
-    def _count_request(self, place: int | None, cell: str | None) -> bool:
-        """Whether this one counts as good news, should it be some."""
-        self._requests += 1
-        if cell is not None:
-            self._cell_requests[cell] = self._cell_requests.get(cell, 0) + 1
+    def _counts_as_good_news(self, place: int | None, *, mine: bool) -> bool:
+        """Whether this request is one of the first few of its user."""
         if place is None:
-            self._users += 1
+            self._users += mine
             return True
-        if (before := self._requests_of[place]) < REQUESTS_A_USER:
-            self._users += before == 0
-            self._requests_of[place] = before + 1
-            return True
-        return False
+        if (before := self._requests_of[place]) == REQUESTS_A_USER:
+            return False
+        self._users += mine and before == 0
+        self._requests_of[place] = before + 1
+        return True
 
     def _turn_the_round(self) -> None:
         self._in_round += 1
@@ -151,15 +156,35 @@ class Judge:
         if len(self._learning) == LEARNED_FROM:
             # From both slots together: whoever looks at labels before he draws his lines draws them where he likes.
             times = sorted(ms for ms, *_ in self._learning)
-            self._slow_ms = tuple(percentile(times, percent) or 0.0 for percent in SLOW.values())
+            self._slow_ms = tuple(percentile(times, percent) or 0.0 for percent in LINES)
             learning, self._learning = self._learning, []
             for learned_ms, was_mine, its_place, its_cell, counted in learning:
                 self._compare_time(learned_ms, its_place, mine=was_mine, cell=its_cell, counts=counted)
 
     def _compare_time(self, ms: float, place: int | None, *, mine: bool, cell: str | None, counts: bool) -> None:
-        for measure, bit, line in zip(SLOW, _SLOW_BITS, self._slow_ms, strict=True):
-            slow = ms > (allowed(line, self._limits) if mine else line)
-            self._take(measure, bit, place, mine=mine, hit=slow, cell=cell, counts=counts)
+        # The candidate's answers are measured by a stick that is as much longer as they may be later.
+        lines = self._own_lines if mine else self._slow_ms
+        is_late = ms > lines[P90]
+        if counts:
+            self._take("later than p90", 0, None, mine=mine, hit=is_late, cell=None, counts=True)
+        self._take("hung", _HUNG, place, mine=mine, hit=ms > HUNG_TIMES_P90 * lines[P90], cell=cell)
+        if place is not None:
+            if self._marks[place] & _TIMED:
+                return
+            self._marks[place] |= _TIMED
+        self._take("slow", 0, None, mine=mine, hit=is_late, cell=cell)
+        if self._share < 1:
+            band = bisect_left(lines, ms)
+            self._slowness = [
+                worth + bands[band][mine] for worth, bands in zip(self._slowness, self._slowness_of, strict=True)
+            ]
+            best = max(self._slowness)
+            now = best + log(sum(exp(worth - best) for worth in self._slowness) / len(self._slowness))
+            self._slow_now, self._harm["slow"] = now, max(self._harm["slow"], now)
+
+    @property
+    def _own_lines(self) -> tuple[float, ...]:
+        return tuple(allowed(line, self._limits) for line in self._slow_ms)
 
     def _take(
         self,
@@ -188,6 +213,7 @@ class Judge:
         if not mine:
             return
         self._hits[measure] += 1
+        self._counted_hits[measure] += counts
         if cell is not None:
             hits = self._cell_hits.setdefault(cell, {})
             hits[measure] = hits.get(measure, 0) + 1
@@ -195,18 +221,22 @@ class Judge:
         count = Count(self._hits[measure], self._all_hits[measure], self._of[measure])
         # A later round has a smaller part of the budget, or a long stage would run out of it: 1/2, 1/6, 1/12 and so on.
         handicap = log((self._rounds + 1) * (self._rounds + 2)) if measure == "failed lately" else 0.0
-        if (limit := limit_of(measure, self._limits)) is not None:
-            self._above_limit[measure] = max(self._above_limit[measure], worth_above_limit(count, limit) - handicap)
-        if measure in TIMES_STABLE and self._share < 1:
-            more = worth_above_stable(measure, count, self._share, self._limits)
-            self._above_stable[measure] = max(self._above_stable[measure], more - handicap)
+        if measure != "slow":
+            harm = worth_of_harm(measure, count, self._share, self._limits) - handicap
+            self._harm[measure] = max(self._harm[measure], harm)
+
+    def _harm_now(self, measure: Measure) -> float:
+        if measure == "slow":
+            return self._slow_now
+        count = Count(self._hits[measure], self._all_hits[measure], self._of[measure])
+        return worth_of_harm(measure, count, self._share, self._limits) if count.hits else 0.0
 
     def next_slow_ms(self) -> tuple[float, ...]:
         """What is slow in the next stage: by stable's last answers, or as before where it gave too few."""
         times = sorted(self._times[False])
         if len(times) < LEARNED_FROM:
             return self._slow_ms
-        return tuple(percentile(times, percent) or 0.0 for percent in SLOW.values())
+        return tuple(percentile(times, percent) or 0.0 for percent in LINES)
 
     def evidence(self) -> Evidence:
         mine, stables = sorted(self._times[True]), sorted(self._times[False])
@@ -222,8 +252,9 @@ class Judge:
                     all_hits=self._all_hits[measure],
                     of=self._of[measure],
                     counted=self._counted[measure],
-                    above_limit=self._above_limit[measure],
-                    above_stable=self._above_stable[measure],
+                    counted_hits=self._counted_hits[measure],
+                    harm=self._harm[measure],
+                    harm_now=self._harm_now(measure),
                 )
                 for measure in self._hits
             },

@@ -2,14 +2,26 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from math import ceil, exp, log
+from statistics import NormalDist
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from flows.policy.bets import share_at, worth
 
-Measure = Literal["failed", "refused", "left", "late", "slow at p50", "slow at p90", "slow at p99", "failed lately"]
+Measure = Literal[
+    "failed",
+    "failed lately",
+    "refused",
+    "left",
+    "late",
+    "hung",
+    "slow",
+    "later than p90",
+]
+"""`late` is by the limit, the last three are by stable's p90: `hung` three times as late, `slow` of first answers."""
 
 TIMES_THE_LIMIT = (2, 4, 8, 16)
 TIMES_STABLE: Mapping[Measure, Sequence[float]] = {
@@ -17,12 +29,27 @@ TIMES_STABLE: Mapping[Measure, Sequence[float]] = {
     "failed lately": (3, 10, 30),
     "refused": (3, 10, 30),
     "left": (3, 10, 30),
-    "slow at p50": (1.25, 1.6),
-    "slow at p90": (1.5, 2.5, 5),
-    "slow at p99": (2, 4, 8, 16),
+    "hung": (3, 10, 30),
+    "slow": (1.5, 2.5, 5),
 }
 """What the bets on harm are on: a rate so many times the limit, or stable's."""
-SLOW: Mapping[Measure, float] = {"slow at p50": 50, "slow at p90": 90, "slow at p99": 99}
+LINES = (50, 75, 90, 97, 99)
+P90 = LINES.index(90)
+"""Percentiles of stable's time to first token, between which an answer lies in one band or the other."""
+
+
+def _bands(shift: float) -> tuple[float, ...]:
+    """How many times as often as stable's a candidate's answers lie in each band, shifted by so many deviations."""
+    edges = [0.0, *(line / 100 for line in LINES), 1.0]
+    normal = NormalDist()
+    shifted = [0.0, *(normal.cdf(normal.inv_cdf(edge) - shift) for edge in edges[1:-1]), 1.0]
+    parts = zip(pairwise(shifted), pairwise(edges), strict=True)
+    return tuple((high - low) / (to - begin) for (low, high), (begin, to) in parts)
+
+
+SLOWER = (_bands(0.36), _bands(0.8), _bands(1.6))
+"""What the bets on slowness are on: a little, half as much again, twice as slow, where times spread as is usual."""
+HUNG_TIMES_P90 = 3
 
 LATER_THAN_P90 = 0.1
 HARM_THAT_MATTERS = 2
@@ -31,20 +58,17 @@ FRACTIONS_OF_THE_LIMIT = (1 / 8, 1 / 4, 1 / 2)
 FRACTIONS_OF_STABLE = (1 / 8, 1 / 2, 1)
 """What the bets on good news are on."""
 
-BUDGET: Mapping[str, float] = {
-    "failed, limit": 0.12,
-    "failed, stable": 0.40,
-    "failed lately, limit": 0.02,
-    "failed lately, stable": 0.03,
-    "refused, stable": 0.05,
-    "left, stable": 0.05,
-    "late, limit": 0.06,
-    "slow at p50, stable": 0.08,
-    "slow at p90, stable": 0.08,
-    "slow at p99, stable": 0.06,
+BESIDE_STABLE: Mapping[Measure | Literal["cells"], float] = {
+    "failed": 0.5,
+    "failed lately": 0.05,
+    "refused": 0.05,
+    "left": 0.05,
+    "hung": 0.08,
+    "slow": 0.22,
     "cells": 0.05,
 }
-"""How a stage's part of the error budget is shared; it adds up to 1."""
+ALONE: Mapping[Measure | Literal["cells"], float] = {"failed": 0.6, "failed lately": 0.1, "late": 0.25, "cells": 0.05}
+"""How a stage's part of the error budget is shared, beside stable and at 100 %; each adds up to 1."""
 
 LEARNED_FROM = 100
 """Streamed answers whose times say what is slow."""
@@ -105,10 +129,11 @@ class Count:
     """The candidate's requests of users without a hit before."""
     counted: int = 0
     """Of those, no more than `REQUESTS_A_USER` a user: what good news stands on."""
-    above_limit: float = 0
-    """The most that the bet against "within the limit" was ever worth, as a logarithm."""
-    above_stable: float = 0
-    """The same against "no more than stable"."""
+    counted_hits: int = 0
+    harm: float = 0
+    """The most that the bet on harm was ever worth, as a logarithm."""
+    harm_now: float = 0
+    """What it is worth now."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +164,7 @@ class Evidence:
     learned: int = 0
     """Streamed answers seen so far, where it is not known yet what is slow."""
     slow_ms: tuple[float, ...] = ()
-    """Stable's p50, p90 and p99 before it is judged by them; empty while they are learned."""
+    """Stable's percentiles (`LINES`) before it is judged by them; empty while they are learned."""
     first_token_ms: tuple[float | None, ...] = (None, None, None, None)
     """p50 and p95 of the candidate's last streamed answers, then of stable's: to look at, nothing is judged by them."""
 
@@ -172,6 +197,31 @@ def limit_of(measure: Measure, limits: Limits) -> float | None:
     return 0.05 if measure == "late" and limits.first_token_p95_ms is not None else None
 
 
+def worth_of_harm(measure: Measure, count: Count, share: float, limits: Limits) -> float:
+    """Of the bet on harm: beside stable by stable, for what comes to both is nobody's; alone, by the limit."""
+    if share < 1:
+        return worth_above_stable(measure, count, share, limits) if measure in TIMES_STABLE else 0.0
+    limit = limit_of(measure, limits)
+    if limit is None:
+        return 0.0
+    # Alone, a bad hour cannot be told from a slow model: late answers are harm where the promise is broken twice over.
+    return worth_above_limit(count, limit * HARM_THAT_MATTERS if measure == "late" else limit)
+
+
+def slowness_of(share: float) -> list[list[tuple[float, float]]]:
+    """What an answer adds to the bets on slowness: of each bet and band, one of stable's and one of the candidate's.
+
+    A bet that pays more for the candidate's answers the later they are loses on average where the slots are alike, and
+    more so where the candidate is the faster one.
+    """
+    return [[(-log(share * r + 1 - share), log(r / (share * r + 1 - share))) for r in bands] for bands in SLOWER]
+
+
+def parts_of(share: float) -> Mapping[Measure | Literal["cells"], float]:
+    """Of a stage's budget."""
+    return BESIDE_STABLE if share < 1 else ALONE
+
+
 def worth_above_limit(count: Count, limit: float) -> float:
     """Of the bet against "the candidate's rate is within the limit"."""
     return worth(count.hits, count.of, limit, [_times(limit, times) for times in TIMES_THE_LIMIT])
@@ -179,10 +229,10 @@ def worth_above_limit(count: Count, limit: float) -> float:
 
 def worth_above_stable(measure: Measure, count: Count, share: float, limits: Limits) -> float:
     """Of the bets against "no more than stable" and against "too rarely to matter": of both, what is worth less."""
-    ratio = 1.0 if measure in SLOW else limits.more_than_stable
+    ratio = 1.0 if measure == "slow" else limits.more_than_stable
     null, others = share_at(share, ratio), [share_at(share, ratio * times) for times in TIMES_STABLE[measure]]
     more = worth(count.hits, count.all_hits, null, others)
-    if measure in SLOW or not limits.error_margin_percent:
+    if measure == "slow" or not limits.error_margin_percent:
         return more
     return min(more, worth_above_limit(count, limits.error_margin_percent / 100))
 
@@ -190,7 +240,7 @@ def worth_above_stable(measure: Measure, count: Count, share: float, limits: Lim
 def worth_within_limit(count: Count, limit: float) -> float:
     """Of the bet against "the candidate breaks the limit twice over, or worse"."""
     others = [limit * fraction for fraction in FRACTIONS_OF_THE_LIMIT]
-    return worth(count.hits, max(count.hits, count.counted), _times(limit, HARM_THAT_MATTERS), others)
+    return worth(count.counted_hits, count.counted, _times(limit, HARM_THAT_MATTERS), others)
 
 
 def worth_like_stable(count: Count, share: float) -> float:
@@ -202,7 +252,7 @@ def worth_like_stable(count: Count, share: float) -> float:
     null = share_at(share, HARM_THAT_MATTERS)
     beside = worth(count.hits, count.all_hits, null, [share_at(share, fraction) for fraction in FRACTIONS_OF_STABLE])
     others = [LATER_THAN_P90 * fraction for fraction in FRACTIONS_OF_STABLE]
-    alone = worth(count.hits, max(count.hits, count.counted), LATER_THAN_P90 * HARM_THAT_MATTERS, others)
+    alone = worth(count.hits, count.counted, LATER_THAN_P90 * HARM_THAT_MATTERS, others)
     best = max(beside, alone)
     return best + log((4 * exp(beside - best) + exp(alone - best)) / 5)
 

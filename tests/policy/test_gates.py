@@ -1,6 +1,7 @@
 """How a stage is ruled on, by data alone."""
 
 from dataclasses import replace
+from math import log
 from typing import Any
 
 import pytest
@@ -9,7 +10,17 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from flows.policy.gates import nearness, requests_needed, rule
-from flows.policy.measures import BUDGET, CellCount, Count, Evidence, Limits, Measure, worth_above_stable
+from flows.policy.measures import (
+    ALONE,
+    BESIDE_STABLE,
+    CellCount,
+    Count,
+    Evidence,
+    Limits,
+    Measure,
+    worth_above_stable,
+    worth_of_harm,
+)
 
 LIMITS = Limits(
     error_percent=1,
@@ -33,10 +44,11 @@ GOOD = Evidence(
     users=200,
     counts={
         "failed": Count(hits=0, all_hits=15, of=400, counted=400),
-        "late": Count(hits=1, all_hits=1, of=400, counted=400),
-        "slow at p90": Count(hits=38, all_hits=760, of=400),
+        "late": Count(hits=1, all_hits=1, of=400, counted=400, counted_hits=1),
+        "slow": Count(hits=20, all_hits=400, of=200),
+        "later than p90": Count(hits=38, all_hits=760, of=400, counted=400, counted_hits=38),
     },
-    slow_ms=(100, 200, 400),
+    slow_ms=(100, 150, 200, 300, 400),
 )
 NOTHING = Evidence(share=0.05, budget=0.6)
 
@@ -72,36 +84,49 @@ def test_good_news_needs_evidence_and_says_how_much_is_missing() -> None:
 
 def test_a_failure_puts_the_pass_off() -> None:
     """Each failure takes the good news of about a hundred requests back."""
-    assert rule(with_count(GOOD, "failed", Count(1, 16, 200, 200)), LIMITS, 50).verdict == "hold"
-    assert rule(with_count(GOOD, "failed", Count(1, 16, 300, 300)), LIMITS, 50).verdict == "promote"
+    assert rule(with_count(GOOD, "failed", Count(1, 16, 200, 200, 1)), LIMITS, 50).verdict == "hold"
+    assert rule(with_count(GOOD, "failed", Count(1, 16, 300, 300, 1)), LIMITS, 50).verdict == "promote"
 
 
 def test_harm_outranks_too_little_data() -> None:
     """What a bet was worth at its best counts, though better requests came since."""
-    ruling = rule(with_count(NOTHING, "failed", Count(4, 4, 8, 8, above_limit=8.0)), LIMITS, 1)
+    ruling = rule(with_count(NOTHING, "failed", Count(4, 4, 8, 8, 4, harm=8.0)), LIMITS, 1)
     assert ruling.verdict == "roll back"
-    assert (
-        "4 of 8 requests failed (50.0 %), limit 1 %; within it, that would be bad luck of 1 in 2,981" in ruling.reason
-    )
+    assert "4 of 8 requests failed (50.0 %), limit 1 %" in ruling.reason
+    assert "if it were like stable, this would be bad luck of 1 in 2,981" in ruling.reason
 
 
 def test_each_gate_has_its_part_of_the_budget() -> None:
     """Just under its bar a bet is no harm: the parts of a stage's budget add up to the whole."""
-    assert sum(BUDGET.values()) == pytest.approx(1)
-    under = with_count(GOOD, "failed", Count(0, 15, 400, 400, above_stable=6.0))
+    assert sum(BESIDE_STABLE.values()) == pytest.approx(1)
+    assert sum(ALONE.values()) == pytest.approx(1)
+    over, under = (with_count(GOOD, "failed", Count(0, 15, 400, 400, harm=-log(0.003) + by)) for by in (0.01, -0.01))
     assert rule(under, LIMITS, 50).verdict == "promote"
-    assert rule(with_count(GOOD, "failed", Count(0, 15, 400, 400, above_stable=6.1)), LIMITS, 50).verdict == "roll back"
-    strict = LIMITS.model_copy(update={"false_alarm_percent": 0.1})
-    assert rule(with_count(GOOD, "failed", Count(0, 15, 400, 400, above_stable=6.1)), strict, 50).verdict == "promote"
+    assert rule(over, LIMITS, 50).verdict == "roll back"
+    assert rule(over, LIMITS.model_copy(update={"false_alarm_percent": 0.5}), 50).verdict == "promote"
+
+
+def test_what_comes_to_both_slots_is_no_harm_and_no_pass() -> None:
+    """A tenth of all requests fails in both slots alike: the stage waits for better times."""
+    both = with_count(GOOD, "failed", Count(40, 800, 400, 400, 40))
+    assert worth_of_harm("failed", both.count("failed"), 0.05, LIMITS) < 0
+    assert rule(both, LIMITS, 50).verdict == "hold"
+
+
+def test_alone_the_limit_is_the_measure_of_harm() -> None:
+    """At 100 % a tenth of failures is harm, whatever stable had."""
+    assert worth_of_harm("failed", Count(10, 10, 100), 1.0, LIMITS) > -log(0.001)
+    assert worth_of_harm("failed", Count(1, 1, 100), 1.0, LIMITS) < 1
 
 
 def test_much_more_than_stable_that_is_no_harm_yet_is_no_time_to_rise() -> None:
     """Three of the four departures are the candidate's, and all other news is good."""
-    suspicious = Count(3, 4, 100)
-    assert 2.3 < worth_above_stable("left", suspicious, 0.05, LIMITS) < 6
+    suspicious = Count(3, 4, 100, harm=6.0, harm_now=6.0)
     ruling = rule(with_count(GOOD, "left", suspicious), LIMITS, 50)
     assert ruling.verdict == "hold"
     assert "suspicious" in ruling.reason
+    past = replace(suspicious, harm_now=2.0)
+    assert rule(with_count(GOOD, "left", past), LIMITS, 50).verdict == "promote"
 
 
 def test_a_difference_that_does_not_matter_is_none() -> None:
@@ -118,14 +143,14 @@ def test_errors_within_the_limit_may_still_be_far_more_than_stable_has() -> None
 
 def test_where_all_answers_take_the_same_time_a_candidate_can_pass() -> None:
     """Nobody is later than a p90 that all have: 400 answers of which none is late are no slower."""
-    same = with_count(GOOD, "slow at p90", Count(0, 0, 400, 400))
+    same = with_count(GOOD, "later than p90", Count(0, 0, 400, 400))
     assert rule(same, LIMITS, 50).verdict == "promote"
-    assert rule(with_count(GOOD, "slow at p90", Count(0, 0, 5, 5)), LIMITS, 50).verdict == "hold"
+    assert rule(with_count(GOOD, "later than p90", Count(0, 0, 5, 5)), LIMITS, 50).verdict == "hold"
 
 
 def test_at_all_traffic_stable_is_no_measure() -> None:
     """With a share of 100 % every failure is the candidate's, and only limits rule."""
-    alone = replace(with_count(GOOD, "failed", Count(1, 1, 400, 400)), share=1.0, slow_ms=())
+    alone = replace(with_count(GOOD, "failed", Count(1, 1, 400, 400, 1)), share=1.0, slow_ms=())
     assert rule(alone, LIMITS, 50).verdict == "promote"
 
 
@@ -138,7 +163,7 @@ def test_without_streams_a_promised_first_token_holds() -> None:
 
 def test_a_cell_is_blamed_only_where_the_rest_is_good() -> None:
     """All eight failures in one of four cells are its own; four and four in two are the model's."""
-    harm = with_count(GOOD, "failed", Count(8, 20, 400, 400, above_limit=9, above_stable=9))
+    harm = with_count(GOOD, "failed", Count(8, 20, 400, 400, 8, harm=9, harm_now=9))
     cells = {name: CellCount(100, {"failed": 8} if name == "c" else {}) for name in "abcd"}
     ruling = rule(replace(harm, cells=cells), LIMITS, 50)
     assert (ruling.verdict, ruling.bad_cells) == ("hold", ("c",))
@@ -149,7 +174,7 @@ def test_a_cell_is_blamed_only_where_the_rest_is_good() -> None:
 
 def test_a_bad_cell_is_found_though_the_whole_looks_good() -> None:
     """Six failures are 0.6 % of a thousand requests, and 12 % of those of one cell of twenty."""
-    quiet = with_count(GOOD, "failed", Count(6, 30, 1000, 1000))
+    quiet = with_count(GOOD, "failed", Count(6, 30, 1000, 1000, 6))
     cells = {str(number): CellCount(50, {"failed": 6} if number == 7 else {}) for number in range(20)}
     assert rule(quiet, LIMITS, 50).verdict == "promote"
     assert rule(replace(quiet, requests=1000, cells=cells), LIMITS, 50).bad_cells == ("7",)
@@ -157,7 +182,7 @@ def test_a_bad_cell_is_found_though_the_whole_looks_good() -> None:
 
 def test_most_cells_are_the_model() -> None:
     """Once half of the cells were held back, the next bad one rolls the release back."""
-    harm = with_count(GOOD, "failed", Count(8, 20, 400, 400, above_limit=9, above_stable=9))
+    harm = with_count(GOOD, "failed", Count(8, 20, 400, 400, 8, harm=9, harm_now=9))
     cells = {"c": CellCount(200, {"failed": 8}), "d": CellCount(200)}
     assert rule(replace(harm, cells=cells), LIMITS, 50).bad_cells == ("c",)
     assert rule(replace(harm, cells=cells, dropped=("a", "b")), LIMITS, 50).verdict == "roll back"
@@ -197,7 +222,7 @@ def test_gates_that_cannot_be_are_refused_in_words(change: dict[str, Any], words
 def test_evidence_comes_back_from_json_as_it_was() -> None:
     """The ledger keeps it, and what is ruled on it again is the same."""
     harm = replace(
-        with_count(GOOD, "failed", Count(8, 20, 400, 400, 9, 9)), cells={"a": CellCount(3, {"failed": 1})}, users=3
+        with_count(GOOD, "failed", Count(8, 20, 400, 400, 8, 9, 9)), cells={"a": CellCount(3, {"failed": 1})}, users=3
     )
     adapter = TypeAdapter(Evidence)
     again = adapter.validate_json(adapter.dump_json(harm))
@@ -206,8 +231,8 @@ def test_evidence_comes_back_from_json_as_it_was() -> None:
 
 
 counts = st.builds(
-    lambda hits, stables, clean, limit, stable: Count(hits, hits + stables, hits + clean, hits + clean, limit, stable),
-    *(st.integers(0, 50), st.integers(0, 500), st.integers(0, 3000), st.floats(0, 20), st.floats(0, 20)),
+    lambda hits, stables, clean, harm: Count(hits, hits + stables, hits + clean, hits + clean, hits, harm, harm),
+    *(st.integers(0, 50), st.integers(0, 500), st.integers(0, 3000), st.floats(0, 20)),
 )
 
 
@@ -224,13 +249,14 @@ def test_every_evidence_gets_a_ruling_with_a_reason(
 ) -> None:
     """Judging is total; nothing under the minimum or at twice the limit is promoted; more failures never help."""
     evidence = replace(
-        GOOD, share=share, requests=requests, counts={"failed": failed, "late": late, "slow at p90": slow}
+        GOOD, share=share, requests=requests, counts={"failed": failed, "late": late, "later than p90": slow}
     )
     ruling = rule(evidence, LIMITS, elapsed)
     assert ruling.reason
     assert all(near.seen for near in nearness(evidence, LIMITS))
     if requests < LIMITS.minimum_requests or failed.hits >= 0.02 * failed.counted or elapsed < LIMITS.minimum_seconds:
         assert ruling.verdict != "promote"
-    worse = with_count(evidence, "failed", replace(failed, hits=failed.hits + 1, all_hits=failed.all_hits + 1))
+    more = replace(failed, hits=failed.hits + 1, all_hits=failed.all_hits + 1, counted_hits=failed.hits + 1)
+    worse = with_count(evidence, "failed", replace(more, counted=failed.counted + 1))
     if rule(worse, LIMITS, elapsed).verdict == "promote":
         assert ruling.verdict == "promote"

@@ -121,8 +121,8 @@ def test_a_candidate_that_is_half_as_fast_is_harm(seed: int) -> None:
     """Within the limit, and yet twice as slow as stable."""
     ruling, requests = play(judge(first_token_p95_ms=5000), users(seed, rate=0.002, times=2))
     assert ruling.verdict == "roll back"
-    assert "first tokens later than stable's" in ruling.reason
-    assert requests < 150
+    assert "first answers in this stage later than stable's p90" in ruling.reason
+    assert requests < 60
 
 
 def test_a_user_counts_once() -> None:
@@ -138,28 +138,28 @@ def test_a_user_counts_once() -> None:
 
 
 def test_few_users_are_little_good_news() -> None:
-    """Five users with a thousand requests each are fifty, and no pass."""
+    """Five users with a thousand requests each count as 125, and that is no pass."""
     one = judge()
     for number in range(5000):
         one.observe(replace(OUTCOME, user=str(number % 5)), 10)
     evidence = one.evidence()
-    assert (evidence.requests, evidence.users, evidence.count("failed").counted) == (5000, 5, 50)
+    assert (evidence.requests, evidence.users, evidence.count("failed").counted) == (5000, 5, 125)
     assert rule(evidence, LIMITS, 10).verdict == "hold"
 
 
 def test_old_users_whom_all_requests_fail_of_a_sudden_count_again() -> None:
-    """Forty users failed once each, over hours; when everything fails, they are not passed over as known."""
+    """All 160 users failed once, over hours; when everything fails, they are not passed over as known."""
     one = judge(share=0.5)
     for number in range(10 * ROUND_REQUESTS):
-        first = number % 501 == 0  # all users in turn
+        first = number % 121 == 0  # all users in turn
         slot: Slot = "green" if number % 2 else "blue"
-        one.observe(replace(OUTCOME, slot=slot, user=f"{slot}{number % 40}", status=500 if first else 200), 10)
-    assert rule(one.evidence(), LIMITS, 10).verdict == "hold"
-    for number in range(1, 40, 2):
+        one.observe(replace(OUTCOME, slot=slot, user=f"{slot}{number % 160}", status=500 if first else 200), 10)
+    assert rule(one.evidence(), LIMITS, 10).verdict != "roll back"
+    for number in range(1, 160, 2):
         one.observe(replace(OUTCOME, user=f"green{number}", status=500), 10)
     ruling = rule(one.evidence(), LIMITS, 10)
     assert ruling.verdict == "roll back"
-    assert "failed lately" in ruling.reason
+    assert "met a failure lately" in ruling.reason
 
 
 def test_first_tokens_of_the_warm_up_are_not_judged_and_failures_are() -> None:
@@ -180,8 +180,8 @@ def test_what_is_slow_is_learned_once_and_from_both_slots() -> None:
         assert not one.evidence().slow_ms
         one.observe(replace(OUTCOME, slot="blue" if number % 10 else "green", first_token_ms=number + 1.0), 10)
     evidence = one.evidence()
-    assert evidence.slow_ms == (50, 90, 99)
-    assert evidence.count("slow at p50").all_hits == 50 - 1  # 51 is slow for stable and within 1.1 times 50 for green
+    assert evidence.slow_ms == (50, 75, 90, 97, 99)
+    assert evidence.count("slow").all_hits == 9  # from 92 on; 91 is the candidate's, and within 1.1 times 90
     assert one.next_slow_ms() == evidence.slow_ms  # 90 of stable's are too few to learn anew
     for number in range(LEARNED_FROM):
         one.observe(replace(OUTCOME, slot="blue", first_token_ms=1000.0 + number), 10)
@@ -195,7 +195,7 @@ def test_a_log_with_a_gap_begins_anew() -> None:
         one.observe(replace(OUTCOME, first_token_ms=number + 1.0, status=500 if number == 5 else 200), 10)
     one.begin_anew()
     assert one.evidence().requests == one.evidence().count("failed").hits == 0
-    assert one.evidence().slow_ms == (50, 90, 99)
+    assert one.evidence().slow_ms == (50, 75, 90, 97, 99)
 
 
 def test_the_same_requests_give_the_same_evidence() -> None:
