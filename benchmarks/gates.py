@@ -305,8 +305,8 @@ stands how often it rolled back. "Missed" is how often the candidate was given a
 |---|---|---:|---:|---:|---:|---:|---:|{columns}
 """
 ABOUT_THE_REST = """
-**One cell of four fails 8 %**, {releases:,} releases at 20 %: it was held back in {held_back_percent:.1f} %, another
-in {wrong_cell_percent:.1f} %, the release rolled back in {rolled_back_percent:.1f} %; {harmed_mean:.1f} requests failed.
+**One cell of four fails 8 %**, {releases:,} releases at 20 %: held back in {held_back_percent:.1f} %, another cell
+in {wrong_cell_percent:.1f} %, a roll-back in {rolled_back_percent:.1f} %; {harmed_mean:.1f} failed requests.
 
 **Cost**: {observe_us:.0f} µs of one core for each request, {observe_and_rule_us:.0f} µs with a ruling after every
 twentieth, on a shared machine.
