@@ -1,14 +1,18 @@
 """What people see in the Prefect UI: data in, markdown out."""
 
+from base64 import b64encode
 from collections.abc import Sequence
 
+from flows.policy.bets import interval
 from flows.policy.gates import Ruling, nearness
 from flows.policy.ledger import Release, Stage
 from flows.policy.measures import Evidence, Limits
 from flows.policy.scale import Decision
 from flows.tasks.fleet import Started
 
-BAR_CHARACTERS = 20
+BAR_CHARACTERS = 12
+WIDTH, LEFT, TOP, BOTTOM = 640, 60, 28, 200
+"""Of the picture, in pixels."""
 
 
 def canary_board(
@@ -26,6 +30,8 @@ def canary_board(
 **{share} %** of the traffic for {seconds:.0f} s; the stages are {_arrows(stages)}.
 
 **{ruling.verdict.upper()}**: {ruling.reason}
+
+{_picture(evidence, limits)}
 
 {_users_table(evidence)}
 
@@ -94,8 +100,8 @@ def _users_table(evidence: Evidence) -> str:
 
 def _evidence_table(evidence: Evidence, limits: Limits) -> str:
     """How near each gate is to its ruling, as bars that every renderer of markdown shows."""
-    rows = (f"| {n.gate} | {n.seen} | {_bar(n.harm)} | {_bar(n.good_news)} |" for n in nearness(evidence, limits))
-    return "\n".join(("| gate | seen | to a roll-back | to a pass |", "|---|---|---|---|", *rows))
+    rows = (f"| {n.gate} | {_bar(n.harm)} | {_bar(n.good_news)} | {n.seen} |" for n in nearness(evidence, limits))
+    return "\n".join(("| gate | to a roll-back | to a pass | seen |", "|---|---|---|---|", *rows))
 
 
 def _bar(part: float | None) -> str:
@@ -104,3 +110,38 @@ def _bar(part: float | None) -> str:
         return ""
     full = round(BAR_CHARACTERS * min(max(part, 0.0), 1.0))
     return f"`{'█' * full}{'░' * (BAR_CHARACTERS - full)}` {100 * min(max(part, 0.0), 1.0):.0f} %"
+
+
+def _picture(evidence: Evidence, limits: Limits) -> str:
+    """Where the candidate's rate of failures lies, closing in on its limit or moving away from it.
+
+    As an image in the text itself: Prefect's UI shows those, and takes the tags out of an SVG that is written as such.
+    """
+    failed = evidence.count("failed")
+    points = [*evidence.trail, (failed.of, failed.hits)]
+    if not failed.of:
+        return ""
+    limit, alpha = limits.error_percent / 100, limits.missed_harm_percent / 100
+    intervals = [(of, hits / of, *interval(hits, of, alpha)) for of, hits in points if of]
+    top = min(1.0, max(4 * limit, 2 * intervals[-1][1], 1.2 * intervals[-1][3]))
+
+    def at(of: int, rate: float) -> str:
+        return (
+            f"{LEFT + (WIDTH - LEFT - 10) * of / failed.of:.1f},{TOP + (BOTTOM - TOP) * (1 - min(rate, top) / top):.1f}"
+        )
+
+    upper = [at(of, high) for of, _, _, high in intervals]
+    lower = [at(of, low) for of, _, low, _ in intervals]
+    seen = [at(of, rate) for of, rate, _, _ in intervals]
+    height = at(0, limit).partition(",")[2]
+    words = (
+        f"failures of {failed.of} requests, and where their rate lies: {100 * (1 - alpha):g} % for all looks together"
+    )
+    svg = f"""<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{BOTTOM + 10}" font-family="sans-serif" \
+font-size="12"><rect width="100%" height="100%" fill="#fff"/><text x="{LEFT}" y="16">{words}</text>\
+<polygon points="{" ".join([*upper, *reversed(lower)])}" fill="#9bbcf0"/>\
+<polyline points="{" ".join(seen)}" fill="none" stroke="#1c4fa0" stroke-width="2"/>\
+<line x1="{LEFT}" x2="{WIDTH - 10}" y1="{height}" y2="{height}" stroke="#c22" stroke-dasharray="6 4" stroke-width="2"/>\
+<text x="4" y="{height}" fill="#c22">{100 * limit:g} %</text><text x="4" y="{TOP + 10}">{100 * top:.1f} %</text>\
+<text x="4" y="{BOTTOM}">0 %</text></svg>"""
+    return f"![{words}](data:image/svg+xml;base64,{b64encode(svg.encode()).decode()})"

@@ -11,8 +11,8 @@ chance of its share of the traffic, whatever the rate of failures, its bursts an
 A bet is worth its logarithm here: a large one is past what a float holds.
 """
 
-from collections.abc import Sequence
-from math import exp, log, log1p
+from collections.abc import Callable, Sequence
+from math import exp, lgamma, log, log1p
 
 
 def worth(hits: int, of: int, null: float, others: Sequence[float]) -> float:
@@ -26,3 +26,27 @@ def worth(hits: int, of: int, null: float, others: Sequence[float]) -> float:
 def share_at(share: float, ratio: float) -> float:
     """The candidate's part of all hits, where its rate is `ratio` times stable's and its traffic is this share."""
     return share * ratio / (share * ratio + 1 - share)
+
+
+def interval(hits: int, of: int, alpha: float) -> tuple[float, float]:
+    """Where the rate lies: right for all looks together with a chance of 1 - `alpha`, for ever.
+
+    The rates that a bet with Jeffreys' mixture does not make 1 / `alpha` coins against (Robbins 1970).
+    """
+    if not of:
+        return 0.0, 1.0
+    mixture = lgamma(hits + 0.5) + lgamma(of - hits + 0.5) - lgamma(of + 1) - 2 * lgamma(0.5)
+
+    def is_beaten(rate: float) -> bool:
+        return mixture - hits * log(rate) - (of - hits) * log1p(-rate) >= -log(alpha)
+
+    return _edge(is_beaten, hits / of, 0.0), _edge(is_beaten, hits / of, 1.0)
+
+
+def _edge(is_beaten: Callable[[float], bool], inside: float, outside: float) -> float:
+    for _ in range(40):
+        middle = (inside + outside) / 2
+        if middle in {0.0, 1.0}:
+            break
+        inside, outside = (inside, middle) if is_beaten(middle) else (middle, outside)
+    return inside

@@ -36,6 +36,7 @@ REQUESTS_A_USER = 25
 ROUND_REQUESTS = 2000
 """After so many requests of both slots it is forgotten who failed: a user who did long ago counts again as "lately"."""
 REMEMBERED = 500
+TRAIL = 48
 PLACES = 1 << 16
 """Users are told apart by so many hashes. Two that share one count as one: evidence is lost that way, never made up."""
 
@@ -92,6 +93,8 @@ class Judge:
         self._harm: dict[Measure, float] = dict.fromkeys(self._hits, 0.0)
         self._cell_requests: dict[str, int] = {}
         self._cell_hits: dict[str, dict[Measure, int]] = {}
+        self._trail: list[tuple[int, int]] = []
+        self._pace = self._next_mark = 1
         self._learning: list[tuple[float, bool, int | None, str | None, bool]] = []
         self._times: dict[bool, deque[float]] = {True: deque(maxlen=REMEMBERED), False: deque(maxlen=REMEMBERED)}
 
@@ -118,12 +121,23 @@ class Judge:
                 self._cell_requests[cell] = self._cell_requests.get(cell, 0) + 1
         self._take("failed", _FAILED, place, mine=mine, hit=failed, cell=cell, counts=counts)
         self._take("failed lately", _FAILED, place, mine=mine, hit=failed, cell=None, marks=self._round_marks)
+        if mine:
+            self._leave_a_mark()
         refused = CLIENT_ERROR <= outcome.status < SERVER_ERROR
         self._take("refused", _REFUSED, place, mine=mine, hit=refused, cell=cell)
         self._take("left", _LEFT, place, mine=mine, hit=False, cell=cell)
         warm = elapsed_seconds - outcome.total_ms / 1000 >= self._limits.warm_up_seconds
         if outcome.first_token_ms is not None and warm:
             self._take_time(outcome.first_token_ms, place, mine=mine, cell=cell, counts=counts)
+
+    def _leave_a_mark(self) -> None:
+        """On the trail: every so many requests, and half as often each time that there are too many marks."""
+        requests = self._of["failed"]
+        if requests >= self._next_mark:
+            self._trail.append((requests, self._hits["failed"]))
+            if len(self._trail) == TRAIL:
+                self._trail, self._pace = self._trail[1::2], self._pace * 2
+            self._next_mark = requests + self._pace
 
     def _counts_as_good_news(self, place: int | None, *, mine: bool) -> bool:
         """Whether this request is one of the first few of its user."""
@@ -262,6 +276,7 @@ class Judge:
                 cell: CellCount(requests, dict(self._cell_hits.get(cell, {})))
                 for cell, requests in sorted(self._cell_requests.items())
             },
+            trail=tuple(self._trail),
             dropped=tuple(sorted(self._dropped)),
             learned=len(self._learning),
             slow_ms=self._slow_ms,

@@ -159,6 +159,8 @@ class Evidence:
     """Whom the candidate's answers went to; a request without a user's hash counts as one."""
     counts: Mapping[Measure, Count] = field(default_factory=dict[Measure, Count])
     cells: Mapping[str, CellCount] = field(default_factory=dict[str, CellCount])
+    trail: tuple[tuple[int, int], ...] = ()
+    """The candidate's requests and failures on the way, as `failed` counts them; a few dozen however long it was."""
     dropped: tuple[str, ...] = ()
     """Cells that were held back; what was seen of them is in no count."""
     learned: int = 0

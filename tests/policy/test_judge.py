@@ -207,6 +207,18 @@ def test_the_same_requests_give_the_same_evidence() -> None:
     assert first.evidence() == second.evidence()
 
 
+def test_the_trail_stays_short() -> None:
+    """From one request to ten thousand, in order, with all failures so far."""
+    one = judge()
+    for number in range(10_000):
+        one.observe(replace(OUTCOME, status=500 if number % 1000 == 0 else 200), 10)
+    trail = one.evidence().trail
+    assert 20 < len(trail) < 50
+    assert list(trail) == sorted(trail)
+    assert trail[-1][0] > 9000
+    assert trail[-1][1] == 10
+
+
 def test_requests_of_no_slot_and_of_nobody_change_nothing() -> None:
     """Where the split had nowhere to send it, no slot is to blame."""
     one = judge()
