@@ -32,7 +32,7 @@ CLIENT_ERROR, SERVER_ERROR, NO_ANSWER = 400, 500, -1
 """Where HTTP's ranges of statuses begin, and what `Outcome.status` says where there was none."""
 
 REQUESTS_A_USER = 25
-"""As good news, no user's requests count more often than this in a stage."""
+"""As good news, no user's requests count more often than this in a round."""
 ROUND_REQUESTS = 2000
 """After so many requests of both slots it is forgotten who failed: a user who did long ago counts again as "lately"."""
 REMEMBERED = 500
@@ -40,7 +40,7 @@ TRAIL = 48
 PLACES = 1 << 16
 """Users are told apart by so many hashes. Two that share one count as one: evidence is lost that way, never made up."""
 
-_FAILED, _REFUSED, _LEFT, _LATE, _TIMED, _HUNG = (1 << bit for bit in range(6))
+_FAILED, _REFUSED, _LEFT, _LATE, _TIMED, _HUNG, _SEEN = (1 << bit for bit in range(7))
 
 
 def has_failed(outcome: Outcome) -> bool:
@@ -140,21 +140,23 @@ class Judge:
             self._next_mark = requests + self._pace
 
     def _counts_as_good_news(self, place: int | None, *, mine: bool) -> bool:
-        """Whether this request is one of the first few of its user."""
+        """Whether this request is one of the first few of its user in this round."""
         if place is None:
             self._users += mine
             return True
         if (before := self._requests_of[place]) == REQUESTS_A_USER:
             return False
-        self._users += mine and before == 0
         self._requests_of[place] = before + 1
+        if mine and not self._marks[place] & _SEEN:
+            self._marks[place] |= _SEEN
+            self._users += 1
         return True
 
     def _turn_the_round(self) -> None:
         self._in_round += 1
         if self._in_round > ROUND_REQUESTS:
             self._in_round, self._rounds = 1, self._rounds + 1
-            self._round_marks = bytearray(PLACES)
+            self._round_marks, self._requests_of = bytearray(PLACES), bytearray(PLACES)
             for counts in (self._hits, self._all_hits, self._of, self._counted):
                 counts["failed lately"] = 0
 
