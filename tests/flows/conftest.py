@@ -1,7 +1,7 @@
 """Flows on fakes: a real Prefect API for the whole session, and a world in memory for each test."""
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
@@ -19,7 +19,7 @@ from prefect.settings import (
 from prefect.testing.utilities import prefect_test_harness
 
 from blocks.errors import Refused, SkyferryError
-from blocks.ports import Engine, Outcome, Reading, Slot, Split
+from blocks.ports import Engine, Outcome, Reading, Server, Slot, Split
 from blocks.service import Service
 from flows.policy.ledger import ServiceRecord, ledger_key
 from flows.tasks.service import serving
@@ -69,13 +69,20 @@ class Users:
         """So many times; without a number, as often as the split says."""
         self.seen[slot] = (replace(outcome, slot=slot), times)
 
-    def requests(self, split: Split) -> Iterator[Outcome]:
+    failing: set[str] = field(default_factory=set)
+    """Addresses of replicas that fail a tenth of what comes to them."""
+
+    def requests(self, split: Split, servers: Sequence[Server]) -> Iterator[Outcome]:
         for number, ms in enumerate(FIRST_TOKENS_MS):
             slot: Slot = "green" if number * 7919 % 10_000 < split.green_basis_points else "blue"
             outcome, times = self.seen[slot]
             if times is None:
                 took = None if outcome.first_token_ms is None else ms * outcome.first_token_ms / FAST_MS
-                yield replace(outcome, first_token_ms=took)
+                up = [server.address for server in servers if server.slot == slot and server.state == "up"]
+                address = up[number % len(up)] if up else None
+                fails = address in self.failing and number * 7907 % 10 == 0
+                status = 500 if fails else outcome.status
+                yield replace(outcome, first_token_ms=None if fails else took, address=address, status=status)
         for outcome, times in self.seen.values():
             yield from [outcome] * (times or 0)
 
@@ -104,7 +111,7 @@ class GatewayWithUsers(FakeGateway):
                 raise self.log_failures.popleft()
             if self.on_next_look:
                 self.on_next_look.pop()()
-            self.append(service, *self.users.requests(super().split(service)))
+            self.append(service, *self.users.requests(super().split(service), super().servers(service)))
         return super().requests(service, after)
 
     def split(self, service: str) -> Split:
