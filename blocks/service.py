@@ -1,7 +1,9 @@
 """The service block: one endpoint, what it promises, and the parts that it is made of."""
 
+from typing import Self
+
 from prefect.blocks.core import Block
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from blocks.haproxy import HAProxyGateway
 from blocks.hugging_face import HuggingFaceHub
@@ -58,16 +60,43 @@ class Service(Block):
         description="Nineteen of twenty streamed answers begin within this time; leave it empty where nobody streams.",
     )
     slower_than_stable: float = Field(
-        default=1.5,
+        default=1.1,
         ge=1,
-        title="Slower than stable, at most (times)",
-        description="How many times stable's p95 time to first token the candidate's may be.",
+        title="Slower than stable, without harm (times)",
+        description="First tokens that take up to so many times as long as stable's never count as slower.",
     )
     first_token_margin_ms: float = Field(
-        default=100.0,
+        default=10.0,
         ge=0,
         title="Slower than stable, without harm (ms)",
-        description="A p95 time to first token that is later than stable's by less than this never counts as slower.",
+        description="A first token that is later than stable's by less than this never counts as slower.",
+    )
+    more_than_stable: float = Field(
+        default=1.1,
+        ge=1,
+        title="More than stable, without harm (times)",
+        description="Up to so many times stable's failures, refusals and departures never count as more.",
+    )
+    error_margin_percent: float = Field(
+        default=0.25,
+        ge=0,
+        lt=100,
+        title="More than stable, without harm (%)",
+        description="A share of failures, refusals or departures below this never counts as more than stable's.",
+    )
+    false_alarm_percent: float = Field(
+        default=1.0,
+        gt=0,
+        lt=100,
+        title="False alarms, at most (%)",
+        description="Of the releases that are as good as stable, so many may be rolled back by bad luck.",
+    )
+    missed_harm_percent: float = Field(
+        default=5.0,
+        gt=0,
+        lt=100,
+        title="Missed harm, at most (%)",
+        description="Of the stages of a release that breaks a limit twice over, so many may be passed by good luck.",
     )
     minimum_requests: int = Field(
         default=100,
@@ -75,6 +104,21 @@ class Service(Block):
         title="Requests a stage, at least",
         description="A stage in which the candidate answered fewer requests than this never passes.",
     )
+    warm_up_seconds: float = Field(
+        default=15.0,
+        ge=0,
+        title="Warm-up of a stage (seconds)",
+        description="First tokens of requests from before this are not judged, for caches are cold; failures are.",
+    )
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.error_margin_percent > self.error_percent:
+            raise ValueError(
+                f"error_margin_percent {self.error_margin_percent:g} would excuse what error_percent "
+                f"{self.error_percent:g} forbids; lower the margin or raise the limit"
+            )
+        return self
 
     @property
     def engine(self) -> Engine:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 from rich.console import Console
@@ -22,6 +22,7 @@ from deployments.local.demo import Demo, Noticed, Report, Users
 from deployments.local.settings import SERVICE, Home, StackSettings
 from deployments.local.stack import Stack
 from flows.policy.ledger import Release
+from flows.policy.replay import replay as judge_again
 
 app = typer.Typer(
     help="Skyferry releases open-weight language models onto GPU clusters. These commands tend the embedded stack on "
@@ -121,6 +122,44 @@ def traffic(
             shown.update(_in_words(users.noticed()))
             time.sleep(1)
     console.print(_in_words(users.noticed()))
+
+
+@app.command()
+def replay(
+    release: Annotated[str, typer.Argument(help="The release's id, as in the ledger.")],
+    data: Data = DATA,
+    gates: Annotated[
+        Path | None, typer.Option(help="Other gates: a JSON object of settings that replace some.")
+    ] = None,
+) -> None:
+    """Rule again on a release's stages from what the ledger keeps; exits with 1 where a verdict is another one."""
+    with _spoken_errors():
+        known = _known_stack(data).record.releases
+        found = next((one for one in known if one.id == release), None)
+        if found is None:
+            names = ", ".join(one.id for one in known) or "none"
+            raise Refused(f"the ledger knows no release {release!r}; it knows {names}")
+        others = _gates_in(gates)
+        table = Table("stage", "verdict then", "verdict now", "reason now", title=f"Release {found.id}, ruled on again")
+        differ = False
+        for stage in found.stages:
+            ruling = judge_again(stage, others)
+            differ = differ or ruling.verdict != stage.verdict
+            table.add_row(f"{stage.share_percent} %", stage.verdict, ruling.verdict, escape(ruling.reason))
+    console.print(table)
+    raise typer.Exit(1 if differ else 0)
+
+
+def _gates_in(file: Path | None) -> dict[str, object]:
+    if file is None:
+        return {}
+    try:
+        gates = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise Refused(f"{file} holds no gates: {error}") from error
+    if not isinstance(gates, dict):
+        raise Refused(f'{file} holds {type(gates).__name__}; give an object such as {{"error_percent": 2}}')
+    return cast("dict[str, object]", gates)
 
 
 @contextmanager

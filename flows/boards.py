@@ -1,22 +1,29 @@
 """What people see in the Prefect UI: data in, markdown out."""
 
+from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
 
-from blocks.ports import Offer, Slot, other
-from flows.policy.gates import Ruling, Sample
+from blocks.ports import Offer
+from flows.policy.bets import interval
+from flows.policy.gates import Ruling, nearness
 from flows.policy.ledger import Release, Stage
+from flows.policy.measures import Evidence, Limits
 from flows.policy.placement import Placement
 from flows.policy.scale import Decision
 from flows.policy.sizing import Need
 from flows.tasks.fleet import Started
+
+BAR_CHARACTERS = 12
+WIDTH, LEFT, TOP, BOTTOM = 640, 60, 28, 200
+"""Of the picture, in pixels."""
 
 
 def canary_board(
     release: Release,
     stages: Sequence[int],
     share: int,
-    candidate: Sample,
-    stable: Sample,
+    evidence: Evidence,
+    limits: Limits,
     ruling: Ruling,
     seconds: float,
 ) -> str:
@@ -27,10 +34,11 @@ def canary_board(
 
 **{ruling.verdict.upper()}**: {ruling.reason}
 
-| | slot | requests | failed | refused | gave up waiting | p50 first token | p95 first token |
-|---|---|---:|---:|---:|---:|---:|---:|
-{_sample_row("candidate", release.slot, candidate)}
-{_sample_row("stable", other(release.slot), stable)}
+{_picture(evidence, limits)}
+
+{_users_table(evidence)}
+
+{_evidence_table(evidence, limits)}
 
 Model {release.repo} at commit `{release.commit[:12]}`.
 
@@ -124,8 +132,63 @@ def decision_table(decisions: Sequence[Decision], *, dry_run: bool) -> str:
     return f"# What to stop{' (dry run: nothing was stopped)' if dry_run else ''}\n\n{table}\n"
 
 
-def _sample_row(name: str, slot: Slot, sample: Sample) -> str:
-    times = (sample.first_token_percentile(percent) for percent in (50, 95))
-    p50, p95 = ("no data" if ms is None else f"{ms:.0f} ms" for ms in times)
-    counts = f"{sample.requests} | {sample.failed} | {sample.refused} | {sample.left}"
-    return f"| {name} | {slot} | {counts} | {p50} | {p95} |"
+def _users_table(evidence: Evidence) -> str:
+    """What the users of each slot saw; of each user the first failure, the first refusal and the first departure."""
+    p50, p95, stables_p50, stables_p95 = ("no data" if ms is None else f"{ms:.0f} ms" for ms in evidence.first_token_ms)
+    mine = [evidence.count(measure) for measure in ("failed", "refused", "left")]
+    hits, stables = (
+        " | ".join(map(str, row)) for row in zip(*((c.hits, c.all_hits - c.hits) for c in mine), strict=True)
+    )
+    return f"""| | requests | users who failed | were refused | gave up | p50 first token | p95 first token |
+|---|---:|---:|---:|---:|---:|---:|
+| candidate | {evidence.requests} | {hits} | {p50} | {p95} |
+| stable | {evidence.stable_requests} | {stables} | {stables_p50} | {stables_p95} |"""
+
+
+def _evidence_table(evidence: Evidence, limits: Limits) -> str:
+    """How near each gate is to its ruling, as bars that every renderer of markdown shows."""
+    rows = (f"| {n.gate} | {_bar(n.harm)} | {_bar(n.good_news)} | {n.seen} |" for n in nearness(evidence, limits))
+    return "\n".join(("| gate | to a roll-back | to a pass | seen |", "|---|---|---|---|", *rows))
+
+
+def _bar(part: float | None) -> str:
+    """Of what a ruling takes, so much is there."""
+    if part is None:
+        return ""
+    full = round(BAR_CHARACTERS * min(max(part, 0.0), 1.0))
+    return f"`{'█' * full}{'░' * (BAR_CHARACTERS - full)}` {100 * min(max(part, 0.0), 1.0):.0f} %"
+
+
+def _picture(evidence: Evidence, limits: Limits) -> str:
+    """Where the candidate's rate of failures lies, closing in on its limit or moving away from it.
+
+    As an image in the text itself: Prefect's UI shows those, and takes the tags out of an SVG that is written as such.
+    """
+    failed = evidence.count("failed")
+    points = [*evidence.trail, (failed.of, failed.hits)]
+    if not failed.of:
+        return ""
+    limit, alpha = limits.error_percent / 100, limits.missed_harm_percent / 100
+    intervals = [(of, hits / of, *interval(hits, of, alpha)) for of, hits in points if of]
+    top = min(1.0, max(4 * limit, 2 * intervals[-1][1], 1.2 * intervals[-1][3]))
+
+    def at(of: int, rate: float) -> str:
+        return (
+            f"{LEFT + (WIDTH - LEFT - 10) * of / failed.of:.1f},{TOP + (BOTTOM - TOP) * (1 - min(rate, top) / top):.1f}"
+        )
+
+    upper = [at(of, high) for of, _, _, high in intervals]
+    lower = [at(of, low) for of, _, low, _ in intervals]
+    seen = [at(of, rate) for of, rate, _, _ in intervals]
+    height = at(0, limit).partition(",")[2]
+    words = (
+        f"failures of {failed.of} requests, and where their rate lies: {100 * (1 - alpha):g} % for all looks together"
+    )
+    svg = f"""<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{BOTTOM + 10}" font-family="sans-serif" \
+font-size="12"><rect width="100%" height="100%" fill="#fff"/><text x="{LEFT}" y="16">{words}</text>\
+<polygon points="{" ".join([*upper, *reversed(lower)])}" fill="#9bbcf0"/>\
+<polyline points="{" ".join(seen)}" fill="none" stroke="#1c4fa0" stroke-width="2"/>\
+<line x1="{LEFT}" x2="{WIDTH - 10}" y1="{height}" y2="{height}" stroke="#c22" stroke-dasharray="6 4" stroke-width="2"/>\
+<text x="4" y="{height}" fill="#c22">{100 * limit:g} %</text><text x="4" y="{TOP + 10}">{100 * top:.1f} %</text>\
+<text x="4" y="{BOTTOM}">0 %</text></svg>"""
+    return f"![{words}](data:image/svg+xml;base64,{b64encode(svg.encode()).decode()})"

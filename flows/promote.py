@@ -7,20 +7,22 @@ from typing import Literal
 from prefect import flow, get_run_logger, pause_flow_run
 from prefect.exceptions import FlowPauseTimeout
 from prefect.input import RunInput
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from blocks.errors import Refused, Unavailable
-from blocks.ports import Outcome, other
+from blocks.ports import Outcome
 from blocks.service import Service
 from flows.boards import canary_board
 from flows.place import start_replicas
 from flows.plans import PromotePlan
-from flows.policy.gates import Limits, Ruling, judge, tally
+from flows.policy.gates import Ruling, requests_needed, rule
+from flows.policy.judge import Judge
 from flows.policy.ledger import Release, Stage, go_live, held_by, note_stage, take_over
+from flows.policy.measures import Limits, budget_of_stage
 from flows.policy.stages import stages_left
 from flows.tasks.artifacts import Board
 from flows.tasks.fleet import list_replicas
-from flows.tasks.gateway import give_share, hold_stage, read_split
+from flows.tasks.gateway import drain, give_share, hold_stage, read_split
 from flows.tasks.ledger import amend, read_record, record_of
 from flows.tasks.runs import ended_run_of, own_run_id
 from flows.tasks.service import open_service
@@ -59,6 +61,8 @@ def _take_over(service: Service) -> Release:
 def _promote_by_stages(service: Service, release: Release, plan: PromotePlan) -> None:
     board = Board(f"canary-board-{service.name}", f"The canary of {service.name}, stage by stage")
     standing = read_split(service.gateway, service.name).share_of(release.slot)
+    limits = _limits(service, plan)
+    slow_ms: tuple[float, ...] = ()
     for share in stages_left(plan.stages_percent, standing):
         if share in plan.approve_before_percent:
             _ask_a_person(release, share, plan.approval_timeout_seconds)
@@ -66,12 +70,21 @@ def _promote_by_stages(service: Service, release: Release, plan: PromotePlan) ->
         held_by(read_record(service.store, service.name), own_run_id())
         _mend(service, release, plan.ready_timeout_seconds)
         give_share(service.gateway, service.name, release.slot, share)
-        stage = _hold(service, release, plan, share, board)
+        judge = Judge(
+            limits,
+            release.slot,
+            share=share / 100,
+            budget=budget_of_stage(plan.stages_percent.index(share), len(plan.stages_percent)),
+            slow_ms=slow_ms,
+            cells=_cells(service, release),
+        )
+        stage = _hold(service, release, plan, share, judge, board)
         release = held_by(
             amend(service.store, service.name, partial(note_stage, run_id=own_run_id(), stage=stage)), own_run_id()
         )
         if stage.verdict == "roll back":
             raise RolledBack(f"rolled back at {share} %: {stage.reason}")
+        slow_ms = judge.next_slow_ms()
 
 
 def _mend(service: Service, release: Release, ready_timeout_seconds: float) -> None:
@@ -82,39 +95,61 @@ def _mend(service: Service, release: Release, ready_timeout_seconds: float) -> N
         start_replicas(service, release, ready_timeout_seconds)
 
 
-def _hold(service: Service, release: Release, plan: PromotePlan, share: int, board: Board) -> Stage:
-    limits = Limits(
-        error_percent=service.error_percent,
-        first_token_p95_ms=service.first_token_p95_ms,
-        slower_than_stable=service.slower_than_stable,
-        first_token_margin_ms=service.first_token_margin_ms,
-        minimum_requests=service.minimum_requests,
-        minimum_seconds=plan.stage_seconds,
-        deadline_seconds=plan.stage_deadline_seconds,
-    )
-    run_id = own_run_id()
+def _limits(service: Service, plan: PromotePlan) -> Limits:
+    promised = {name: getattr(service, name) for name in Limits.model_fields if hasattr(service, name)}
+    try:
+        return Limits(**promised, minimum_seconds=plan.stage_seconds, deadline_seconds=plan.stage_deadline_seconds)
+    except ValidationError as error:
+        raise Refused(f"the gates of service {service.name!r} and this plan do not fit together: {error}") from error
 
-    def rule(outcomes: Sequence[Outcome], seconds: float) -> Ruling:
+
+def _cells(service: Service, release: Release) -> dict[str, str]:
+    """The cell of each address; where all are in one, each replica for itself."""
+    replicas = [r for r in list_replicas(service.fleet, service.name) if r.release == release.id]
+    one = len({replica.cell for replica in replicas}) == 1
+    return {replica.address: replica.name if one else replica.cell for replica in replicas}
+
+
+def _hold(service: Service, release: Release, plan: PromotePlan, share: int, judge: Judge, board: Board) -> Stage:
+    run_id, limits = own_run_id(), judge.limits
+    get_run_logger().info(
+        "%s %%: this stage takes about %s requests of the candidate if all goes well",
+        *(share, requests_needed(limits, share / 100)),
+    )
+
+    def look(outcomes: Sequence[Outcome], is_complete: bool, seconds: float) -> Ruling:  # noqa: FBT001 - see hold_stage
         try:
             # A roll-back by hand ends the stage within a second, and not at its deadline.
             held_by(record_of(service.store, service.name), run_id)
         except Unavailable as error:
             # The next share is not given without the ledger; until then, what users see is what counts.
             get_run_logger().warning("The ledger cannot be read: %s", error)
-        candidate, stable = tally(outcomes, release.slot), tally(outcomes, other(release.slot))
-        ruling = judge(candidate, stable, limits, seconds)
-        shown = canary_board(release, plan.stages_percent, share, candidate, stable, ruling, seconds)
+        if not is_complete:
+            judge.begin_anew()
+        for outcome in outcomes:
+            judge.observe(outcome, seconds)
+        evidence = judge.evidence()
+        ruling = rule(evidence, limits, seconds)
+        shown = canary_board(release, plan.stages_percent, share, evidence, limits, ruling, seconds)
         board.show(shown, at_once=ruling.verdict != "hold")
         return ruling
 
-    ruling, outcomes, seconds = hold_stage(service.gateway, service.name, share, rule)
+    ruling, seconds = hold_stage(service.gateway, service.name, share, look)
+    while ruling.bad_cells:
+        get_run_logger().warning("%s %%: %s", share, ruling.reason)
+        for address in judge.drop(ruling.bad_cells):
+            drain(service.gateway, service.name, release.slot, address)
+        ruling, seconds = hold_stage(service.gateway, service.name, share, look, seconds)
     get_run_logger().info("%s %%: %s: %s", share, ruling.verdict, ruling.reason)
+    evidence = judge.evidence()
     return Stage(
         share_percent=share,
         verdict=ruling.verdict,
         reason=ruling.reason,
-        requests=tally(outcomes, release.slot).requests,
+        requests=evidence.requests,
         seconds=seconds,
+        evidence=evidence,
+        limits=limits,
     )
 
 

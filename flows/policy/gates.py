@@ -1,197 +1,262 @@
-"""May the candidate have more traffic? Each gate looks at one measure and says promote, hold or roll back, and why."""
+"""May the candidate have more traffic? Evidence in; out comes promote, hold or roll back, and why.
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from math import ceil, exp, lgamma, log, log1p, sqrt
+The statistics are those of `flows.policy.bets`; docs/gates.md says in words what each rule is.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from math import exp, log
 from typing import Literal
 
-from blocks.ports import Outcome, Slot
-
-CLIENT_ERROR, SERVER_ERROR, NO_ANSWER = 400, 500, -1
-"""Where HTTP's ranges of statuses begin, and what `Outcome.status` says where there was none."""
+from flows.policy.bets import share_at, worth
+from flows.policy.measures import (
+    HUNG_TIMES_P90,
+    LEARNED_FROM,
+    LINES,
+    P90,
+    CellCount,
+    Count,
+    Evidence,
+    Limits,
+    Measure,
+    allowed,
+    limit_of,
+    parts_of,
+    worth_like_stable,
+    worth_of_harm,
+    worth_within_limit,
+)
 
 Verdict = Literal["promote", "hold", "roll back"]
-
-BEYOND_CHANCE = 0.001
-"""A measure that is over its limit by less than this probability of bad luck is harm; the rest of it is doubt."""
-
-DOUBTFUL = 0.05
-"""More of something than stable has, by less than this probability of bad luck, is doubt."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a service promises its users, and how much must be seen before a candidate is said to keep it."""
-
-    error_percent: float
-    first_token_p95_ms: float | None
-    """None where the service promises nothing, as where nobody streams."""
-    slower_than_stable: float
-    """How many times stable's p95 time to first token the candidate's may be."""
-    first_token_margin_ms: float
-    """A difference from stable's that is smaller than this never matters."""
-    minimum_requests: int
-    """A stage with fewer of the candidate's requests than this never passes."""
-    minimum_seconds: float
-    deadline_seconds: float
-    """A stage that has not passed by then is rolled back."""
-
-
-@dataclass(frozen=True)
-class Sample:
-    """What the users of one slot saw."""
-
-    requests: int
-    failed: int
-    """Server errors, no answer, an answer only from another replica or slot, and answers cut short."""
-    refused: int
-    """Answered with 400 to 499: a prompt that is too long for the engine, a model name that it does not know."""
-    left: int
-    """Users who went away before any answer came; they are not among `requests`."""
-    first_token_ms: tuple[float, ...]
-    """Sorted; of the streamed answers."""
-
-    def first_token_percentile(self, percent: float) -> float | None:
-        """Nearest rank; None without data."""
-        if not self.first_token_ms:
-            return None
-        return self.first_token_ms[ceil(len(self.first_token_ms) * percent / 100) - 1]
+SUSPICIOUS = log(10)
+"""A bet on harm within a tenth of its bar is no harm yet, and no time to rise."""
+BLAME = log(20)
+"""A bet that harm is one cell's alone, worth this much, spares the rest."""
+MINUTES_FROM = 600
 
 
 @dataclass(frozen=True)
 class Ruling:
     verdict: Verdict
     reason: str
+    bad_cells: tuple[str, ...] = ()
+    """Hold these back: the harm is theirs alone."""
 
 
-def has_failed(outcome: Outcome) -> bool:
-    """Whether the slot failed this user, though a retry or a fallback may have hidden it from them."""
-    return outcome.status >= SERVER_ERROR or outcome.retried or outcome.by_fallback or outcome.cut_short
-
-
-def tally(outcomes: Iterable[Outcome], slot: Slot) -> Sample:
-    """Sum up one slot's requests; those that the user broke off stand apart, unless the slot had failed them."""
-    mine = [o for o in outcomes if o.slot == slot]
-    own = [o for o in mine if has_failed(o) or not o.user_left]
-    return Sample(
-        requests=len(own),
-        failed=sum(map(has_failed, own)),
-        refused=sum(CLIENT_ERROR <= o.status < SERVER_ERROR for o in own),
-        left=sum(o.status == NO_ANSWER for o in mine if o.user_left and not has_failed(o)),
-        first_token_ms=tuple(sorted(o.first_token_ms for o in own if o.first_token_ms is not None)),
-    )
-
-
-def judge(candidate: Sample, stable: Sample, limits: Limits, elapsed_seconds: float) -> Ruling:
+def rule(evidence: Evidence, limits: Limits, elapsed_seconds: float) -> Ruling:
     """Rule on a stage: harm outranks doubt, doubt outranks good news, and no data is never a pass."""
-    rulings = [
-        _errors_within_limit(candidate, limits),
-        _errors_against_stable(candidate, stable),
-        _refusals_against_stable(candidate, stable),
-        _departures_against_stable(candidate, stable),
-        _first_token_within_limit(candidate, limits),
-        _first_token_against_stable(candidate, stable, limits),
-    ]
-    if harm := [ruling.reason for ruling in rulings if ruling.verdict == "roll back"]:
-        return Ruling("roll back", "; ".join(harm))
-    doubt = [ruling.reason for ruling in rulings if ruling.verdict == "hold"]
-    if candidate.requests < limits.minimum_requests:
-        doubt.insert(0, f"{candidate.requests} of the {limits.minimum_requests} requests that this stage needs")
+    harm = _harm(evidence, limits)
+    bad_cells = tuple(_cells_to_blame(evidence, limits, harm))
+    if bad_cells and 2 * (len(bad_cells) + len(evidence.dropped)) <= len(evidence.cells) + len(evidence.dropped):
+        return Ruling("hold", "; ".join(_cell_words(evidence, cell) for cell in bad_cells), bad_cells)
+    if harm:
+        return Ruling("roll back", "; ".join(harm.values()))
+    doubt = _doubt(evidence, limits, elapsed_seconds)
     if doubt and elapsed_seconds >= limits.deadline_seconds:
         return Ruling("roll back", f"not passed within {limits.deadline_seconds:g} s: {'; '.join(doubt)}")
     if doubt or elapsed_seconds < limits.minimum_seconds:
         return Ruling("hold", "; ".join(doubt) or f"held for at least {limits.minimum_seconds:g} s")
-    return Ruling("promote", "; ".join(ruling.reason for ruling in rulings if ruling.reason))
+    return Ruling("promote", _good_news(evidence, limits))
 
 
-def _errors_within_limit(candidate: Sample, limits: Limits) -> Ruling:
-    words = (
-        f"{candidate.failed} of {candidate.requests} requests failed{_percent(candidate.failed, candidate.requests)}, "
-        f"limit {limits.error_percent:g} %"
-    )
-    return _rule(candidate.failed, candidate.requests, limits.error_percent / 100, words)
+def _harm(evidence: Evidence, limits: Limits) -> dict[Measure, str]:
+    """What is beyond bad luck, in words."""
+    words: dict[Measure, str] = {}
+    for measure, count in evidence.counts.items():
+        if measure in parts_of(evidence.share) and count.harm >= bar(evidence, limits, measure):
+            luck = f"if it {'were like stable' if evidence.share < 1 else 'kept the limit'}, this would be bad luck of"
+            words[measure] = f"{_in_words(measure, evidence, limits)}; {luck} {_chance(count.harm)}"
+    if len(words) > 1:
+        words.pop("failed lately", None)
+    return words
 
 
-def _first_token_within_limit(candidate: Sample, limits: Limits) -> Ruling:
-    if limits.first_token_p95_ms is None:
-        return Ruling("promote", "")
-    p95 = candidate.first_token_percentile(95)
-    if p95 is None:
-        return Ruling("hold", "no streamed answer yet, so no time to first token")
-    words = f"p95 first token {p95:.0f} ms, limit {limits.first_token_p95_ms:g} ms"
-    return _rule_p95(candidate.first_token_ms, limits.first_token_p95_ms, words)
+def bar(evidence: Evidence, limits: Limits, part: Measure | Literal["cells"]) -> float:
+    """What a bet has to be worth before it says harm."""
+    return -log(limits.false_alarm_percent / 100 * evidence.budget * parts_of(evidence.share)[part])
 
 
-def _first_token_against_stable(candidate: Sample, stable: Sample, limits: Limits) -> Ruling:
-    p95, stable_p95 = candidate.first_token_percentile(95), stable.first_token_percentile(95)
-    if p95 is None or stable_p95 is None or len(stable.first_token_ms) < limits.minimum_requests:
-        return Ruling("promote", "")  # nothing to compare with; the absolute limit rules alone
-    allowed = max(stable_p95 * limits.slower_than_stable, stable_p95 + limits.first_token_margin_ms)
-    words = f"p95 first token {p95:.0f} ms, {allowed:.0f} ms allowed beside stable's {stable_p95:.0f} ms"
-    return _rule_p95(candidate.first_token_ms, allowed, words)
+def _in_words(measure: Measure, evidence: Evidence, limits: Limits) -> str:
+    if evidence.share == 1:
+        return _seen(measure, evidence, limits)
+    if measure == "failed":
+        return f"{_seen(measure, evidence, limits)}; {_beside(measure, evidence, limits)}"
+    return _beside(measure, evidence, limits)
 
 
-def _errors_against_stable(candidate: Sample, stable: Sample) -> Ruling:
-    return _more_than_stable(candidate.failed, candidate.requests, stable.failed, stable.requests, "failed")
+def _cells_to_blame(evidence: Evidence, limits: Limits, harm: Mapping[Measure, str]) -> list[str]:
+    """The cells whose own the harm is, where the others are free of it."""
+    blamed: list[str] = []
+    if len(evidence.cells) > 1:
+        for name, cell in evidence.cells.items():
+            bad: Iterable[Measure] = harm or [m for m in cell.hits if _is_harm_in_cell(m, cell, evidence, limits)]
+            if bad and all(_is_to_blame(cell, measure, evidence, limits) for measure in bad):
+                blamed.append(name)
+    return blamed
 
 
-def _refusals_against_stable(candidate: Sample, stable: Sample) -> Ruling:
-    """A user's nonsense is refused by both slots alike, so only the difference speaks against the candidate."""
-    return _more_than_stable(candidate.refused, candidate.requests, stable.refused, stable.requests, "were refused")
+def _is_to_blame(cell: CellCount, measure: Measure, evidence: Evidence, limits: Limits) -> bool:
+    """Whether this cell has far more of the hits than of the requests, and the rest is no harm without it."""
+    if measure == "failed lately":
+        measure = "failed"
+    count, hits = evidence.count(measure), cell.hits.get(measure, 0)
+    share = cell.requests / evidence.requests
+    if not hits or worth(hits, count.hits, share, [share_at(share, times) for times in (4, 16, 64)]) < BLAME:
+        return False
+    rest = Count(count.hits - hits, count.all_hits - hits, max(0, round(count.of * (1 - share))))
+    return not _is_harm(measure, rest, 1 - share, bar(evidence, limits, measure), evidence, limits)
 
 
-def _departures_against_stable(candidate: Sample, stable: Sample) -> Ruling:
-    """Users leave for reasons of their own; where more of them do so, there may be no answer to wait for."""
-    ours, theirs = candidate.requests + candidate.left, stable.requests + stable.left
-    return _more_than_stable(candidate.left, ours, stable.left, theirs, "were given up without an answer")
+def _is_harm_in_cell(measure: Measure, cell: CellCount, evidence: Evidence, limits: Limits) -> bool:
+    others = evidence.count(measure).all_hits - evidence.count(measure).hits
+    count = Count(cell.hits[measure], cell.hits[measure] + others, max(cell.hits[measure], cell.requests))
+    beyond = bar(evidence, limits, "cells") + log(len(evidence.cells))
+    return _is_harm(measure, count, cell.requests / evidence.requests, beyond, evidence, limits)
 
 
-def _more_than_stable(hits: int, of: int, stable_hits: int, stable_of: int, what: str) -> Ruling:
-    """Were the two alike, how likely would the candidate's share of all hits be this large? (Fisher's exact test.)"""
-    words = f"{hits} of {of} requests {what}{_percent(hits, of)}, stable's {stable_hits} of {stable_of}"
-    chance = _chance_of_share(hits, of, stable_hits, stable_of)
-    if chance < BEYOND_CHANCE:
-        return Ruling("roll back", words)
-    return Ruling("hold", words) if chance < DOUBTFUL else Ruling("promote", "")
+def _is_harm(measure: Measure, count: Count, part: float, beyond: float, evidence: Evidence, limits: Limits) -> bool:
+    """Whether a part of the candidate is beyond bad luck by itself, beside stable where there is one."""
+    share = evidence.share * part
+    beside = share / (share + 1 - evidence.share)
+    return worth_of_harm(measure, count, beside, limits) >= beyond
 
 
-def _rule_p95(sorted_values: Sequence[float], limit: float, words: str) -> Ruling:
-    """A p95 is under a limit where at most 5 % of the values are over it."""
-    return _rule(sum(value > limit for value in sorted_values), len(sorted_values), 0.05, words)
+def _doubt(evidence: Evidence, limits: Limits, elapsed_seconds: float) -> list[str]:
+    """What is missing before this stage can be passed, in words."""
+    sure = -log(limits.missed_harm_percent / 100)
+    doubt: list[str] = []
+    if evidence.requests < limits.minimum_requests:
+        doubt.append(f"{evidence.requests} of the {limits.minimum_requests} requests that this stage needs")
+    for measure in ("failed", "late"):
+        limit, count = limit_of(measure, limits), evidence.count(measure)
+        if limit is not None and worth_within_limit(count, limit) < sure:
+            missing = _missing(lambda more, c=count, p=limit: worth_within_limit(_with_more(c, more), p) >= sure)
+            pace = _pace(missing, count.counted, elapsed_seconds)
+            doubt.append(f"{_seen(measure, evidence, limits)}: about {missing} more good ones{pace} will do")
+    if limits.first_token_p95_ms is not None and evidence.share < 1:
+        if not evidence.slow_ms:
+            doubt.append(f"{evidence.learned} of the {LEARNED_FROM} streamed answers that say what is slow")
+        elif worth_like_stable(evidence.count("later than p90"), evidence.share) < sure:
+            doubt.append(f"{_beside('later than p90', evidence, limits)}: it takes more to tell")
+    for measure, count in evidence.counts.items():
+        if measure == "failed lately" or measure not in parts_of(evidence.share):
+            continue  # what failed lately has a bar that rises, and is known to nobody but the judge
+        if count.harm_now >= bar(evidence, limits, measure) - SUSPICIOUS:
+            doubt.append(f"{_in_words(measure, evidence, limits)}: suspicious")
+    return doubt
 
 
-def _rule(hits: int, of: int, limit: float, words: str) -> Ruling:
-    if of == 0 or hits / of <= limit:
-        return Ruling("promote", words)
-    return Ruling("roll back" if _chance_of_at_least(hits, of, limit) < BEYOND_CHANCE else "hold", words)
+def _good_news(evidence: Evidence, limits: Limits) -> str:
+    news = [_seen("failed", evidence, limits)]
+    if limits.first_token_p95_ms is not None:
+        news.append(_seen("late", evidence, limits))
+        if evidence.share < 1:
+            news.append(_beside("later than p90", evidence, limits))
+    return "; ".join(news)
 
 
-def _chance_of_at_least(hits: int, of: int, rate: float) -> float:
-    """The upper tail of the binomial distribution."""
-    return sum(
-        exp(_log_ways(of, k) + k * log(rate) + (of - k) * log1p(-rate)) for k in _while_it_matters(hits, of, rate * of)
-    )
+@dataclass(frozen=True)
+class Nearness:
+    """Of one gate: how much of what a ruling takes is there, as logarithms go; None where it does not rule so."""
+
+    gate: str
+    seen: str
+    harm: float | None
+    good_news: float | None
 
 
-def _chance_of_share(hits: int, of: int, stable_hits: int, stable_of: int) -> float:
-    """The upper tail of the hypergeometric distribution."""
-    total, all_hits = of + stable_of, hits + stable_hits
-    if not all_hits:
-        return 1.0
-    return sum(
-        exp(_log_ways(of, k) + _log_ways(stable_of, all_hits - k) - _log_ways(total, all_hits))
-        for k in _while_it_matters(hits, min(of, all_hits), all_hits * of / total)
-    )
+def nearness(evidence: Evidence, limits: Limits) -> list[Nearness]:
+    """What the canary board shows: the evidence closing in on one ruling or the other."""
+    sure = -log(limits.missed_harm_percent / 100)
+    harmful, gates = parts_of(evidence.share), list[Nearness]()
+    for measure, count in evidence.counts.items():
+        if measure == "failed lately" or (measure in {"hung", "slow", "later than p90"} and not evidence.slow_ms):
+            continue
+        harm = count.harm / bar(evidence, limits, measure) if measure in harmful else None
+        good = None
+        if measure in {"failed", "late"} and (limit := limit_of(measure, limits)) is not None:
+            good = worth_within_limit(count, limit) / sure
+        elif measure == "later than p90" and evidence.share < 1:
+            good = worth_like_stable(count, evidence.share) / sure
+        if harm is not None or good is not None:
+            words = _seen if measure == "late" else _in_words
+            gates.append(Nearness(measure, words(measure, evidence, limits), harm, good))
+    return gates
 
 
-def _while_it_matters(first: int, last: int, mean: float) -> range:
-    """Both distributions are narrower than Poisson's: fifteen of its deviations above the mean nothing is left."""
-    return range(first, min(last, max(first, ceil(mean)) + ceil(15 * sqrt(mean + 1)) + 15) + 1)
+def requests_needed(limits: Limits, share: float) -> int:
+    """How many requests of the candidate a stage takes if all goes well; the double is no surprise."""
+    sure = -log(limits.missed_harm_percent / 100)
+    needs = [limits.minimum_requests]
+    promised = [p for measure in ("failed", "late") if (p := limit_of(measure, limits)) is not None]
+    needs += [_missing(lambda n, p=p: worth_within_limit(Count(counted=n), p) >= sure) for p in promised]
+    if limits.first_token_p95_ms is not None and share < 1:
+        # Alike, the candidate has a tenth of its answers beyond stable's p90, and its share of all such answers.
+        alike = _missing(
+            lambda hits: worth_like_stable(Count(hits, round(hits / share), counted=10 * hits), share) >= sure
+        )
+        needs.append(10 * alike)
+    return max(needs)
 
 
-def _log_ways(of: int, take: int) -> float:
-    """The logarithm of the binomial coefficient: large samples are past what a float holds."""
-    return lgamma(of + 1) - lgamma(take + 1) - lgamma(of - take + 1)
+def _missing(enough: Callable[[int], bool]) -> int:
+    """The smallest number that is enough: a search that doubles, then halves."""
+    high = 1
+    while not enough(high) and high < 1 << 30:
+        high *= 2
+    low = high // 2
+    while low + 1 < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high
+
+
+def _with_more(count: Count, good: int) -> Count:
+    return replace(count, counted=count.counted + good)
+
+
+def _pace(missing: int, seen: int, elapsed_seconds: float) -> str:
+    if not seen or not elapsed_seconds:
+        return ""
+    seconds = missing * elapsed_seconds / seen
+    return f" ({seconds:.0f} s at this pace)" if seconds < MINUTES_FROM else f" ({seconds / 60:.0f} min at this pace)"
+
+
+def _seen(measure: Measure, evidence: Evidence, limits: Limits) -> str:
+    count = evidence.count(measure)
+    if measure == "late":
+        first = f"{count.hits} of {count.of} streamed answers began after {limits.first_token_p95_ms:g} ms"
+        return f"{first}{_percent(count.hits, count.of)}, limit 5 %"
+    lately = " lately" if measure == "failed lately" else ""
+    of = f"{count.hits} of {count.of} requests failed{lately}{_percent(count.hits, count.of)}"
+    return f"{of}, limit {limits.error_percent:g} %"
+
+
+def _beside(measure: Measure, evidence: Evidence, limits: Limits) -> str:
+    count = evidence.count(measure)
+    expected = f"{100 * evidence.share:g} % expected of its share"
+    part = f"{count.hits} of {count.all_hits}{_percent(count.hits, count.all_hits)}, {expected}"
+    if measure in {"slow", "later than p90"}:
+        line = evidence.slow_ms[P90]
+        lines = f"{line:.0f} ms, {allowed(line, limits):.0f} ms for the candidate"
+        whose = "users' first answers in this stage" if measure == "slow" else "answers"
+        return f"of the {whose} later than stable's p{LINES[P90]} ({lines}) the candidate has {part}"
+    if measure == "hung":
+        late = f"{HUNG_TIMES_P90} times stable's p90 ({evidence.slow_ms[P90]:.0f} ms)"
+        return f"of the users who waited longer than {late} the candidate has {part}"
+    what = {"failed": "who met a failure", "failed lately": "who met a failure lately", "refused": "who were refused"}
+    return f"of the users {what.get(measure, 'who gave up without an answer')} the candidate has {part}"
+
+
+def _cell_words(evidence: Evidence, cell: str) -> str:
+    count = evidence.cells[cell]
+    parts = [f"{hits} of all {evidence.count(measure).hits} {measure}" for measure, hits in count.hits.items() if hits]
+    share = 100 * count.requests / evidence.requests
+    return f"cell {cell} is held back: of the candidate it has {share:.0f} % of the requests and {', '.join(parts)}"
+
+
+def _chance(worth_of_bet: float) -> str:
+    return f"1 in {exp(min(worth_of_bet, 30)):,.0f}"
 
 
 def _percent(part: int, whole: int) -> str:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from blocks.errors import Refused
 from blocks.ports import EngineSettings, ReplicaOrder, Slot
 from flows.policy.gates import Verdict
+from flows.policy.measures import Evidence, Limits
 from flows.policy.placement import PlacementRules
 
 State = Literal["under way", "live", "retiring", "stopping", "retired", "rolled back"]
@@ -16,6 +17,8 @@ State = Literal["under way", "live", "retiring", "stopping", "retired", "rolled 
 ENDED = frozenset({"retired", "rolled back"})
 KEPT_RELEASES = 50
 KEPT_STARTS = 20
+KEPT_EVIDENCE = 10
+"""Of so many releases: the record is read at each look at a stage, and has to stay small."""
 
 
 class Frozen(BaseModel):
@@ -30,6 +33,9 @@ class Stage(Frozen):
     reason: str
     requests: int
     seconds: float
+    evidence: Evidence | None = None
+    """What it was ruled on, and `limits` by what: `skyferry replay` rules on it again. None where it is long ago."""
+    limits: Limits | None = None
 
 
 class Release(Frozen):
@@ -189,7 +195,11 @@ def note_stage(record: ServiceRecord, run_id: str, stage: Stage) -> ServiceRecor
     release = held_by(record, run_id)
     if release.stages[-1:] == (stage,):
         return record  # the step is taken again where the answer to its writing was lost
-    return record.with_release(release.model_copy(update={"stages": (*release.stages, stage)}))
+    record = record.with_release(release.model_copy(update={"stages": (*release.stages, stage)}))
+    for old in record.releases[:-KEPT_EVIDENCE]:
+        bare = tuple(stage.model_copy(update={"evidence": None, "limits": None}) for stage in old.stages)
+        record = record.with_release(old.model_copy(update={"stages": bare}))
+    return record
 
 
 def note_start(record: ServiceRecord, seconds: float) -> ServiceRecord:

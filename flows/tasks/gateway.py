@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from prefect import get_run_logger
 
 from blocks.errors import Unavailable
-from blocks.ports import Fleet, Outcome, Pool, Replica, RequestLog, Router, Server, Slot, Split
+from blocks.ports import Fleet, Outcome, Pool, Reading, Replica, RequestLog, Router, Server, Slot, Split
 from flows.policy.gates import Ruling
 from flows.tasks import act
 
@@ -55,27 +55,27 @@ def hold_stage(
     log: RequestLog,
     service: str,
     share_percent: int,  # noqa: ARG001 - it names the task run
-    rule: Callable[[Sequence[Outcome], float], Ruling],
-) -> tuple[Ruling, tuple[Outcome, ...], float]:
-    """Watch requests until `rule`, told those of this stage and its seconds so far, says promote or roll back."""
-    begun = time.monotonic()
-    outcomes: list[Outcome] = []
+    rule: Callable[[Sequence[Outcome], bool, float], Ruling],
+    already_seconds: float = 0.0,
+) -> tuple[Ruling, float]:
+    """Watch requests until `rule` says more than hold; it is told what ended since the last look, and how long it took.
+
+    It is also told whether that is all that ended. A ruling that holds a cell back ends the watch too.
+    """
+    begun = time.monotonic() - already_seconds
     cursor = log.requests(service, after=None).cursor
     while True:
-        elapsed = time.monotonic() - begun
         try:
             reading = log.requests(service, after=cursor)
         except Unavailable as error:
             # Tried again as a whole, the stage would begin anew; so its deadline goes on, and no news is no pass.
             get_run_logger().warning("The request log cannot be read: %s", error)
-            ruling = rule((), elapsed)
-        else:
-            cursor = reading.cursor
-            if not reading.is_complete:
-                get_run_logger().warning("Requests may have been logged and lost: the stage's evidence begins anew.")
-                outcomes.clear()
-            outcomes.extend(reading.outcomes)
-            ruling = rule(outcomes, elapsed)
-        if ruling.verdict != "hold":
-            return ruling, tuple(outcomes), elapsed
+            reading = Reading(outcomes=(), cursor=cursor, is_complete=True)
+        cursor = reading.cursor
+        if not reading.is_complete:
+            get_run_logger().warning("Requests may have been logged and lost: the stage's evidence begins anew.")
+        elapsed = time.monotonic() - begun
+        ruling = rule(reading.outcomes, reading.is_complete, elapsed)
+        if ruling.verdict != "hold" or ruling.bad_cells:
+            return ruling, elapsed
         time.sleep(POLL_SECONDS)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sky
 import stamina
 import yaml
 
@@ -23,6 +22,7 @@ from blocks.openai_engine import OpenAIEngine
 from blocks.ports import Replica
 from blocks.processes import free_port
 from blocks.replica_tls import new_authority, new_identity, release_key
+from blocks.skypilot_sdk import skypilot
 from tests.servers import canned_server
 from tests.tiny_gguf import write_tiny_gguf
 
@@ -56,7 +56,7 @@ def read(engine: str) -> dict[str, Any]:
 def test_skypilot_takes_the_task(engine: str) -> None:
     """With what a fleet fills in it is whole, every file that it sends is there, and its secrets are secrets."""
     envs, secrets = variables([])
-    task = sky.Task.from_yaml_config(read(engine), list(envs.items()), list(secrets.items()))
+    task = skypilot().Task.from_yaml_config(read(engine), list(envs.items()), list(secrets.items()))
     task.validate()
     task.expand_and_validate_file_mounts()
     assert set(task.secrets) == set(secrets)
@@ -68,7 +68,7 @@ def test_skypilot_takes_the_task(engine: str) -> None:
 def test_a_setting_that_was_forgotten_is_named(engine: str) -> None:
     """SkyPilot refuses the task before anything is rented."""
     with pytest.raises(ValueError, match="'SKYFERRY_SERVICE' is None"):
-        sky.Task.from_yaml_config(read(engine), [], [])
+        skypilot().Task.from_yaml_config(read(engine), [], [])
 
 
 @contextmanager

@@ -1,9 +1,10 @@
 """Flows on fakes: a real Prefect API for the whole session, and a world in memory for each test."""
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from prefect.settings import (
 from prefect.testing.utilities import prefect_test_harness
 
 from blocks.errors import Refused, SkyferryError
-from blocks.ports import Engine, Outcome, Reading, Slot, Split
+from blocks.ports import Engine, Outcome, Reading, Server, Slot, Split
 from blocks.service import Service
 from flows.policy.ledger import ServiceRecord, ledger_key
 from flows.tasks.service import serving
@@ -38,15 +39,16 @@ MODELS = {
         for revision in ("v1", "v2", "v3")
     }
 }
+FAST_MS = 50.0
 GOOD = Outcome(
     id="request",
     at=0,
     slot="blue",
     address="127.0.0.1:9000",
     status=200,
-    first_token_ms=50,
+    first_token_ms=FAST_MS,
     total_ms=100,
-    user="u",
+    user=None,
     retried=False,
     by_fallback=False,
     cut_short=False,
@@ -54,14 +56,39 @@ GOOD = Outcome(
 )
 
 
+REQUESTS_A_LOOK = 4000
+_random = Random(1)  # noqa: S311 - the same each time, and no secret
+FIRST_TOKENS_MS = tuple(40 * _random.lognormvariate(0, 0.5) for _ in range(REQUESTS_A_LOOK))
+
+
 @dataclass
 class Users:
     """What the users of each slot see at each look at the request log."""
 
-    seen: dict[Slot, list[Outcome]] = field(default_factory=lambda: {"blue": [], "green": []})
+    seen: dict[Slot, tuple[Outcome, int | None]] = field(
+        default_factory=lambda: {"blue": (GOOD, 0), "green": (GOOD, 0)}
+    )
 
-    def see(self, slot: Slot, outcome: Outcome, times: int) -> None:
-        self.seen[slot] = [replace(outcome, slot=slot)] * times
+    def see(self, slot: Slot, outcome: Outcome, times: int | None = None) -> None:
+        """So many times; without a number, as often as the split says."""
+        self.seen[slot] = (replace(outcome, slot=slot), times)
+
+    failing: set[str] = field(default_factory=set)
+    """Addresses of replicas that fail a tenth of what comes to them."""
+
+    def requests(self, split: Split, servers: Sequence[Server]) -> Iterator[Outcome]:
+        for number, ms in enumerate(FIRST_TOKENS_MS):
+            slot: Slot = "green" if number * 7919 % 10_000 < split.green_basis_points else "blue"
+            outcome, times = self.seen[slot]
+            if times is None:
+                took = None if outcome.first_token_ms is None else ms * outcome.first_token_ms / FAST_MS
+                up = [server.address for server in servers if server.slot == slot and server.state == "up"]
+                address = up[number % len(up)] if up else None
+                fails = address in self.failing and number * 7907 % 10 == 0
+                status = 500 if fails else outcome.status
+                yield replace(outcome, first_token_ms=None if fails else took, address=address, status=status)
+        for outcome, times in self.seen.values():
+            yield from [outcome] * (times or 0)
 
 
 class GatewayWithUsers(FakeGateway):
@@ -88,7 +115,7 @@ class GatewayWithUsers(FakeGateway):
                 raise self.log_failures.popleft()
             if self.on_next_look:
                 self.on_next_look.pop()()
-            self.append(service, *self.users.seen["blue"], *self.users.seen["green"])
+            self.append(service, *self.users.requests(super().split(service), super().servers(service)))
         return super().requests(service, after)
 
     def split(self, service: str) -> Split:
@@ -161,8 +188,8 @@ def prefect_api() -> Iterator[None]:
 @pytest.fixture
 def world() -> Iterator[World]:
     users = Users()
-    users.see("blue", GOOD, 50)
-    users.see("green", GOOD, 50)
+    users.see("blue", GOOD)
+    users.see("green", GOOD)
     hub, store, fleet = FakeHub(MODELS), FakeStore(), FakeCloud(listed=[OFFER])
     gateway, engine = GatewayWithUsers("chat", users), FakeEngine(fleet)
     # The fields are typed as the real blocks, for the form in the UI; fakes come in unvalidated.
@@ -178,9 +205,14 @@ def world() -> Iterator[World]:
         max_dollars_per_hour=None,
         error_percent=1.0,
         first_token_p95_ms=500.0,
-        slower_than_stable=1.5,
-        first_token_margin_ms=100.0,
+        slower_than_stable=1.1,
+        first_token_margin_ms=0.0,
+        more_than_stable=1.1,
+        error_margin_percent=0.25,
+        false_alarm_percent=1.0,
+        missed_harm_percent=5.0,
         minimum_requests=20,
+        warm_up_seconds=0.0,
     )
     service._engine = engine
     with serving(service):

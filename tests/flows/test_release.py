@@ -61,6 +61,23 @@ def test_a_bad_release_is_rolled_back_and_says_why(world: World) -> None:
     assert "30 of 30" in world.record.releases[-1].closing_reason
 
 
+def test_a_bad_replica_is_held_back_and_a_good_model_goes_on(world: World) -> None:
+    """One of two replicas fails a tenth: it gets no more requests, and the release passes with the other."""
+    release_model(plan("v1"))
+    world.gateway.on_next_look.append(lambda: world.users.failing.add(candidates(world)[0]))
+    second = release_model(plan("v2"))
+    assert second.state == "live"
+    states = {server.address: server.state for server in world.gateway.servers("chat")}
+    assert [states[address] for address in candidates(world)] == ["draining", "up"]
+    assert [stage.evidence.dropped for stage in second.stages if stage.evidence] == [(f"{second.id}-0",), ()]
+
+
+def candidates(world: World) -> list[str]:
+    """The addresses of the last release's replicas, in order of their names."""
+    last = world.record.releases[-1].id
+    return [replica.address for replica in world.fleet.replicas("chat") if replica.release == last]
+
+
 def test_silence_is_rolled_back_at_the_deadline(world: World) -> None:
     """A stage in which nobody calls is no success."""
     release_model(plan("v1"))

@@ -77,6 +77,8 @@ def running_slurm_lab() -> Iterator["SlurmLab"]:
         if os.environ.get("CI") == "true":
             pytest.fail(f"{reason} (in CI nothing of the live suite is skipped)")
         pytest.skip(reason)
+    # It reads once where it lives: a test that imports it before this one would send all to a SkyPilot of its own.
+    assert "sky" not in sys.modules, "a test module imports sky as it is collected; use blocks.skypilot_sdk.skypilot()"
     # Not pytest's own temporary directory: the clusters' users could not enter that one.
     with tempfile.TemporaryDirectory(prefix="slurm-lab-") as directory, pytest.MonkeyPatch.context() as patch:
         Path(directory).chmod(0o755)

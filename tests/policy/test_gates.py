@@ -1,190 +1,262 @@
-"""How a stage is judged, by data alone."""
+"""How a stage is ruled on, by data alone."""
 
 from dataclasses import replace
-from math import comb
+from math import log
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
 
-from blocks.ports import Outcome
-from flows.policy.gates import Limits, Sample, _chance_of_at_least, _chance_of_share, judge, tally
+from flows.policy.gates import nearness, requests_needed, rule
+from flows.policy.measures import (
+    ALONE,
+    BESIDE_STABLE,
+    CellCount,
+    Count,
+    Evidence,
+    Limits,
+    Measure,
+    worth_above_stable,
+    worth_of_harm,
+)
 
 LIMITS = Limits(
     error_percent=1,
     first_token_p95_ms=500,
-    slower_than_stable=1.5,
-    first_token_margin_ms=100,
-    minimum_requests=20,
+    slower_than_stable=1.1,
+    first_token_margin_ms=20,
+    more_than_stable=1.1,
+    error_margin_percent=0.25,
+    false_alarm_percent=1,
+    missed_harm_percent=5,
+    minimum_requests=100,
+    warm_up_seconds=0,
     minimum_seconds=10,
     deadline_seconds=100,
 )
-GOOD = Sample(requests=100, failed=0, refused=0, left=0, first_token_ms=(100.0,) * 100)
-STABLE = Sample(requests=1000, failed=1, refused=2, left=0, first_token_ms=(100.0,) * 1000)
-NOTHING = Sample(requests=0, failed=0, refused=0, left=0, first_token_ms=())
-OUTCOME = Outcome(
-    id="1",
-    at=0,
-    slot="green",
-    address="127.0.0.1:1",
-    status=200,
-    first_token_ms=10,
-    total_ms=20,
-    user=None,
-    retried=False,
-    by_fallback=False,
-    cut_short=False,
-    user_left=False,
+GOOD = Evidence(
+    share=0.05,
+    budget=0.6,
+    requests=400,
+    stable_requests=7600,
+    users=200,
+    counts={
+        "failed": Count(hits=0, all_hits=15, of=400, counted=400),
+        "late": Count(hits=1, all_hits=1, of=400, counted=400, counted_hits=1),
+        "slow": Count(hits=20, all_hits=400, of=200),
+        "later than p90": Count(hits=38, all_hits=760, of=400, counted=400, counted_hits=38),
+    },
+    slow_ms=(100, 150, 200, 300, 400),
 )
+NOTHING = Evidence(share=0.05, budget=0.6)
+
+
+def with_count(evidence: Evidence, measure: Measure, count: Count) -> Evidence:
+    return replace(evidence, counts={**evidence.counts, measure: count})
 
 
 def test_a_candidate_like_stable_is_promoted_after_the_minimum_time() -> None:
     """Good news counts only once the stage was held for its minimum time."""
-    assert judge(GOOD, STABLE, LIMITS, elapsed_seconds=5).verdict == "hold"
-    assert judge(GOOD, STABLE, LIMITS, elapsed_seconds=10).verdict == "promote"
+    assert rule(GOOD, LIMITS, 5).reason == "held for at least 10 s"
+    ruling = rule(GOOD, LIMITS, 10)
+    assert ruling.verdict == "promote"
+    assert "0 of 400 requests failed (0.0 %), limit 1 %" in ruling.reason
 
 
 def test_no_data_is_never_a_pass() -> None:
-    """A stage without requests holds, and is rolled back at its deadline."""
-    assert judge(NOTHING, STABLE, LIMITS, elapsed_seconds=50).verdict == "hold"
-    ruling = judge(NOTHING, STABLE, LIMITS, elapsed_seconds=100)
+    """A stage without requests holds, and is rolled back at its deadline, also where it takes a single request."""
+    assert rule(NOTHING, LIMITS, 50).verdict == "hold"
+    ruling = rule(NOTHING, LIMITS.model_copy(update={"minimum_requests": 1}), 100)
     assert ruling.verdict == "roll back"
-    assert "0 of the 20 requests" in ruling.reason
+    assert "not passed within 100 s: 0 of the 1 requests" in ruling.reason
 
 
-def test_too_few_requests_hold() -> None:
-    """One request fewer than the minimum is doubt."""
-    few = Sample(requests=19, failed=0, refused=0, left=0, first_token_ms=(100.0,) * 19)
-    assert judge(few, STABLE, LIMITS, elapsed_seconds=50).verdict == "hold"
+def test_good_news_needs_evidence_and_says_how_much_is_missing() -> None:
+    """A hundred clean requests do not rule out 2 %."""
+    few = with_count(GOOD, "failed", Count(counted=100, of=100))
+    ruling = rule(few, LIMITS, 50)
+    assert ruling.verdict == "hold"
+    assert "about 72 more good ones (36 s at this pace) will do" in ruling.reason
+    assert rule(with_count(GOOD, "failed", Count(counted=172, of=172)), LIMITS, 50).verdict == "promote"
+
+
+def test_a_failure_puts_the_pass_off() -> None:
+    """Each failure takes the good news of about a hundred requests back."""
+    assert rule(with_count(GOOD, "failed", Count(1, 16, 200, 200, 1)), LIMITS, 50).verdict == "hold"
+    assert rule(with_count(GOOD, "failed", Count(1, 16, 300, 300, 1)), LIMITS, 50).verdict == "promote"
 
 
 def test_harm_outranks_too_little_data() -> None:
-    """Five failures among eight requests end the stage at once, with the numbers in the reason."""
-    ruling = judge(replace(NOTHING, requests=8, failed=5), NOTHING, LIMITS, elapsed_seconds=1)
+    """What a bet was worth at its best counts, though better requests came since."""
+    ruling = rule(with_count(NOTHING, "failed", Count(4, 4, 8, 8, 4, harm=8.0)), LIMITS, 1)
     assert ruling.verdict == "roll back"
-    assert "5 of 8 requests failed (62.5 %), limit 1 %" in ruling.reason
+    assert "4 of 8 requests failed (50.0 %), limit 1 %" in ruling.reason
+    assert "if it were like stable, this would be bad luck of 1 in 2,981" in ruling.reason
 
 
-def test_one_failure_that_may_be_bad_luck_is_doubt() -> None:
-    """One failure among 25 is over 1 %, and no proof of anything."""
-    one = Sample(requests=25, failed=1, refused=0, left=0, first_token_ms=(100.0,) * 24)
-    assert judge(one, NOTHING, LIMITS, elapsed_seconds=50).verdict == "hold"
+def test_each_gate_has_its_part_of_the_budget() -> None:
+    """Just under its bar a bet is no harm: the parts of a stage's budget add up to the whole."""
+    assert sum(BESIDE_STABLE.values()) == pytest.approx(1)
+    assert sum(ALONE.values()) == pytest.approx(1)
+    over, under = (with_count(GOOD, "failed", Count(0, 15, 400, 400, harm=-log(0.003) + by)) for by in (0.01, -0.01))
+    assert rule(under, LIMITS, 50).verdict == "promote"
+    assert rule(over, LIMITS, 50).verdict == "roll back"
+    assert rule(over, LIMITS.model_copy(update={"false_alarm_percent": 0.5}), 50).verdict == "promote"
 
 
-def test_refusals_count_against_stable_only() -> None:
-    """Users' nonsense, refused by both alike, harms nobody; prompts that only the candidate refuses do."""
-    nonsense = replace(GOOD, refused=10)
-    assert judge(nonsense, replace(STABLE, refused=100), LIMITS, elapsed_seconds=50).verdict == "promote"
-    ruling = judge(nonsense, STABLE, LIMITS, elapsed_seconds=50)
-    assert ruling.verdict == "roll back"
-    assert "10 of 100 requests were refused" in ruling.reason
+def test_what_comes_to_both_slots_is_no_harm_and_no_pass() -> None:
+    """A tenth of all requests fails in both slots alike: the stage waits for better times."""
+    both = with_count(GOOD, "failed", Count(40, 800, 400, 400, 40))
+    assert worth_of_harm("failed", both.count("failed"), 0.05, LIMITS) < 0
+    assert rule(both, LIMITS, 50).verdict == "hold"
 
 
-def test_users_who_give_up_waiting_count_against_stable() -> None:
-    """A candidate that hangs loses its users before anything fails; stable's lose their patience less often."""
-    ruling = judge(replace(GOOD, left=30), replace(STABLE, left=10), LIMITS, elapsed_seconds=50)
-    assert ruling.verdict == "roll back"
-    assert "30 of 130 requests were given up without an answer" in ruling.reason
-    alike = judge(replace(GOOD, left=3), replace(STABLE, left=30), LIMITS, elapsed_seconds=50)
-    assert alike.verdict == "promote"
+def test_alone_the_limit_is_the_measure_of_harm() -> None:
+    """At 100 % a tenth of failures is harm, whatever stable had."""
+    assert worth_of_harm("failed", Count(10, 10, 100), 1.0, LIMITS) > -log(0.001)
+    assert worth_of_harm("failed", Count(1, 1, 100), 1.0, LIMITS) < 1
 
 
-@pytest.mark.parametrize("status", [400, 401, 404, 422, 429])
-def test_every_answer_in_the_four_hundreds_is_a_refusal(status: int) -> None:
-    """An engine that does not know the model's name answers 404 to everybody."""
-    sample = tally([replace(OUTCOME, status=status)] * 30, "green")
-    assert judge(sample, STABLE, replace(LIMITS, first_token_p95_ms=None), 50).verdict == "roll back"
+def test_much_more_than_stable_that_is_no_harm_yet_is_no_time_to_rise() -> None:
+    """Three of the four departures are the candidate's, and all other news is good."""
+    suspicious = Count(3, 4, 100, harm=6.0, harm_now=6.0)
+    ruling = rule(with_count(GOOD, "left", suspicious), LIMITS, 50)
+    assert ruling.verdict == "hold"
+    assert "suspicious" in ruling.reason
+    past = replace(suspicious, harm_now=2.0)
+    assert rule(with_count(GOOD, "left", past), LIMITS, 50).verdict == "promote"
 
 
-def test_large_samples_are_judged_like_small_ones() -> None:
-    """A hundred thousand requests a stage: at the limit, and well over it."""
-    large = Sample(requests=100_000, failed=1000, refused=0, left=0, first_token_ms=(100.0,) * 100_000)
-    assert judge(large, large, LIMITS, elapsed_seconds=50).verdict == "promote"
-    worse = replace(large, failed=1200)
-    assert judge(worse, large, LIMITS, elapsed_seconds=50).verdict == "roll back"
-
-
-@pytest.mark.parametrize(("hits", "of", "rate"), [(0, 10, 0.05), (3, 41, 0.05), (5, 100, 0.01), (20, 300, 0.05)])
-def test_the_binomial_tail_is_exact(hits: int, of: int, rate: float) -> None:
-    """As the sum of its definition gives it."""
-    exact = sum(comb(of, k) * rate**k * (1 - rate) ** (of - k) for k in range(hits, of + 1))
-    assert _chance_of_at_least(hits, of, rate) == pytest.approx(exact, rel=1e-9)
-
-
-@pytest.mark.parametrize(("hits", "of", "others", "stable_of"), [(3, 8, 0, 67), (1, 20, 4, 380), (0, 5, 0, 5)])
-def test_the_hypergeometric_tail_is_exact(hits: int, of: int, others: int, stable_of: int) -> None:
-    """As the sum of its definition gives it."""
-    total = hits + others
-    ways = sum(comb(of, k) * comb(stable_of, total - k) for k in range(hits, min(of, total) + 1))
-    assert _chance_of_share(hits, of, others, stable_of) == pytest.approx(ways / comb(of + stable_of, total), rel=1e-9)
+def test_a_difference_that_does_not_matter_is_none() -> None:
+    """Ten failures among 100,000 requests where stable has none in a million: more, and too few to matter."""
+    assert worth_above_stable("failed", Count(10, 10, 100_000), 0.1, LIMITS) < 0
+    strict = LIMITS.model_copy(update={"error_margin_percent": 0.001})
+    assert worth_above_stable("failed", Count(10, 10, 100_000), 0.1, strict) > 10
 
 
 def test_errors_within_the_limit_may_still_be_far_more_than_stable_has() -> None:
     """A limit of 20 % does not excuse 10 % where stable has 0.1 %."""
-    limits = replace(LIMITS, error_percent=20)
-    assert judge(replace(GOOD, failed=10), STABLE, limits, elapsed_seconds=50).verdict == "roll back"
+    assert worth_above_stable("failed", Count(10, 12, 100), 0.05, LIMITS.model_copy(update={"error_percent": 20})) > 10
 
 
-def test_a_slow_first_token_is_harm() -> None:
-    """Half of the answers beyond the limit are no p95 under it."""
-    slow = replace(GOOD, first_token_ms=(100.0,) * 50 + (900.0,) * 50)
-    ruling = judge(slow, NOTHING, LIMITS, elapsed_seconds=50)
-    assert ruling.verdict == "roll back"
-    assert "p95 first token 900 ms, limit 500 ms" in ruling.reason
+def test_where_all_answers_take_the_same_time_a_candidate_can_pass() -> None:
+    """Nobody is later than a p90 that all have: 400 answers of which none is late are no slower."""
+    same = with_count(GOOD, "later than p90", Count(0, 0, 400, 400))
+    assert rule(same, LIMITS, 50).verdict == "promote"
+    assert rule(with_count(GOOD, "later than p90", Count(0, 0, 5, 5)), LIMITS, 50).verdict == "hold"
 
 
-def test_within_the_limit_but_slower_than_stable_is_harm() -> None:
-    """Three times stable's time is too slow though the limit would allow it."""
-    assert (
-        judge(replace(GOOD, first_token_ms=(300.0,) * 100), STABLE, LIMITS, elapsed_seconds=50).verdict == "roll back"
-    )
-
-
-def test_a_difference_too_small_to_matter_is_none() -> None:
-    """Three times as slow, and still within the margin."""
-    quick = replace(STABLE, first_token_ms=(30.0,) * 1000)
-    assert judge(replace(GOOD, first_token_ms=(90.0,) * 100), quick, LIMITS, elapsed_seconds=50).verdict == "promote"
+def test_at_all_traffic_stable_is_no_measure() -> None:
+    """With a share of 100 % every failure is the candidate's, and only limits rule."""
+    alone = replace(with_count(GOOD, "failed", Count(1, 1, 400, 400, 1)), share=1.0, slow_ms=())
+    assert rule(alone, LIMITS, 50).verdict == "promote"
 
 
 def test_without_streams_a_promised_first_token_holds() -> None:
     """A promise that nothing was seen of is not kept; a service that promises none is not judged by it."""
-    plain = replace(GOOD, first_token_ms=())
-    assert judge(plain, STABLE, LIMITS, elapsed_seconds=50).verdict == "hold"
-    assert judge(plain, STABLE, replace(LIMITS, first_token_p95_ms=None), elapsed_seconds=50).verdict == "promote"
+    plain = replace(GOOD, counts={"failed": GOOD.count("failed")}, slow_ms=())
+    assert rule(plain, LIMITS, 50).verdict == "hold"
+    assert rule(plain, LIMITS.model_copy(update={"first_token_p95_ms": None}), 50).verdict == "promote"
+
+
+def test_a_cell_is_blamed_only_where_the_rest_is_good() -> None:
+    """All eight failures in one of four cells are its own; four and four in two are the model's."""
+    harm = with_count(GOOD, "failed", Count(8, 20, 400, 400, 8, harm=9, harm_now=9))
+    cells = {name: CellCount(100, {"failed": 8} if name == "c" else {}) for name in "abcd"}
+    ruling = rule(replace(harm, cells=cells), LIMITS, 50)
+    assert (ruling.verdict, ruling.bad_cells) == ("hold", ("c",))
+    assert "cell c is held back: of the candidate it has 25 % of the requests and 8 of all 8 failed" in ruling.reason
+    cells = {name: CellCount(100, {"failed": 4} if name in "bc" else {}) for name in "abcd"}
+    assert rule(replace(harm, cells=cells), LIMITS, 50).verdict == "roll back"
+
+
+def test_a_bad_cell_is_found_though_the_whole_looks_good() -> None:
+    """Six failures are 0.6 % of a thousand requests, and 12 % of those of one cell of twenty."""
+    quiet = with_count(GOOD, "failed", Count(6, 30, 1000, 1000, 6))
+    cells = {str(number): CellCount(50, {"failed": 6} if number == 7 else {}) for number in range(20)}
+    assert rule(quiet, LIMITS, 50).verdict == "promote"
+    assert rule(replace(quiet, requests=1000, cells=cells), LIMITS, 50).bad_cells == ("7",)
+
+
+def test_most_cells_are_the_model() -> None:
+    """Once half of the cells were held back, the next bad one rolls the release back."""
+    harm = with_count(GOOD, "failed", Count(8, 20, 400, 400, 8, harm=9, harm_now=9))
+    cells = {"c": CellCount(200, {"failed": 8}), "d": CellCount(200)}
+    assert rule(replace(harm, cells=cells), LIMITS, 50).bad_cells == ("c",)
+    assert rule(replace(harm, cells=cells, dropped=("a", "b")), LIMITS, 50).verdict == "roll back"
+
+
+def test_a_stage_says_beforehand_how_many_requests_it_takes() -> None:
+    """172 without a failure rule out 2 % with 95 %; beside stable it takes longer, and a minimum stands."""
+    alone = LIMITS.model_copy(update={"first_token_p95_ms": None})
+    assert requests_needed(alone, 0.05) == 172
+    assert requests_needed(LIMITS, 1.0) == 172
+    assert 172 <= requests_needed(LIMITS, 0.05) < 400
+    assert requests_needed(alone.model_copy(update={"minimum_requests": 1000}), 0.05) == 1000
 
 
 @pytest.mark.parametrize(
-    ("outcome", "failed", "requests"),
+    ("change", "words"),
     [
-        (OUTCOME, 0, 1),
-        (replace(OUTCOME, status=503), 1, 1),
-        (replace(OUTCOME, retried=True), 1, 1),
-        (replace(OUTCOME, by_fallback=True), 1, 1),
-        (replace(OUTCOME, cut_short=True), 1, 1),
-        (replace(OUTCOME, user_left=True, status=-1), 0, 0),
-        (replace(OUTCOME, user_left=True, status=503), 1, 1),
-        (replace(OUTCOME, slot="blue", status=503), 0, 0),
+        ({"false_alarm_percent": 0}, "false_alarm_percent"),
+        ({"false_alarm_percent": 100}, "false_alarm_percent"),
+        ({"missed_harm_percent": 0}, "missed_harm_percent"),
+        ({"error_percent": 0}, "error_percent"),
+        ({"error_percent": float("nan")}, "error_percent"),
+        ({"first_token_p95_ms": -1}, "first_token_p95_ms"),
+        ({"slower_than_stable": 0.9}, "slower_than_stable"),
+        ({"minimum_requests": 0}, "minimum_requests"),
+        ({"error_margin_percent": 2}, "would excuse what error_percent 1 forbids"),
+        ({"warm_up_seconds": 100}, "has seen nothing by its deadline"),
+        ({"tokens_per_joule": 3}, "tokens_per_joule"),
     ],
 )
-def test_what_counts_as_a_failure(outcome: Outcome, failed: int, requests: int) -> None:
-    """What a retry or a fallback hid counts; a user who left does not; the other slot's requests do not."""
-    sample = tally([outcome], "green")
-    assert (sample.failed, sample.requests) == (failed, requests)
+def test_gates_that_cannot_be_are_refused_in_words(change: dict[str, Any], words: str) -> None:
+    """Out of range, at odds with each other, or of a measure that nobody knows."""
+    with pytest.raises(ValidationError, match=words):
+        Limits(**{**LIMITS.model_dump(), **change})
+
+
+def test_evidence_comes_back_from_json_as_it_was() -> None:
+    """The ledger keeps it, and what is ruled on it again is the same."""
+    harm = replace(
+        with_count(GOOD, "failed", Count(8, 20, 400, 400, 8, 9, 9)), cells={"a": CellCount(3, {"failed": 1})}, users=3
+    )
+    adapter = TypeAdapter(Evidence)
+    again = adapter.validate_json(adapter.dump_json(harm))
+    assert again == harm
+    assert rule(again, LIMITS, 50) == rule(harm, LIMITS, 50)
+
+
+counts = st.builds(
+    lambda hits, stables, clean, harm: Count(hits, hits + stables, hits + clean, hits + clean, hits, harm, harm),
+    *(st.integers(0, 50), st.integers(0, 500), st.integers(0, 3000), st.floats(0, 20)),
+)
 
 
 @given(
-    requests=st.integers(0, 300),
-    share_failed=st.floats(0, 1),
-    share_refused=st.floats(0, 1),
+    failed=counts,
+    late=counts,
+    slow=counts,
+    requests=st.integers(0, 3000),
+    share=st.sampled_from([0.01, 0.05, 0.5, 1.0]),
     elapsed=st.floats(0, 1000),
-    times=st.lists(st.floats(0.1, 5000), max_size=60),
 )
-def test_every_sample_gets_a_ruling_with_a_reason(
-    requests: int, share_failed: float, share_refused: float, elapsed: float, times: list[float]
+def test_every_evidence_gets_a_ruling_with_a_reason(
+    failed: Count, late: Count, slow: Count, requests: int, share: float, elapsed: float
 ) -> None:
-    """Judging is total, and nothing under the minimum or over the limit is promoted."""
-    sample = Sample(requests, int(requests * share_failed), int(requests * share_refused), 0, tuple(sorted(times)))
-    ruling = judge(sample, STABLE, LIMITS, elapsed)
+    """Judging is total; nothing under the minimum or at twice the limit is promoted; more failures never help."""
+    evidence = replace(
+        GOOD, share=share, requests=requests, counts={"failed": failed, "late": late, "later than p90": slow}
+    )
+    ruling = rule(evidence, LIMITS, elapsed)
     assert ruling.reason
-    if sample.requests < LIMITS.minimum_requests or sample.failed > sample.requests * LIMITS.error_percent / 100:
+    assert all(near.seen for near in nearness(evidence, LIMITS))
+    if requests < LIMITS.minimum_requests or failed.hits >= 0.02 * failed.counted or elapsed < LIMITS.minimum_seconds:
         assert ruling.verdict != "promote"
+    more = replace(failed, hits=failed.hits + 1, all_hits=failed.all_hits + 1, counted_hits=failed.hits + 1)
+    worse = with_count(evidence, "failed", replace(more, counted=failed.counted + 1))
+    if rule(worse, LIMITS, elapsed).verdict == "promote":
+        assert ruling.verdict == "promote"

@@ -1,0 +1,375 @@
+"""How often do the gates stop a good release, and how soon a bad one? `python -m benchmarks.gates --json FILE`.
+
+Plays made-up releases (gates_worlds.py) to the judge (gates_twin.py, which a test holds against production's; the world
+with cells is judged by production's own) and to its rivals (gates_rivals.py). The table goes into docs/gates.md.
+"""
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache, partial
+from itertools import product
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+import numpy as np
+
+from benchmarks.gates_rivals import FIRST_SHARE, Judged, argo, flagger, kayenta, told
+from benchmarks.gates_twin import LOOK_EVERY, hold
+from benchmarks.gates_worlds import Harm, Rates, Traffic, World, promised_ms
+from blocks.ports import Outcome
+from flows.policy.gates import requests_needed, rule
+from flows.policy.judge import Judge
+from flows.policy.measures import Limits, budget_of_stage
+
+STAGES = (0.05, 0.15, 0.3, 0.5, 1.0)
+LIMITS = Limits(
+    error_percent=1,
+    first_token_p95_ms=500,
+    slower_than_stable=1.1,
+    first_token_margin_ms=10,
+    more_than_stable=1.1,
+    error_margin_percent=0.25,
+    false_alarm_percent=1,
+    missed_harm_percent=5,
+    minimum_requests=100,
+    warm_up_seconds=0,
+    minimum_seconds=60,
+    deadline_seconds=3600,
+)
+"""The defaults of the Service block, and stages of a minute at least."""
+DEADLINE_TIMES = 10
+"""Or an hour, whichever is longer: so many times what the slowest stage takes if all goes well."""
+ALL_OF_IT: dict[str, Any] = {
+    "users": 5000,
+    "always_failing_percent_of_users": 0.1,
+    "is_bursty": True,
+    "is_autocorrelated": True,
+    "drifts": True,
+}
+WORLDS = (
+    World("steady, nameless users, 2 a second", requests_per_second=2),
+    World("bursts, 5,000 users, 20 a second", users=5000, is_bursty=True),
+    World("Pareto tails, 5,000 users, 20 a second", users=5000, tail="Pareto"),
+    World(
+        "latency that remembers, drift, 5,000 users, 2 a second",
+        requests_per_second=2,
+        users=5000,
+        is_autocorrelated=True,
+        drifts=True,
+    ),
+    World(
+        "2,000 sticky users of whom 0.3 % always fail, 20 a second",
+        users=2000,
+        activity_tail=1.1,
+        always_failing_percent_of_users=0.3,
+    ),
+    World("300 sticky users, 2 a second", requests_per_second=2, users=300, activity_tail=1.1),
+    World("thin: 5,000 users, 0.2 a second", requests_per_second=0.2, users=5000),
+    World("all of it at once, log-normal tails, 20 a second", **ALL_OF_IT),
+    World("all of it at once, Pareto tails, 20 a second", **ALL_OF_IT, tail="Pareto"),
+    World("all of it at once, Pareto tails, 200 a second", requests_per_second=200, **ALL_OF_IT, tail="Pareto"),
+)
+HARMED = (replace(WORLDS[0], name="steady, nameless users, 20 a second", requests_per_second=20), WORLDS[7])
+HARMS = (
+    Harm("errors +1 point", more_failing_percent=1),
+    Harm("errors +2 points", more_failing_percent=2),
+    Harm("first token times 1.3", slower=1.3, is_of_speed=True),
+    Harm("first token times 1.5", slower=1.5, is_of_speed=True),
+    Harm("first token times 2", slower=2, is_of_speed=True),
+    Harm("5 % ten times slower", ten_times_slower_percent=5, is_of_speed=True),
+    Harm("1 % of streams cut", more_failing_percent=1),
+    Harm("errors on long prompts only, 20 % of them", on_long_prompts_percent=20),
+    Harm("errors +10 points", more_failing_percent=10),
+)
+HARMED_RELEASES = 1000
+CELLS, BAD_CELL_PERCENT = 4, 8
+RIVALS: dict[str, Callable[[Traffic, Harm], Judged]] = {"Flagger": flagger, "Argo": argo, "Kayenta": kayenta}
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How one release ended, as the gates ruled."""
+
+    verdict: str
+    """`promoted`, `harm` or `deadline`; one that is rolled back at 100 % was given all traffic before."""
+    stage: int
+    failed: int
+    requests: int
+    gate: str = ""
+
+
+def play(traffic: Traffic, harm: Harm, limits: Limits) -> Ended:
+    """All stages of one release."""
+    begin = failed = requests = 0
+    slow_ms: tuple[float, ...] = ()
+    for number, share in enumerate(STAGES):
+        count = int(1.2 * requests_needed(limits, share) / share)
+        since = float(traffic.take(begin, 1).seconds[0])
+        while True:
+            stream = traffic.take(begin, count)
+            budget = budget_of_stage(number, len(STAGES))
+            held = hold(stream, harm, limits, share=share, budget=budget, slow_ms=slow_ms, since=since)
+            if held.verdict != "hold":
+                break
+            count *= 2
+        seen = stream.between(0, held.at)
+        mine = seen.user_luck < share
+        failed, requests = failed + int((seen.failed(mine, harm) & mine).sum()), requests + int(mine.sum())
+        if held.verdict == "roll back":
+            return Ended("deadline" if held.gate == "deadline" else "harm", number, failed, requests, held.gate)
+        begin, slow_ms = begin + held.at, held.slow_ms
+    return Ended("promoted", len(STAGES), failed, requests)
+
+
+def limits_of(world: World) -> Limits:
+    slowest = requests_needed(LIMITS, FIRST_SHARE) / (FIRST_SHARE * world.requests_per_second)
+    deadline = max(LIMITS.deadline_seconds, DEADLINE_TIMES * slowest)
+    return LIMITS.model_copy(update={"deadline_seconds": deadline, "first_token_p95_ms": promised_ms(world)})
+
+
+def alike(world: World, releases: int, rivals: int) -> dict[str, Any]:
+    """Candidate and stable are the same."""
+    limits, good = limits_of(world), Harm()
+    ended = [play(Traffic(world, seed), good, limits) for seed in range(releases)]
+    others = {
+        name: 100 * mean(not judge(Traffic(world, seed), good).passed for seed in range(rivals))
+        for name, judge in RIVALS.items()
+    }
+    return {
+        "world": world.name,
+        "releases": releases,
+        "false_rollback_percent": 100 * mean(one.verdict == "harm" for one in ended),
+        "deadline_percent": 100 * mean(one.verdict == "deadline" for one in ended),
+        "median_requests": median(one.requests for one in ended),
+        "gates": _tally([one.gate for one in ended if one.verdict != "promoted"]),
+        "rivals_releases": rivals,
+        "rivals_false_rollback_percent": others,
+    }
+
+
+def harmful(world: World, harm: Harm, releases: int, rivals: int) -> dict[str, Any]:
+    """The candidate is worse."""
+    limits = limits_of(world)
+    ended = [play(Traffic(world, seed), harm, limits) for seed in range(releases)]
+    rates = _rates(world, harm)
+    knowing = [told(Traffic(world, seed), harm, rates, LIMITS.false_alarm_percent / 100) for seed in range(releases)]
+    borne = _requests if harm.is_of_speed else _failed
+    others = {name: [judge(Traffic(world, seed), harm) for seed in range(rivals)] for name, judge in RIVALS.items()}
+    ours, theirs = mean(borne(one) for one in ended), mean(borne(one) for one in knowing)
+    return {
+        "world": world.name,
+        "harm": harm.name,
+        "releases": releases,
+        "counted": "answers of the candidate" if harm.is_of_speed else "failed requests",
+        "rolled_back_percent": 100 * mean(one.verdict == "harm" for one in ended),
+        "deadline_percent": 100 * mean(one.verdict == "deadline" for one in ended),
+        "missed_before_100_percent": 100 * mean(one.stage >= len(STAGES) - 1 for one in ended),
+        "harmed_mean": ours,
+        "harmed_median": median(borne(one) for one in ended),
+        "told_both_rates_mean": theirs,
+        "told_both_rates_median": median(borne(one) for one in knowing),
+        "times_the_limit_of_theory": ours / theirs,
+        "rivals_releases": rivals,
+        "rivals": {
+            name: {
+                "rolled_back_percent": 100 * mean(not one.passed for one in judged),
+                "harmed_mean": mean(borne(one) for one in judged),
+            }
+            for name, judged in others.items()
+        },
+    }
+
+
+@lru_cache
+def _rates(world: World, harm: Harm) -> Rates:
+    return Traffic(world, 0).true_rates(harm)
+
+
+def _failed(one: Ended | Judged) -> int:
+    return one.failed
+
+
+def _requests(one: Ended | Judged) -> int:
+    return one.requests
+
+
+def _tally(names: Sequence[str]) -> dict[str, int]:
+    return {name: names.count(name) for name in sorted(set(names))}
+
+
+def one_bad_cell(releases: int) -> dict[str, Any]:
+    """One cell of four fails; judged by production's own code, at 20 % of the traffic."""
+    found, wrong, rolled_back, failed = 0, 0, 0, list[int]()
+    limits, names = limits_of(HARMED[1]), {str(cell): f"cell {cell}" for cell in range(CELLS)}
+    for seed in range(releases):
+        judge = Judge(limits, "green", share=0.2, budget=0.6, cells=names)
+        traffic, random, number, borne = Traffic(HARMED[1], seed), np.random.default_rng(seed), 0, 0
+        stream = traffic.take(0, 20_000)
+        mine = stream.user_luck < 0.2
+        cell, luck = random.integers(CELLS, size=len(stream)), random.random(len(stream))
+        bad = stream.failed(mine, Harm()) | (mine & (cell == 0) & (luck < BAD_CELL_PERCENT / 100))
+        ms = stream.first_token_ms(mine, Harm())
+        ruling = rule(judge.evidence(), limits, 0)
+        while number < len(stream) and ruling.verdict == "hold" and not ruling.bad_cells:
+            outcome = _outcome(
+                bool(mine[number]), str(cell[number]), bool(bad[number]), ms[number], stream.place[number]
+            )
+            judge.observe(outcome, float(stream.seconds[number]))
+            borne += bool(bad[number] and mine[number])
+            number += 1
+            if number % LOOK_EVERY == 0:
+                ruling = rule(judge.evidence(), limits, float(stream.seconds[number - 1]))
+        found += ruling.bad_cells == ("cell 0",)
+        wrong += bool(ruling.bad_cells) and ruling.bad_cells != ("cell 0",)
+        rolled_back += ruling.verdict == "roll back"
+        failed.append(borne)
+    return {
+        "harm": f"one cell of {CELLS} fails {BAD_CELL_PERCENT} %",
+        "releases": releases,
+        "held_back_percent": 100 * found / releases,
+        "wrong_cell_percent": 100 * wrong / releases,
+        "rolled_back_percent": 100 * rolled_back / releases,
+        "harmed_mean": mean(failed),
+    }
+
+
+def _outcome(mine: bool, cell: str, failed: bool, ms: float, place: int) -> Outcome:  # noqa: FBT001 - private
+    return Outcome(
+        id="",
+        at=0,
+        slot="green" if mine else "blue",
+        address=cell,
+        status=500 if failed else 200,
+        first_token_ms=None if failed else float(ms),
+        total_ms=0,
+        user=f"user {place}",
+        retried=False,
+        by_fallback=False,
+        cut_short=False,
+        user_left=False,
+    )
+
+
+def cost_of_judging() -> dict[str, float]:
+    """Microseconds of one core for each request, in production's code, with a look every twenty and without."""
+    stream = Traffic(HARMED[1], 1).take(0, 40_000)
+    mine = stream.user_luck < FIRST_SHARE
+    outcomes = [
+        _outcome(own, "", bad, ms, place)
+        for own, bad, ms, place in zip(
+            mine.tolist(),
+            stream.failed(mine, Harm()).tolist(),
+            stream.stable_ms.tolist(),
+            stream.place.tolist(),
+            strict=True,
+        )
+    ]
+    costs: dict[str, float] = {}
+    for name, every in (("observe_us", 0), ("observe_and_rule_us", LOOK_EVERY)):
+        judge, begun = Judge(LIMITS, "green", share=FIRST_SHARE), time.process_time()
+        for number, outcome in enumerate(outcomes):
+            judge.observe(outcome, 1.0)
+            if every and number % every == 0:
+                rule(judge.evidence(), LIMITS, 1.0)
+        costs[name] = 1e6 * (time.process_time() - begun) / len(outcomes)
+    return costs
+
+
+ABOUT = """## Measured
+
+By `{command}`, with seeds: the same numbers each time.
+Users, requests and harms are made up (`benchmarks/gates_worlds.py`). The limits are the block's defaults but for the
+first token, which is promised within twice the world's true p95; the stages are 5, 15, 30, 50 and 100 %, a minute at
+least.
+Flagger, Argo Rollouts and Kayenta are written from their documentation (`benchmarks/gates_rivals.py`) and see the same
+users.
+
+**Candidate and stable alike**: how many releases were rolled back all the same, in percent. One that could not be
+passed by its deadline (an hour, or ten times what its first stage takes) stands apart. Rivals: of {rivals} releases,
+fewer at 200 a second.
+
+| world | releases | harm | deadline | candidate's requests, median | {names} |
+|---|---:|---:|---:|---:|{columns}
+"""
+ABOUT_HARM = """
+**A bad candidate**: what its users bore until it was rolled back, on average: failed requests, or with harms of speed
+the candidate's answers. "Told" is Wald's test that is told both true rates, at 5 % of the traffic. Beside each rival
+stands how often it rolled back. "Missed" is how often the candidate was given all traffic.
+
+| world | harm | releases | rolled back | missed | bore, mean (median) | told, mean (median) | ours / told | {names} |
+|---|---|---:|---:|---:|---:|---:|---:|{columns}
+"""
+ABOUT_THE_REST = """
+**One cell of four fails 8 %**, {releases:,} releases at 20 %: held back in {held_back_percent:.1f} %, another cell
+in {wrong_cell_percent:.1f} %, a roll-back in {rolled_back_percent:.1f} %; {harmed_mean:.1f} failed requests.
+
+**Cost**: {observe_us:.0f} µs of one core for each request, {observe_and_rule_us:.0f} µs with a ruling after every
+twentieth, on a shared machine.
+"""
+
+
+def table(report: dict[str, Any]) -> str:
+    """What stands in docs/gates.md."""
+    names = {"names": " | ".join(RIVALS), "columns": "---:|" * len(RIVALS)}
+    text = ABOUT.format(**names, command=report["command"], rivals=report["harmful"][0]["rivals_releases"])
+    for row in report["alike"]:
+        cells = [row["world"], f"{row['releases']:,}", f"{row['false_rollback_percent']:.2f}"]
+        cells += [f"{row['deadline_percent']:.2f}", f"{row['median_requests']:,.0f}"]
+        cells += [f"{percent:.1f}" for percent in row["rivals_false_rollback_percent"].values()]
+        text += f"| {' | '.join(cells)} |\n"
+    text += ABOUT_HARM.format(**names)
+    for row in report["harmful"]:
+        cells = [row["world"], row["harm"], f"{row['releases']:,}", f"{row['rolled_back_percent']:.1f} %"]
+        cells += [f"{row['missed_before_100_percent']:.1f} %"]
+        cells += [f"{row[who + '_mean']:.1f} ({row[who + '_median']:.0f})" for who in ("harmed", "told_both_rates")]
+        cells += [f"{row['times_the_limit_of_theory']:.2f}"]
+        rivals = row["rivals"].values()
+        cells += [f"{rival['harmed_mean']:,.0f} ({rival['rolled_back_percent']:.0f} %)" for rival in rivals]
+        text += f"| {' | '.join(cells)} |\n"
+    return text + ABOUT_THE_REST.format(**report["one_bad_cell"], **report["cost"])
+
+
+def write_into(page: Path, text: str) -> None:
+    begin, end = "<!-- benchmark -->", "<!-- /benchmark -->"
+    before, _, rest = page.read_text().partition(begin)
+    _, _, after = rest.partition(end)
+    page.write_text(f"{before}{begin}\n\n{text}\n{end}{after}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, required=True, help="where the numbers go")
+    parser.add_argument("--releases", type=int, default=10_000, help="alike, in each world")
+    parser.add_argument("--docs", type=Path, default=Path(__file__).parents[1] / "docs" / "gates.md", help="the page")
+    options = parser.parse_args()
+    harmed, rivals = min(options.releases, HARMED_RELEASES), max(1, min(options.releases, HARMED_RELEASES) // 10)
+    command = f"python -m benchmarks.gates --json FILE --releases {options.releases}"
+    report: dict[str, Any] = {"command": command, "stages": STAGES, "limits": LIMITS.model_dump(), "alike": []}
+    report["cost"] = cost_of_judging()
+    report["harmful"] = []
+    for world, harm in product(HARMED, HARMS):
+        work = partial(harmful, world, harm, harmed, rivals)
+        report["harmful"].append(_timed(work))
+    report["one_bad_cell"] = _timed(partial(one_bad_cell, harmed))
+    for world in WORLDS:
+        few = max(1, rivals // 10) if world.requests_per_second > 100 else rivals
+        report["alike"].append(_timed(partial(alike, world, options.releases, few)))
+        options.json.write_text(json.dumps({**report, "worlds": [asdict(world) for world in WORLDS]}, indent=1))
+    write_into(options.docs, table(report))
+
+
+def _timed(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    begun = time.monotonic()
+    result = work()
+    print(f"{time.monotonic() - begun:6.0f} s", json.dumps(result), flush=True)  # noqa: T201 - a command's progress
+    return result
+
+
+if __name__ == "__main__":
+    os.nice(10)
+    main()

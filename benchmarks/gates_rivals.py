@@ -1,0 +1,131 @@
+"""What others would have ruled on the same users, written from their documentation; and a test that is told the truth.
+
+Flagger (docs.flagger.app, "Metrics analysis" and its tutorials): one check a minute, five steps of 10 % up to 50 %,
+then everything; success of 99 %, and a p99 under what the service promises; five failed checks roll back, and a check
+without data is a failed one.
+
+Argo Rollouts (docs/features/analysis.md): 20, 40, 60 and 80 % for ten minutes each, a measurement every five minutes in
+the background, `failureLimit: 3`. Its example asks for 95 %; here it is 99 %, as of everybody. No data is no failure.
+
+Kayenta (MannWhitneyClassifier, and its documented score): an hour at 5 % beside a baseline of the same size, one point
+a minute and metric, confidence 98 %, tolerance 0.25 of the Hodges-Lehmann estimate; two metrics of equal weight, and 75
+to pass.
+"""
+
+from dataclasses import dataclass
+from math import sqrt
+
+import numpy as np
+
+from benchmarks.gates_worlds import Floats, Harm, Rates, Traffic, promised_ms
+
+FIRST_SHARE = 0.05
+PASSED, ROLLED_BACK = True, False
+FLAGGER_WEIGHTS, FLAGGER_SECONDS, FLAGGER_FAILURES = (0.1, 0.2, 0.3, 0.4, 0.5), 60.0, 5
+ARGO_WEIGHTS, ARGO_STEP_SECONDS, ARGO_SECONDS, ARGO_FAILURES = (0.2, 0.4, 0.6, 0.8), 600.0, 300.0, 3
+KAYENTA_MINUTES, KAYENTA_TOLERANCE, KAYENTA_SCORE = 60, 0.25, 75
+Z_98_PERCENT, Z_95_PERCENT = 2.3263, 1.96
+SUCCESS = 0.99
+
+
+@dataclass(frozen=True)
+class Judged:
+    """How a release ended, and what the candidate's users had to bear until then."""
+
+    passed: bool
+    failed: int
+    """Requests of the candidate that failed."""
+    requests: int
+    """Requests of the candidate."""
+
+
+def flagger(traffic: Traffic, harm: Harm) -> Judged:
+    """One check a minute, and five that fail are enough."""
+    failures = step = check = failed = requests = 0
+    while step < len(FLAGGER_WEIGHTS):
+        window = traffic.within(check * FLAGGER_SECONDS, (check + 1) * FLAGGER_SECONDS)
+        mine = window.user_luck < FLAGGER_WEIGHTS[step]
+        bad, slow = window.failed(mine, harm)[mine], window.first_token_ms(mine, harm)[mine]
+        failed, requests, check = failed + int(bad.sum()), requests + len(bad), check + 1
+        if len(bad) and 1 - bad.mean() >= SUCCESS and np.percentile(slow, 99) <= promised_ms(traffic.world):
+            step += 1
+            continue
+        failures += 1
+        if failures >= FLAGGER_FAILURES:
+            return Judged(ROLLED_BACK, failed, requests)
+    return Judged(PASSED, failed, requests)
+
+
+def argo(traffic: Traffic, harm: Harm) -> Judged:
+    """A measurement every five minutes, and more than three that fail are enough."""
+    failures = failed = requests = 0
+    for number in range(int(len(ARGO_WEIGHTS) * ARGO_STEP_SECONDS / ARGO_SECONDS)):
+        begin = number * ARGO_SECONDS
+        window = traffic.within(begin, begin + ARGO_SECONDS)
+        mine = window.user_luck < ARGO_WEIGHTS[int(begin // ARGO_STEP_SECONDS)]
+        bad = window.failed(mine, harm)[mine]
+        failed, requests = failed + int(bad.sum()), requests + len(bad)
+        failures += bool(len(bad)) and 1 - bad.mean() < SUCCESS
+        if failures > ARGO_FAILURES:
+            return Judged(ROLLED_BACK, failed, requests)
+    return Judged(PASSED, failed, requests)
+
+
+def kayenta(traffic: Traffic, harm: Harm) -> Judged:
+    """An hour beside a baseline, and one ruling at its end."""
+    points: list[list[float]] = [[], [], [], []]
+    failed = requests = 0
+    for minute in range(KAYENTA_MINUTES):
+        window = traffic.within(minute * 60.0, minute * 60.0 + 60)
+        mine = window.user_luck < FIRST_SHARE
+        baseline = ~mine & (window.user_luck < 2 * FIRST_SHARE)
+        bad, ms = window.failed(mine, harm), window.first_token_ms(mine, harm)
+        failed, requests = failed + int(bad[mine].sum()), requests + int(mine.sum())
+        for series, value, group in ((0, bad, mine), (1, bad, baseline), (2, ms, mine), (3, ms, baseline)):
+            if group.any():
+                points[series].append(float(value[group].mean()))
+    rulings = [
+        mann_whitney(np.array(experiment), np.array(control), KAYENTA_TOLERANCE, Z_98_PERCENT)
+        for experiment, control in ((points[0], points[1]), (points[2], points[3]))
+    ]
+    known = [ruling for ruling in rulings if ruling != "no data"]
+    score = 100 * sum(ruling != "high" for ruling in known) / len(known) if known else 0
+    return Judged(score >= KAYENTA_SCORE, failed, requests)
+
+
+def mann_whitney(experiment: Floats, control: Floats, tolerance: float, z: float) -> str:
+    """`high`, `low`, `pass` or `no data`: the interval of the Hodges-Lehmann estimate beside a part of the estimate."""
+    n, m = len(experiment), len(control)
+    if not n or not m:
+        return "no data"
+    if n == m and (experiment == control).all():
+        return "pass"
+    differences = np.sort((experiment[:, None] - control[None, :]).ravel())
+    rank = int(max(0, n * m / 2 - z * sqrt(n * m * (n + m + 1) / 12)))
+    lower, upper, estimate = differences[rank], differences[-1 - rank], float(np.median(differences))
+    critical = tolerance * abs(estimate)
+    if lower > critical:
+        return "high"
+    return "low" if upper < -critical else "pass"
+
+
+def told(traffic: Traffic, harm: Harm, rates: Rates, alarm: float) -> Judged:
+    """Wald's test, told the true rates of both slots: the fewest users that anybody can do with, at 5 % of the traffic.
+
+    Of a harm of speed it is told the true share of answers beyond stable's true p50, p90 or p99, whichever says most.
+    """
+    begin, total, failed, requests, size = 0, 0.0, 0, 0, 16384
+    while begin < size << 6:
+        stream = traffic.take(begin, size)
+        mine = stream.user_luck < FIRST_SHARE
+        bad = stream.failed(mine, harm)
+        hits = (stream.first_token_ms(mine, harm) > rates.line if harm.is_of_speed else bad)[mine]
+        steps = np.where(hits, np.log(rates.bad / rates.good), np.log((1 - rates.bad) / (1 - rates.good)))
+        worth = total + np.cumsum(steps)
+        over = np.flatnonzero(worth >= -np.log(alarm))
+        if over.size:
+            last = int(over[0]) + 1
+            return Judged(ROLLED_BACK, failed + int(bad[mine][:last].sum()), requests + last)
+        begin, total = begin + size, float(worth[-1]) if len(worth) else total
+        failed, requests = failed + int(bad[mine].sum()), requests + int(mine.sum())
+    return Judged(PASSED, failed, requests)

@@ -1,0 +1,199 @@
+"""Worlds in which releases are judged: users and requests that know nothing of slots, and what a bad candidate adds."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Self
+from zlib import crc32
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flows.policy.judge import PLACES
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Flags = NDArray[np.bool_]
+
+MEDIAN_MS = 120
+AR_BLOCK, AR_MEMORY = 50, 0.9
+"""Latency that remembers: one draw for 50 requests, of which the next takes over nine tenths."""
+BURST_REQUESTS = 200
+MANY = 200_000
+DRIFT_SECONDS = 1800
+"""A day, made short: at 200 requests a second a release is over in minutes, and would see nothing of a longer one."""
+
+
+@dataclass(frozen=True)
+class World:
+    name: str
+    requests_per_second: float = 20
+    users: int = 0
+    """0: requests without a user's hash."""
+    activity_tail: float = 1.2
+    """Pareto's exponent of how often a user comes: the smaller, the more a few of them dominate."""
+    failing_percent: float = 0.2
+    always_failing_percent_of_users: float = 0
+    """Users who send what fails in every slot, each time."""
+    tail: str = "log-normal"
+    is_bursty: bool = False
+    is_autocorrelated: bool = False
+    drifts: bool = False
+
+
+@dataclass(frozen=True)
+class Harm:
+    name: str = "none"
+    more_failing_percent: float = 0
+    on_long_prompts_percent: float = 0
+    """Of the long prompts, which some users send more than others, so many fail."""
+    slower: float = 1
+    ten_times_slower_percent: float = 0
+    is_of_speed: bool = False
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Some requests in order, before anybody is given a slot."""
+
+    seconds: Floats
+    user_luck: Floats
+    """Between 0 and 1, the same for all requests of a user: whoever is below the share is the candidate's."""
+    place: Ints
+    """As the judge tells users apart; from PLACES on, each is a user by itself."""
+    failure_luck: Floats
+    stable_failing: Floats
+    """The chance that stable fails this request; 1 for who always fails."""
+    harm_luck: Floats
+    long_luck: Floats
+    """Below 0.1, a long prompt."""
+    stable_ms: Floats
+
+    def __len__(self) -> int:
+        return len(self.seconds)
+
+    def between(self, begin: int, end: int) -> Self:
+        return type(self)(*(getattr(self, name)[begin:end] for name in self.__dataclass_fields__))
+
+    def failed(self, mine: Flags, harm: Harm) -> Flags:
+        added = harm.more_failing_percent / 100 + (self.long_luck < 0.1) * harm.on_long_prompts_percent / 100
+        return (self.failure_luck < self.stable_failing) | (mine & (self.harm_luck < added))
+
+    def first_token_ms(self, mine: Flags, harm: Harm) -> Floats:
+        slower = np.where(self.harm_luck < harm.ten_times_slower_percent / 100, 10.0, harm.slower)
+        return np.where(mine, self.stable_ms * slower, self.stable_ms)
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Of hits, of stable and of a bad candidate; with harms of speed, a hit is an answer beyond the line."""
+
+    line: float
+    good: float
+    bad: float
+
+    @property
+    def information(self) -> float:
+        """Of one request of the candidate (Kullback and Leibler)."""
+        p, q = self.bad, self.good
+        return p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))
+
+
+@lru_cache
+def promised_ms(world: World) -> float:
+    """What its service promises: twice the true p95, so that a release like stable keeps it."""
+    return 2 * float(np.percentile(Traffic(world, seed=0).take(0, MANY).stable_ms, 95))
+
+
+class Traffic:
+    """Requests of one release, drawn as far as somebody asks for them; the same for the same seed."""
+
+    def __init__(self, world: World, seed: int) -> None:
+        self.world = world
+        self._random = np.random.default_rng(seed)
+        self._drawn: list[Stream] = []
+        self._length = 0
+        self._seconds = 0.0
+        if world.users:
+            activity = self._random.pareto(world.activity_tail, world.users) + 1
+            self._activity = np.cumsum(activity / activity.sum())
+            self._luck = self._random.random(world.users)
+            self._place = np.array([crc32(str(user).encode()) % PLACES for user in range(world.users)], dtype=np.int64)
+            self._always = self._random.random(world.users) < world.always_failing_percent_of_users / 100
+            self._long = self._random.beta(0.5, 4.5, world.users)
+
+    def take(self, begin: int, count: int) -> Stream:
+        while self._length < begin + count:
+            self._drawn.append(self._draw(max(8192, begin + count - self._length)))
+            self._length += len(self._drawn[-1])
+        if len(self._drawn) > 1:
+            self._drawn = [_joined(self._drawn)]
+        return self._drawn[0].between(begin, begin + count)
+
+    def within(self, begin_seconds: float, end_seconds: float) -> Stream:
+        """What comes in this time."""
+        while self._seconds < end_seconds:
+            self.take(self._length, 1)
+        whole = self.take(0, self._length)
+        begin, end = np.searchsorted(whole.seconds, (begin_seconds, end_seconds))
+        return whole.between(int(begin), int(end))
+
+    def true_rates(self, harm: Harm) -> "Rates":
+        """What nobody can know: the rates of both slots, over all users."""
+        many = Traffic(self.world, seed=0).take(0, MANY)
+        ours, theirs = np.ones(MANY, bool), np.zeros(MANY, bool)
+        if not harm.is_of_speed:
+            return Rates(0.0, float(many.failed(theirs, harm).mean()), float(many.failed(ours, harm).mean()))
+        slow = many.first_token_ms(ours, harm)
+        choices = [
+            Rates(line, float((many.stable_ms > line).mean()), float((slow > line).mean()))
+            for line in np.percentile(many.stable_ms, (50, 90, 99)).tolist()
+        ]
+        return max(choices, key=lambda rates: rates.information)
+
+    def _draw(self, count: int) -> Stream:
+        world, random = self.world, self._random
+        rate = np.full(count, world.requests_per_second)
+        if world.is_bursty:
+            blocks = random.choice([0.3, 5.0], size=count // BURST_REQUESTS + 1)
+            rate = rate * np.repeat(blocks, BURST_REQUESTS)[:count]
+        seconds = self._seconds + np.cumsum(random.exponential(1, count) / rate)
+        self._seconds = float(seconds[-1])
+        if world.users:
+            user = np.minimum(np.searchsorted(self._activity, random.random(count)), world.users - 1)
+            luck, place, always = self._luck[user], self._place[user], self._always[user]
+            long_luck = np.where(random.random(count) < self._long[user], 0.05, 0.5)
+        else:
+            luck, always, long_luck = random.random(count), np.zeros(count, bool), random.random(count)
+            place = PLACES + self._length + np.arange(count)
+        tide = 1 + 0.5 * np.sin(2 * np.pi * seconds / DRIFT_SECONDS) if world.drifts else np.ones(count)
+        ms = MEDIAN_MS * tide * self._tail(count)
+        if world.is_autocorrelated:
+            ms = ms * np.exp(0.3 * self._remembering(count))
+        return Stream(
+            seconds=seconds,
+            user_luck=luck,
+            place=place,
+            failure_luck=random.random(count),
+            stable_failing=np.where(always, 1.0, world.failing_percent / 100 * tide),
+            harm_luck=random.random(count),
+            long_luck=long_luck,
+            stable_ms=ms,
+        )
+
+    def _tail(self, count: int) -> Floats:
+        if self.world.tail == "Pareto":
+            return (self._random.pareto(2.5, count) + 1) / 2 ** (1 / 2.5)
+        return np.exp(0.5 * self._random.standard_normal(count))
+
+    def _remembering(self, count: int) -> Floats:
+        blocks = count // AR_BLOCK + 1
+        noise = self._random.standard_normal(blocks) * np.sqrt(1 - AR_MEMORY**2)
+        remembered, last = np.empty(blocks), 0.0
+        for block in range(blocks):
+            last = AR_MEMORY * last + noise[block]
+            remembered[block] = last
+        return np.repeat(remembered, AR_BLOCK)[:count]
+
+
+def _joined(parts: list[Stream]) -> Stream:
+    return Stream(*(np.concatenate([getattr(part, name) for part in parts]) for name in Stream.__dataclass_fields__))

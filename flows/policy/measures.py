@@ -1,0 +1,264 @@
+"""What is measured of a candidate, by which limits, and how strongly it speaks."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from math import ceil, exp, log
+from statistics import NormalDist
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from flows.policy.bets import share_at, worth
+
+Measure = Literal[
+    "failed",
+    "failed lately",
+    "refused",
+    "left",
+    "late",
+    "hung",
+    "slow",
+    "later than p90",
+]
+"""`late` is by the limit, the last three are by stable's p90: `hung` three times as late, `slow` of first answers."""
+
+TIMES_THE_LIMIT = (2, 4, 8, 16)
+TIMES_STABLE: Mapping[Measure, Sequence[float]] = {
+    "failed": (3, 10, 30),
+    "failed lately": (3, 10, 30),
+    "refused": (3, 10, 30),
+    "left": (3, 10, 30),
+    "hung": (3, 10, 30),
+    "slow": (1.5, 2.5, 5),
+}
+"""What the bets on harm are on: a rate so many times the limit, or stable's."""
+LINES = (50, 75, 90, 97, 99)
+P90 = LINES.index(90)
+"""Percentiles of stable's time to first token, between which an answer lies in one band or the other."""
+
+
+def _bands(shift: float) -> tuple[float, ...]:
+    """How many times as often as stable's a candidate's answers lie in each band, shifted by so many deviations."""
+    edges = [0.0, *(line / 100 for line in LINES), 1.0]
+    normal = NormalDist()
+    shifted = [0.0, *(normal.cdf(normal.inv_cdf(edge) - shift) for edge in edges[1:-1]), 1.0]
+    parts = zip(pairwise(shifted), pairwise(edges), strict=True)
+    return tuple((high - low) / (to - begin) for (low, high), (begin, to) in parts)
+
+
+SLOWER = (_bands(0.36), _bands(0.8), _bands(1.6))
+"""What the bets on slowness are on: a little, half as much again, twice as slow, where times spread as is usual."""
+HUNG_TIMES_P90 = 3
+
+LATER_THAN_P90 = 0.1
+HARM_THAT_MATTERS = 2
+"""Times the limit: a stage is passed once it is plain that the candidate is not as bad as this."""
+FRACTIONS_OF_THE_LIMIT = (1 / 8, 1 / 4, 1 / 2)
+FRACTIONS_OF_STABLE = (1 / 8, 1 / 2, 1)
+"""What the bets on good news are on."""
+
+BESIDE_STABLE: Mapping[Measure | Literal["cells"], float] = {
+    "failed": 0.5,
+    "failed lately": 0.05,
+    "refused": 0.05,
+    "left": 0.05,
+    "hung": 0.08,
+    "slow": 0.22,
+    "cells": 0.05,
+}
+ALONE: Mapping[Measure | Literal["cells"], float] = {"failed": 0.6, "failed lately": 0.1, "late": 0.25, "cells": 0.05}
+"""How a stage's part of the error budget is shared, beside stable and at 100 %; each adds up to 1."""
+
+LEARNED_FROM = 100
+"""Streamed answers whose times say what is slow."""
+
+
+class Limits(BaseModel):
+    """What a service promises its users, and how sure a ruling has to be."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    error_percent: float = Field(gt=0, lt=100)
+    first_token_p95_ms: float | None = Field(gt=0)
+    """None where the service promises nothing, as where nobody streams."""
+    slower_than_stable: float = Field(ge=1)
+    """Times stable's time to first token that the candidate's may be: less than this never matters."""
+    first_token_margin_ms: float = Field(ge=0)
+    """A difference from stable's that is smaller than this never matters."""
+    more_than_stable: float = Field(ge=1)
+    """Times stable's rate of failures, refusals and departures: less than this never matters."""
+    error_margin_percent: float = Field(ge=0, lt=100)
+    """A rate of failures, refusals or departures under this never matters, however small stable's is."""
+    false_alarm_percent: float = Field(gt=0, lt=100)
+    """Of the releases that keep all limits, so many may be rolled back by bad luck: the error budget of a release."""
+    missed_harm_percent: float = Field(gt=0, lt=100)
+    """Of the stages in which a limit is broken twice over, so many may be passed by good luck."""
+    minimum_requests: int = Field(ge=1)
+    """A stage with fewer of the candidate's requests than this never passes."""
+    warm_up_seconds: float = Field(ge=0)
+    """Times to first token of requests that came before this are not judged: caches are cold. Failures are."""
+    minimum_seconds: float = Field(ge=0)
+    deadline_seconds: float = Field(gt=0)
+    """A stage that has not passed by then is rolled back."""
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.error_margin_percent > self.error_percent:
+            raise ValueError(
+                f"error_margin_percent {self.error_margin_percent:g} would excuse what error_percent "
+                f"{self.error_percent:g} forbids; lower the margin or raise the limit"
+            )
+        if self.warm_up_seconds >= self.deadline_seconds:
+            raise ValueError(
+                f"a stage that warms up for {self.warm_up_seconds:g} s has seen nothing by its deadline of "
+                f"{self.deadline_seconds:g} s; lower warm_up_seconds or raise stage_deadline_seconds"
+            )
+        return self
+
+
+@dataclass(frozen=True)
+class Count:
+    """Of one measure: what was seen in this stage, each user's first hit only."""
+
+    hits: int = 0
+    """The candidate's."""
+    all_hits: int = 0
+    """Both slots'."""
+    of: int = 0
+    """The candidate's requests of users without a hit before."""
+    counted: int = 0
+    """Of those, no more than `REQUESTS_A_USER` a user: what good news stands on."""
+    counted_hits: int = 0
+    harm: float = 0
+    """The most that the bet on harm was ever worth, as a logarithm."""
+    harm_now: float = 0
+    """What it is worth now."""
+
+
+@dataclass(frozen=True)
+class CellCount:
+    """What the candidate's users saw of one cell."""
+
+    requests: int = 0
+    hits: Mapping[Measure, int] = field(default_factory=dict[Measure, int])
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that a ruling stands on: it can be ruled on again, years later, with the same result."""
+
+    share: float
+    """The candidate's, of the traffic."""
+    budget: float
+    """This stage's part of the release's error budget."""
+    requests: int = 0
+    """The candidate's, without those that the user broke off."""
+    stable_requests: int = 0
+    users: int = 0
+    """Whom the candidate's answers went to; a request without a user's hash counts as one."""
+    counts: Mapping[Measure, Count] = field(default_factory=dict[Measure, Count])
+    cells: Mapping[str, CellCount] = field(default_factory=dict[str, CellCount])
+    trail: tuple[tuple[int, int], ...] = ()
+    """The candidate's requests and failures on the way, as `failed` counts them; a few dozen however long it was."""
+    dropped: tuple[str, ...] = ()
+    """Cells that were held back; what was seen of them is in no count."""
+    learned: int = 0
+    """Streamed answers seen so far, where it is not known yet what is slow."""
+    slow_ms: tuple[float, ...] = ()
+    """Stable's percentiles (`LINES`) before it is judged by them; empty while they are learned."""
+    first_token_ms: tuple[float | None, ...] = (None, None, None, None)
+    """p50 and p95 of the candidate's last streamed answers, then of stable's: to look at, nothing is judged by them."""
+
+    def count(self, measure: Measure) -> Count:
+        return self.counts.get(measure, _NOTHING)
+
+
+_NOTHING = Count()
+
+
+def budget_of_stage(number: int, of: int) -> float:
+    """Three fifths of what is left for each stage, and the last one gets the rest: most harm shows at once."""
+    return (1.0 if number == of - 1 else 0.6) * 0.4**number
+
+
+def percentile(sorted_values: Sequence[float], percent: float) -> float | None:
+    """Nearest rank; None without data."""
+    return sorted_values[ceil(len(sorted_values) * percent / 100) - 1] if sorted_values else None
+
+
+def allowed(stable_ms: float, limits: Limits) -> float:
+    """The time up to which the candidate counts as no slower than stable with this time."""
+    return max(stable_ms * limits.slower_than_stable, stable_ms + limits.first_token_margin_ms)
+
+
+def limit_of(measure: Measure, limits: Limits) -> float | None:
+    """The rate that is promised: a p95 is under a limit where at most 5 % of the values are over it."""
+    if measure in {"failed", "failed lately"}:
+        return limits.error_percent / 100
+    return 0.05 if measure == "late" and limits.first_token_p95_ms is not None else None
+
+
+def worth_of_harm(measure: Measure, count: Count, share: float, limits: Limits) -> float:
+    """Of the bet on harm: beside stable by stable, for what comes to both is nobody's; alone, by the limit."""
+    if share < 1:
+        return worth_above_stable(measure, count, share, limits) if measure in TIMES_STABLE else 0.0
+    limit = limit_of(measure, limits)
+    if limit is None:
+        return 0.0
+    # Alone, a bad hour cannot be told from a slow model: late answers are harm where the promise is broken twice over.
+    return worth_above_limit(count, limit * HARM_THAT_MATTERS if measure == "late" else limit)
+
+
+def slowness_of(share: float) -> list[list[tuple[float, float]]]:
+    """What an answer adds to the bets on slowness: of each bet and band, one of stable's and one of the candidate's.
+
+    A bet that pays more for the candidate's answers the later they are loses on average where the slots are alike, and
+    more so where the candidate is the faster one.
+    """
+    return [[(-log(share * r + 1 - share), log(r / (share * r + 1 - share))) for r in bands] for bands in SLOWER]
+
+
+def parts_of(share: float) -> Mapping[Measure | Literal["cells"], float]:
+    """Of a stage's budget."""
+    return BESIDE_STABLE if share < 1 else ALONE
+
+
+def worth_above_limit(count: Count, limit: float) -> float:
+    """Of the bet against "the candidate's rate is within the limit"."""
+    return worth(count.hits, count.of, limit, [_times(limit, times) for times in TIMES_THE_LIMIT])
+
+
+def worth_above_stable(measure: Measure, count: Count, share: float, limits: Limits) -> float:
+    """Of the bets against "no more than stable" and against "too rarely to matter": of both, what is worth less."""
+    ratio = 1.0 if measure == "slow" else limits.more_than_stable
+    null, others = share_at(share, ratio), [share_at(share, ratio * times) for times in TIMES_STABLE[measure]]
+    more = worth(count.hits, count.all_hits, null, others)
+    if measure == "slow" or not limits.error_margin_percent:
+        return more
+    return min(more, worth_above_limit(count, limits.error_margin_percent / 100))
+
+
+def worth_within_limit(count: Count, limit: float) -> float:
+    """Of the bet against "the candidate breaks the limit twice over, or worse"."""
+    others = [limit * fraction for fraction in FRACTIONS_OF_THE_LIMIT]
+    return worth(count.counted_hits, count.counted, _times(limit, HARM_THAT_MATTERS), others)
+
+
+def worth_like_stable(count: Count, share: float) -> float:
+    """Of the bet against "the candidate is later than stable's p90 twice as often as stable, or worse".
+
+    A fifth of the coin is on the candidate alone, against "later in 20 % of its answers": where all answers take the
+    same time, nobody is ever later, and comparing would tell nothing.
+    """
+    null = share_at(share, HARM_THAT_MATTERS)
+    beside = worth(count.hits, count.all_hits, null, [share_at(share, fraction) for fraction in FRACTIONS_OF_STABLE])
+    others = [LATER_THAN_P90 * fraction for fraction in FRACTIONS_OF_STABLE]
+    alone = worth(count.hits, count.counted, LATER_THAN_P90 * HARM_THAT_MATTERS, others)
+    best = max(beside, alone)
+    return best + log((4 * exp(beside - best) + exp(alone - best)) / 5)
+
+
+def _times(rate: float, times: float) -> float:
+    """So many times a rate; of a large one, so many times less of the rest: a rate stays under 1."""
+    return min(rate * times, 1 - (1 - rate) / times)

@@ -1,0 +1,130 @@
+"""The benchmark of the gates judges as production does, and its rivals as their documentation says."""
+
+from dataclasses import replace
+from itertools import product
+from zlib import crc32
+
+import numpy as np
+import pytest
+
+from benchmarks.gates_rivals import Z_95_PERCENT, flagger, mann_whitney, told
+from benchmarks.gates_twin import LOOK_EVERY, Held, hold
+from benchmarks.gates_worlds import Harm, Rates, Stream, Traffic, World
+from blocks.ports import Outcome
+from flows.policy.gates import rule
+from flows.policy.judge import PLACES, Judge
+from flows.policy.measures import Limits
+
+LIMITS = Limits(
+    error_percent=1,
+    first_token_p95_ms=500,
+    slower_than_stable=1.1,
+    first_token_margin_ms=20,
+    more_than_stable=1.1,
+    error_margin_percent=0.25,
+    false_alarm_percent=1,
+    missed_harm_percent=5,
+    minimum_requests=100,
+    warm_up_seconds=0,
+    minimum_seconds=60,
+    deadline_seconds=3600,
+)
+WORLDS = (
+    World("nameless"),
+    World("sticky", users=400, always_failing_percent_of_users=1, drifts=True, is_autocorrelated=True),
+    World("bursty", users=20_000, is_bursty=True, tail="Pareto", failing_percent=0.6),
+)
+HARMS = (
+    Harm(),
+    Harm("+1", more_failing_percent=1),
+    Harm("+30", more_failing_percent=30),
+    Harm("x 1.3", slower=1.3),
+    Harm("x 2", slower=2),
+)
+
+# Kayenta's own test data, to two digits.
+TEN = np.array(
+    [
+        *(9.78, 10.59, 7.84, 9.32, 8.38, 8.94, 8.27, 9.75, 11.62, 9.28, 8.15, 10.56, 13.50, 11.05, 6.95),
+        *(12.52, 9.02, 4.92, 11.25, 11.60, 8.44, 11.11, 10.70, 8.92, 10.09, 11.42, 9.38, 7.80, 10.62, 11.91),
+    ]
+)
+TEN_TOO = np.array(
+    [
+        *(11.15, 9.96, 7.07, 7.30, 9.79, 9.60, 6.19, 12.35, 10.37, 8.61, 9.91, 10.36, 14.21, 10.95, 10.22),
+        *(11.74, 10.91, 12.82, 8.10, 8.50, 12.11, 13.27, 10.11, 6.95, 6.21, 10.16, 8.35, 8.38, 7.00, 10.76),
+    ]
+)
+TWENTY = np.array(
+    [
+        *(20.88, 21.79, 19.71, 15.86, 19.51, 19.39, 22.93, 17.16, 18.66, 23.42, 24.06, 22.63, 21.98, 21.66, 20.07),
+        *(22.12, 16.44, 21.56, 21.00, 17.78, 17.81, 18.54, 20.56, 19.55, 21.77, 21.83, 20.96, 20.98, 19.11, 16.98),
+    ]
+)
+
+
+def production(stream: Stream, harm: Harm, share: float, slow_ms: tuple[float, ...]) -> Held:
+    judge = Judge(LIMITS, "green", share=share, budget=0.6, slow_ms=slow_ms)
+    mine = stream.user_luck < share
+    failed, ms = stream.failed(mine, harm), stream.first_token_ms(mine, harm)
+    # A name for each place, as the judge's own hash finds it again.
+    names = {crc32(str(user).encode()) % PLACES: str(user) for user in range(20_000)}
+    for index, (own, bad) in enumerate(zip(mine.tolist(), failed.tolist(), strict=True)):
+        place = int(stream.place[index])
+        outcome = Outcome(
+            id="",
+            at=0,
+            slot="green" if own else "blue",
+            address="",
+            status=500 if bad else 200,
+            first_token_ms=None if bad else float(ms[index]),
+            total_ms=0,
+            user=names[place] if place < PLACES else None,
+            retried=False,
+            by_fallback=False,
+            cut_short=False,
+            user_left=False,
+        )
+        elapsed = float(stream.seconds[index])
+        judge.observe(outcome, elapsed)
+        if (index + 1) % LOOK_EVERY == 0:
+            ruling = rule(judge.evidence(), LIMITS, elapsed)
+            if ruling.verdict != "hold":
+                slow = judge.next_slow_ms() if ruling.verdict == "promote" else ()
+                return Held(ruling.verdict, index + 1, "", slow)
+    return Held("hold", len(stream), "", ())
+
+
+@pytest.mark.parametrize(("world", "harm"), list(product(WORLDS, HARMS)), ids=lambda one: one.name or "harm")
+@pytest.mark.parametrize(("share", "slow_ms"), [(0.05, ()), (0.5, (120.0, 170.0, 230.0, 310.0, 400.0)), (1.0, ())])
+def test_the_twin_rules_as_production_does(world: World, harm: Harm, share: float, slow_ms: tuple[float, ...]) -> None:
+    """The same streams, the same verdicts, at the same requests, and the same lines for the next stage."""
+    for seed in range(2):
+        stream = Traffic(world, seed).take(0, 6000)
+        twin = hold(stream, harm, LIMITS, share=share, budget=0.6, slow_ms=slow_ms, since=0.0)
+        assert replace(twin, gate="") == production(stream, harm, share, slow_ms)
+
+
+def test_the_rival_judges_its_documented_examples() -> None:
+    """Kayenta's own examples of Mann-Whitney: points around 10 and 10 pass, 20 and 10 are high, 10 and 20 low."""
+    assert mann_whitney(TEN, TEN_TOO, 0.1, Z_95_PERCENT) == "pass"
+    assert mann_whitney(TWENTY, TEN_TOO, 0.1, Z_95_PERCENT) == "high"
+    assert mann_whitney(TEN, TWENTY, 0.1, Z_95_PERCENT) == "low"
+    assert mann_whitney(TEN, TEN, 0.1, Z_95_PERCENT) == "pass"
+    assert mann_whitney(np.array([]), TEN, 0.1, Z_95_PERCENT) == "no data"
+
+
+def test_the_test_that_is_told_both_rates_needs_about_what_theory_says() -> None:
+    """Failures of 3 % against 0.2 %: log(100) over the information of a request, 86, and some more for the last one."""
+    world, harm = World("plain"), Harm(more_failing_percent=2.8)
+    rates = Rates(0.0, 0.002, 0.03)
+    taken = [told(Traffic(world, seed), harm, rates, 0.01).requests for seed in range(300)]
+    assert 86 < np.mean(taken) < 86 + np.log(15) / rates.information
+
+
+def test_a_failed_check_a_minute_is_enough_for_the_first_rival() -> None:
+    """With a third of the requests failing, five checks of a minute go by at 10 %."""
+    judged = flagger(Traffic(World("plain"), 1), Harm(more_failing_percent=33))
+    assert not judged.passed
+    assert 450 < judged.requests < 750
+    assert flagger(Traffic(World("plain", failing_percent=0.0001), 1), Harm()).passed

@@ -1,0 +1,50 @@
+"""What the boards show."""
+
+import re
+from base64 import b64decode
+from datetime import UTC, datetime
+from xml.etree import ElementTree as ET
+
+from blocks.ports import EngineSettings
+from flows.boards import canary_board
+from flows.policy.gates import rule
+from flows.policy.judge import Judge
+from flows.policy.ledger import Release
+from tests.policy.test_judge import LIMITS, users
+
+RELEASE = Release(
+    id="chat-1",
+    service="chat",
+    repo="maker/model",
+    commit="c0ffee",
+    engine=EngineSettings(2048, 4),
+    slot="green",
+    state="under way",
+    run_id="run",
+    opened_at=datetime(2026, 1, 1, tzinfo=UTC),
+)
+
+
+def board(requests: int) -> str:
+    judge = Judge(LIMITS, "green", share=0.05, budget=0.6)
+    for outcome, _ in zip(users(1, rate=0.01), range(requests), strict=False):
+        judge.observe(outcome, 10)
+    evidence = judge.evidence()
+    return canary_board(RELEASE, (5, 100), 5, evidence, LIMITS, rule(evidence, LIMITS, 10), 10)
+
+
+def test_the_canary_board_shows_the_evidence_as_a_picture_and_in_numbers() -> None:
+    """An image within the text, that is well-formed; a bar for each gate; and what the users of each slot saw."""
+    shown = board(4000)
+    found = re.search(r"\(data:image/svg\+xml;base64,([^)]+)\)", shown)
+    assert found
+    picture = ET.fromstring(b64decode(found[1]))  # noqa: S314 - our own picture
+    assert {element.tag.rpartition("}")[2] for element in picture} >= {"polygon", "polyline", "line", "text"}
+    assert "limit 1 %" in shown
+    assert re.search(r"\| slow \| `█*░*` \d+ % \|  \| of the users' first answers", shown)
+    assert re.search(r"\| stable \| 3\d{3} \|", shown)
+
+
+def test_before_the_first_request_there_is_no_picture() -> None:
+    """And no division by nothing."""
+    assert "data:image" not in board(0)

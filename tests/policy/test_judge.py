@@ -1,0 +1,281 @@
+"""What a stage has shown: requests in one by one, evidence out."""
+
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from random import Random
+
+import pytest
+
+from blocks.ports import Outcome, Slot
+from flows.policy.gates import Ruling, rule
+from flows.policy.judge import PLACES, ROUND_REQUESTS, Judge, has_failed
+from flows.policy.measures import LEARNED_FROM, Limits, budget_of_stage
+
+LIMITS = Limits(
+    error_percent=1,
+    first_token_p95_ms=500,
+    slower_than_stable=1.1,
+    first_token_margin_ms=0,
+    more_than_stable=1.1,
+    error_margin_percent=0.25,
+    false_alarm_percent=1,
+    missed_harm_percent=5,
+    minimum_requests=100,
+    warm_up_seconds=0,
+    minimum_seconds=0,
+    deadline_seconds=3600,
+)
+OUTCOME = Outcome(
+    id="1",
+    at=0,
+    slot="green",
+    address="127.0.0.1:1",
+    status=200,
+    first_token_ms=100,
+    total_ms=200,
+    user=None,
+    retried=False,
+    by_fallback=False,
+    cut_short=False,
+    user_left=False,
+)
+CELLS = {f"127.0.0.1:{number}": f"cell-{number}" for number in range(4)}
+
+
+def judge(share: float = 0.05, **others: object) -> Judge:
+    return Judge(LIMITS.model_copy(update=others), "green", share=share, budget=0.6)
+
+
+def users(
+    seed: int, *, rate: float, stables: float = 0.002, share: float = 0.05, times: float = 1.0, count: int = 5000
+) -> Iterator[Outcome]:
+    """Requests of many users, split by user, where the candidate fails at `rate` and takes so many times as long."""
+    random = Random(seed)  # noqa: S311 - the same each time, and no secret
+    slots: dict[int, Slot] = {}
+    while True:
+        user = int(count * random.random() ** 2)  # some come far more often than others
+        slot = slots.setdefault(user, "green" if random.random() < share else "blue")
+        mine = slot == "green"
+        yield replace(
+            OUTCOME,
+            slot=slot,
+            address=f"127.0.0.1:{random.randrange(4)}" if mine else "127.0.0.1:9",
+            user=str(user),
+            status=500 if random.random() < (rate if mine else stables) else 200,
+            first_token_ms=100 * random.lognormvariate(0, 0.5) * (times if mine else 1),
+        )
+
+
+def play(judge: Judge, requests: Iterator[Outcome], at_most: int = 100_000) -> tuple[Ruling, int]:
+    for number, outcome in enumerate(requests, start=1):
+        judge.observe(outcome, 10)
+        if number % 20 == 0:
+            ruling = rule(judge.evidence(), judge.limits, 10)
+            if ruling.verdict != "hold" or ruling.bad_cells or number >= at_most:
+                return ruling, judge.evidence().requests
+    raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("outcome", "failed"),
+    [
+        (OUTCOME, False),
+        (replace(OUTCOME, status=404), False),
+        (replace(OUTCOME, status=503), True),
+        (replace(OUTCOME, retried=True), True),
+        (replace(OUTCOME, by_fallback=True), True),
+        (replace(OUTCOME, cut_short=True), True),
+        (replace(OUTCOME, user_left=True, status=-1), False),
+        (replace(OUTCOME, user_left=True, status=503), True),
+    ],
+)
+def test_what_counts_as_a_failure(outcome: Outcome, failed: bool) -> None:  # noqa: FBT001 - a parametrised flag
+    """What a retry or a fallback hid counts; a refusal, and a user who left, do not."""
+    one = judge()
+    one.observe(outcome, 10)
+    assert has_failed(outcome) == failed
+    assert one.evidence().count("failed").hits == failed
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_candidate_like_stable_passes(seed: int) -> None:
+    """Once it is plain that it does not fail twice as often as it may, nor is slow twice as often as stable."""
+    ruling, requests = play(judge(), users(seed, rate=0.002))
+    assert ruling.verdict == "promote"
+    assert 172 <= requests < 1500
+
+
+@pytest.mark.parametrize(("rate", "most"), [(0.03, 800), (0.1, 150), (0.5, 20)])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_candidate_that_fails_is_harm(rate: float, most: int, seed: int) -> None:
+    """After a handful of failures."""
+    ruling, requests = play(judge(), users(seed, rate=rate))
+    assert ruling.verdict == "roll back"
+    assert requests <= most
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_candidate_that_is_half_as_fast_is_harm(seed: int) -> None:
+    """Within the limit, and yet twice as slow as stable."""
+    ruling, requests = play(judge(first_token_p95_ms=5000), users(seed, rate=0.002, times=2))
+    assert ruling.verdict == "roll back"
+    assert "first answers in this stage later than stable's p90" in ruling.reason
+    assert requests < 60
+
+
+def test_a_user_counts_once() -> None:
+    """One user whose every request fails is one failure; as many without a name are as many."""
+    named, nameless = judge(), judge()
+    for _ in range(50):
+        named.observe(replace(OUTCOME, status=500, user="always"), 10)
+        nameless.observe(replace(OUTCOME, status=500), 10)
+    assert (named.evidence().count("failed").hits, named.evidence().count("failed").of) == (1, 1)
+    assert nameless.evidence().count("failed").hits == 50
+    assert rule(named.evidence(), LIMITS, 10).verdict == "hold"
+    assert rule(nameless.evidence(), LIMITS, 10).verdict == "roll back"
+
+
+def test_few_users_are_little_good_news() -> None:
+    """Five users with four hundred requests each count as 125, and that is no pass."""
+    one = judge()
+    for number in range(ROUND_REQUESTS):
+        one.observe(replace(OUTCOME, user=str(number % 5)), 10)
+    evidence = one.evidence()
+    assert (evidence.requests, evidence.users, evidence.count("failed").counted) == (2000, 5, 125)
+    assert rule(evidence, LIMITS, 10).verdict == "hold"
+
+
+def test_old_users_whom_all_requests_fail_of_a_sudden_count_again() -> None:
+    """All 160 users failed once, over hours; when everything fails, they are not passed over as known."""
+    one = judge(share=0.5)
+    for number in range(10 * ROUND_REQUESTS):
+        first = number % 121 == 0  # all users in turn
+        slot: Slot = "green" if number % 2 else "blue"
+        one.observe(replace(OUTCOME, slot=slot, user=f"{slot}{number % 160}", status=500 if first else 200), 10)
+    assert rule(one.evidence(), LIMITS, 10).verdict != "roll back"
+    for number in range(1, 160, 2):
+        one.observe(replace(OUTCOME, user=f"green{number}", status=500), 10)
+    ruling = rule(one.evidence(), LIMITS, 10)
+    assert ruling.verdict == "roll back"
+    assert "met a failure lately" in ruling.reason
+
+
+def test_first_tokens_of_the_warm_up_are_not_judged_and_failures_are() -> None:
+    """A request belongs to the warm-up by its own duration: no clock of another host is asked."""
+    one = judge(warm_up_seconds=30)
+    one.observe(replace(OUTCOME, first_token_ms=900, total_ms=5000), 32)
+    assert one.evidence().count("late").of == 0
+    one.observe(replace(OUTCOME, first_token_ms=900, total_ms=1000), 32)
+    assert one.evidence().count("late").hits == 1
+    one.observe(replace(OUTCOME, status=500, first_token_ms=None), 1)
+    assert one.evidence().count("failed").hits == 1
+
+
+def test_what_is_slow_is_learned_once_and_from_both_slots() -> None:
+    """The requests that it is learned from are judged by it too."""
+    one = judge()
+    for number in range(LEARNED_FROM):
+        assert not one.evidence().slow_ms
+        one.observe(replace(OUTCOME, slot="blue" if number % 10 else "green", first_token_ms=number + 1.0), 10)
+    evidence = one.evidence()
+    assert evidence.slow_ms == (50, 75, 90, 97, 99)
+    assert evidence.count("slow").all_hits == 9  # from 92 on; 91 is the candidate's, and within 1.1 times 90
+    assert one.next_slow_ms() == evidence.slow_ms  # 90 of stable's are too few to learn anew
+    for number in range(LEARNED_FROM):
+        one.observe(replace(OUTCOME, slot="blue", first_token_ms=1000.0 + number), 10)
+    assert one.next_slow_ms()[1] > 1000
+
+
+def test_a_log_with_a_gap_begins_anew() -> None:
+    """What was seen before is forgotten; what is slow is still known."""
+    one = judge()
+    for number in range(LEARNED_FROM):
+        one.observe(replace(OUTCOME, first_token_ms=number + 1.0, status=500 if number == 5 else 200), 10)
+    one.begin_anew()
+    assert one.evidence().requests == one.evidence().count("failed").hits == 0
+    assert one.evidence().slow_ms == (50, 75, 90, 97, 99)
+
+
+def test_the_same_requests_give_the_same_evidence() -> None:
+    """Nothing but the requests decides."""
+    first, second = judge(), judge()
+    for one in (first, second):
+        for outcome, _ in zip(users(7, rate=0.02), range(1000), strict=False):
+            one.observe(outcome, 10)
+    assert first.evidence() == second.evidence()
+
+
+def test_the_trail_stays_short() -> None:
+    """From one request to ten thousand, in order, with all failures so far."""
+    one = judge()
+    for number in range(10_000):
+        one.observe(replace(OUTCOME, status=500 if number % 1000 == 0 else 200), 10)
+    trail = one.evidence().trail
+    assert 20 < len(trail) < 50
+    assert list(trail) == sorted(trail)
+    assert trail[-1][0] > 9000
+    assert trail[-1][1] == 10
+
+
+def test_requests_of_no_slot_and_of_nobody_change_nothing() -> None:
+    """Where the split had nowhere to send it, no slot is to blame."""
+    one = judge()
+    one.observe(replace(OUTCOME, slot=None, status=503), 10)
+    assert one.evidence() == judge().evidence()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_one_bad_cell_of_four_is_held_back_and_the_rest_goes_on(seed: int) -> None:
+    """A fifth of its answers fail: it is named, its address is given back, and without it the stage is passed."""
+    one = Judge(LIMITS, "green", share=0.2, budget=0.6, cells=CELLS)
+
+    def with_bad_cell() -> Iterator[Outcome]:
+        random = Random(seed)  # noqa: S311 - the same each time, and no secret
+        for outcome in users(seed, rate=0.002, share=0.2):
+            bad = outcome.address == "127.0.0.1:2" and random.random() < 0.2
+            yield replace(outcome, status=500) if bad else outcome
+
+    ruling, _ = play(one, with_bad_cell())
+    assert ruling.bad_cells == ("cell-2",)
+    assert "cell-2 is held back" in ruling.reason
+    assert one.drop(ruling.bad_cells) == ("127.0.0.1:2",)
+    assert one.evidence().dropped == ("cell-2",)
+    ruling, _ = play(one, with_bad_cell())
+    assert ruling.verdict == "promote"
+    assert not ruling.bad_cells
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_model_that_is_bad_everywhere_is_no_cells_fault(seed: int) -> None:
+    """Harm in all cells rolls the release back."""
+    one = Judge(LIMITS, "green", share=0.2, budget=0.6, cells=CELLS)
+    ruling, _ = play(one, users(seed, rate=0.1, share=0.2))
+    assert ruling.verdict == "roll back"
+
+
+def test_a_million_requests_take_no_more_room_than_ten_thousand() -> None:
+    """And each takes far less than 50 microseconds of one core; the bound here is wide, for tests share theirs."""
+
+    def room(of: Judge) -> int:
+        return sum(sys.getsizeof(value) for value in vars(of).values())
+
+    one = judge()
+    stream = users(1, rate=0.002, count=20_000)
+    requests = [next(stream) for _ in range(30_000)]
+    for outcome in requests[:10_000]:
+        one.observe(outcome, 10)
+    before, begun = room(one), time.process_time()
+    for outcome in requests:
+        one.observe(outcome, 10)
+    assert (time.process_time() - begun) / len(requests) < 200e-6
+    assert room(one) <= before + 1000 < 4 * PLACES
+
+
+def test_the_budget_of_all_stages_is_one() -> None:
+    """Whatever their number, and the first has the largest part."""
+    for of in range(1, 8):
+        parts = [budget_of_stage(number, of) for number in range(of)]
+        assert sum(parts) == pytest.approx(1)
+        assert parts[0] == max(parts)

@@ -1,0 +1,64 @@
+"""Ruling again on what the ledger keeps."""
+
+import pytest
+
+from blocks.errors import Refused
+from flows.policy.gates import rule
+from flows.policy.judge import Judge
+from flows.policy.ledger import Stage
+from flows.policy.replay import replay
+from tests.policy.test_judge import LIMITS, users
+
+
+def stage(seed: int, rate: float) -> Stage:
+    """As the flow notes it, there and back through the ledger's JSON."""
+    judge = Judge(LIMITS, "green", share=0.05, budget=0.6)
+    ruling = rule(judge.evidence(), LIMITS, 0)
+    for number, outcome in enumerate(users(seed, rate=rate), start=1):
+        judge.observe(outcome, 10)
+        if number % 20 == 0 and (ruling := rule(judge.evidence(), LIMITS, 12.5)).verdict != "hold":
+            break
+    noted = Stage(
+        share_percent=5,
+        verdict=ruling.verdict,
+        reason=ruling.reason,
+        requests=judge.evidence().requests,
+        seconds=12.5,
+        evidence=judge.evidence(),
+        limits=LIMITS,
+    )
+    return Stage.model_validate_json(noted.model_dump_json())
+
+
+@pytest.mark.parametrize(("rate", "verdict"), [(0.002, "promote"), (0.05, "roll back")])
+def test_the_same_gates_say_the_same(rate: float, verdict: str) -> None:
+    """Word for word."""
+    kept = stage(1, rate)
+    again = replay(kept, {})
+    assert again.verdict == kept.verdict == verdict
+    assert again.reason == kept.reason
+
+
+def test_other_gates_say_what_they_would_have_said() -> None:
+    """A release that failed 5 % would have been let go on where up to 10 % never matters."""
+    kept = stage(1, 0.05)
+    lax = replay(kept, {"error_percent": 20, "error_margin_percent": 10})
+    assert lax.verdict == "promote"
+    assert "limit 20 %" in lax.reason
+    assert replay(kept, {"false_alarm_percent": 1e-6}).verdict == "hold"
+    assert replay(stage(1, 0.002), {"minimum_requests": 10_000}).verdict == "hold"
+
+
+@pytest.mark.parametrize(
+    "gates", [{"first_token_p95_ms": 400}, {"warm_up_seconds": 3}, {"error_percent": 0}, {"joy": 1}]
+)
+def test_what_cannot_be_replayed_is_refused_by_name(gates: dict[str, float]) -> None:
+    """Gates that requests were counted by, and gates that cannot be."""
+    with pytest.raises(Refused, match=next(iter(gates))):
+        replay(stage(1, 0.05), gates)
+
+
+def test_a_stage_whose_evidence_is_gone_is_refused() -> None:
+    """Only the last releases keep theirs."""
+    with pytest.raises(Refused, match="too long ago"):
+        replay(stage(1, 0.05).model_copy(update={"evidence": None}), {})
