@@ -7,7 +7,7 @@ from blocks.haproxy import HAProxyGateway
 from blocks.hugging_face import HuggingFaceHub
 from blocks.local_fleet import LocalFleet
 from blocks.openai_engine import OpenAIEngine
-from blocks.ports import Engine
+from blocks.ports import Engine, Store
 from blocks.s3 import S3Store
 
 
@@ -28,6 +28,11 @@ class Service(Block):
     )
     hub: HuggingFaceHub = Field(title="Model hub", description="The hub that models are mirrored from.")
     store: S3Store = Field(title="Store", description="The bucket that holds the mirrors and the ledger.")
+    further_stores: list[S3Store] = Field(
+        default_factory=list,
+        title="Further stores",
+        description="Buckets that mirrors are written to as well, such as one in each cloud that replicas run in.",
+    )
     fleet: LocalFleet = Field(title="Fleet", description="What runs the replicas.")
     gateway: HAProxyGateway = Field(title="Gateway", description="What users' traffic passes through.")
     replicas: int = Field(
@@ -67,6 +72,11 @@ class Service(Block):
         title="Requests a stage, at least",
         description="A stage in which the candidate answered fewer requests than this never passes.",
     )
+
+    @property
+    def stores(self) -> tuple[Store, ...]:
+        """The service's own store first."""
+        return (self.store, *self.further_stores)
 
     @property
     def engine(self) -> Engine:

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 
-from blocks.ports import Slot, other
+from blocks.ports import Model, Slot, other
 from flows.policy.gates import Ruling, Sample
 from flows.policy.ledger import Release, Stage
+from flows.policy.mirror import Selection
 from flows.policy.scale import Decision
 from flows.tasks.fleet import Started
+from flows.tasks.transfer import Target
 
 
 def canary_board(
@@ -83,3 +85,27 @@ def _sample_row(name: str, slot: Slot, sample: Sample) -> str:
     p50, p95 = ("no data" if ms is None else f"{ms:.0f} ms" for ms in times)
     counts = f"{sample.requests} | {sample.failed} | {sample.refused} | {sample.left}"
     return f"| {name} | {slot} | {counts} | {p50} | {p95} |"
+
+
+def mirror_report(model: Model, wanted: Selection, targets: Sequence[Target], *, seconds: float, retries: int) -> str:
+    """What each store got and how fast, what was left out, and who dropped out."""
+    rows = (
+        f"| {target.name} | {_megabytes(target.sent_bytes)} | {_megabytes(target.resumed_bytes)} "
+        f"| {_megabytes(target.copied_bytes)} | {target.done_bytes / 1e6 / max(seconds, 1e-3):.0f} MB/s "
+        f"| {'whole' if target.error is None else f'**dropped out**: {target.error}'} |"
+        for target in targets
+    )
+    left_out = "".join(f"- `{path}`: {reason}\n" for path, reason in wanted.left_out)
+    return f"""# Mirror of {model.repo}
+
+Commit `{model.commit}`, {len(model.files)} files, {_megabytes(model.size_bytes)}; {seconds:.0f} s, {retries} retries.
+
+| store | sent | there from an earlier run | copied by the provider | speed | |
+|---|---:|---:|---:|---:|---|
+{chr(10).join(rows)}
+
+{f"Left out:{chr(10)}{chr(10)}{left_out}" if left_out else ""}"""
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB"

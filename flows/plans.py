@@ -63,7 +63,21 @@ class ModelPlan(Plan):
 
 
 class MirrorPlan(ModelPlan):
-    """Copy a model into the service's store."""
+    """Copy a model into the service's stores."""
+
+    allow: tuple[str, ...] = Field(
+        default=(),
+        title="Only these files",
+        description="Patterns such as *.safetensors; without any, every file of the model is mirrored.",
+    )
+    ignore: tuple[str, ...] = Field(
+        default=(), title="Not these files", description="Patterns of files that are left out, such as original/*."
+    )
+    pickle_weights: bool = Field(
+        default=False,
+        title="Pickled weights too",
+        description="Mirror weights that run code when they are loaded; only from a maker whom you trust with that.",
+    )
 
 
 class ProvisionPlan(ModelPlan):
@@ -128,7 +142,7 @@ class PromotePlan(Plan):
         return self
 
 
-class ReleasePlan(PromotePlan, ProvisionPlan):
+class ReleasePlan(PromotePlan, ProvisionPlan, MirrorPlan):
     """The whole chain: mirror, provision, promote, and retire what was there before."""
 
     keep_warm_seconds: float = Field(

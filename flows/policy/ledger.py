@@ -98,8 +98,12 @@ def ledger_key(service: str) -> str:
     return f"ledger/{service}.json"
 
 
+MIRRORS = "models/"
+"""The prefix of all mirrors in a store."""
+
+
 def mirror_prefix(repo: str, commit: str) -> str:
-    return f"models/{repo}/{commit}/"
+    return f"{MIRRORS}{repo}/{commit}/"
 
 
 def release_id(service: str, repo: str, commit: str, engine: EngineSettings) -> str:

@@ -1,13 +1,22 @@
 """Copy a model from a hub to a store, every byte checked."""
 
-import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
 from uuid import uuid4
 
-from blocks.errors import Conflict, Refused, Unavailable
-from blocks.ports import MANIFEST, Hub, Model, ModelFile, Objects, Records, Store, StoredObject
-from flows.policy.mirror import Manifest, MirroredFile
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from blocks.errors import Conflict
+from blocks.ports import MANIFEST, Hub, Model, ModelFile, Records, Store, Unfinished
+from flows.policy.ledger import MIRRORS
+from flows.policy.mirror import Manifest, MirroredFile, what_to_copy, what_to_resume
 from flows.tasks import act
+from flows.tasks.transfer import Transfer
+
+MANIFESTS_AT_ONCE = 8
 
 
 @act(task_run_name="look-up-{repo}")
@@ -20,9 +29,9 @@ def check_writable(store: Store) -> None:
     """Write and delete a tiny object; Refused where that may not be done."""
     key = f"probe/{uuid4()}"
     try:
-        store.put(key, b"", replacing=None)
-    except Conflict:
-        pass  # nobody else has that name: this is our own, whose answer was lost
+        # Nobody else has that name: a conflict is with our own, whose answer was lost.
+        with suppress(Conflict):
+            store.put(key, b"", replacing=None)
     finally:
         store.delete(key)
 
@@ -33,54 +42,80 @@ def read_manifest(records: Records, prefix: str) -> Manifest | None:
     return None if found is None else Manifest.model_validate_json(found.body)
 
 
-@act(task_run_name="list-mirror")
-def list_mirror(objects: Objects, prefix: str) -> tuple[StoredObject, ...]:
-    return tuple(objects.list(prefix))
+@dataclass(frozen=True)
+class Survey:
+    """What a store has of a model, and of what can be made the model."""
+
+    manifest: Manifest | None
+    lacks: frozenset[str] = frozenset()
+    """Paths."""
+    held: Mapping[str, str] = field(default_factory=dict)
+    """Keys of other mirrors' objects by the sha256 of their content."""
+    unfinished: Mapping[str, Unfinished] = field(default_factory=dict)
+    """Uploads to go on with, by key."""
 
 
-@act(task_run_name="copy-{file.path}")
-def copy_file(
-    hub: Hub, objects: Objects, model: Model, file: ModelFile, key: str, progress: Callable[[int], None]
-) -> MirroredFile:
-    """The object exists only if size and hashes are what the hub says."""
-    sha256 = hashlib.sha256()
-    with objects.upload(key, file.size_bytes) as upload:
-        for chunk in _verified(hub.read(model, file), file):
-            sha256.update(chunk)
-            upload.write(chunk)
-            progress(len(chunk))
-    return MirroredFile(path=file.path, size_bytes=file.size_bytes, sha256=sha256.hexdigest())
+@act(task_run_name="survey-{prefix}")
+def survey(store: Store, files: Iterable[ModelFile], prefix: str) -> Survey:
+    """Find out what is missing; abort uploads that nobody goes on with.
+
+    What the manifest names is there: it was written last.
+    """
+    found = store.get(prefix + MANIFEST)
+    manifest = None if found is None else Manifest.model_validate_json(found.body)
+    named = set() if manifest is None else {file.path for file in manifest.files}
+    files = [file for file in files if file.path not in named]
+    if not files:
+        return Survey(manifest)
+    there = tuple(store.list(MIRRORS))
+    lacking = what_to_copy(files, there, prefix)
+    resumption = what_to_resume(store.unfinished(prefix), {prefix + file.path for file in lacking})
+    for orphan in resumption.abort:
+        store.abort(orphan)
+    sizes = {found.key: found.size_bytes for found in there}
+    others = [key for key in sizes if key.endswith(f"/{MANIFEST}") and key != prefix + MANIFEST]
+    wanted = {file.sha256 for file in lacking if file.sha256 is not None}
+    with ThreadPoolExecutor(MANIFESTS_AT_ONCE) as pool:
+        manifests = pool.map(store.get, others if wanted else ())
+        held = {
+            file.sha256: home + file.path
+            for home, found in zip((key.removesuffix(MANIFEST) for key in others), manifests, strict=False)
+            for file in (Manifest.model_validate_json(found.body).files if found else ())
+            if file.sha256 in wanted and sizes.get(home + file.path) == file.size_bytes
+        }
+    return Survey(
+        manifest=manifest,
+        lacks=frozenset(file.path for file in lacking),
+        held=held,
+        unfinished={upload.key: upload for upload in resumption.go_on},
+    )
+
+
+# The transfer tries each part again itself: a second round of the same tries would only be late.
+@task(task_run_name="copy-{file.path}", cache_policy=NO_CACHE)
+def copy_file(transfer: Transfer, file: ModelFile) -> MirroredFile | None:
+    """An object exists only if size and hashes are what the hub says; None where it has been there before."""
+    return transfer.copy(file)
 
 
 @act(task_run_name="write-manifest")
-def write_manifest(records: Records, prefix: str, manifest: Manifest) -> None:
-    """One that stands already is as good if it lists the same files: another run has written it."""
+def write_manifest(records: Records, prefix: str, manifest: Manifest) -> Manifest:
+    """One that stands already is made larger by what it lacks: another run has written it. Returns what stands."""
+    key = prefix + MANIFEST
     try:
-        records.put(prefix + MANIFEST, manifest.model_dump_json(indent=1).encode(), replacing=None)
-    except Conflict as error:
-        standing = records.get(prefix + MANIFEST)
-        if standing is None or Manifest.model_validate_json(standing.body).files != manifest.files:
-            raise Refused(
-                f"{prefix}{MANIFEST} stands already and lists other files; delete that mirror first"
-            ) from error
+        records.put(key, _written(manifest), replacing=None)
+    except Conflict:
+        standing = records.get(key)
+        if standing is None:
+            raise
+        known = Manifest.model_validate_json(standing.body)
+        joined = manifest.joined_with(known)
+        if {file.path for file in joined.files} == {file.path for file in known.files}:
+            return known
+        records.put(key, _written(joined), replacing=standing.etag)
+        return joined
+    return manifest
 
 
-def _verified(chunks: Iterator[bytes], file: ModelFile) -> Iterator[bytes]:
-    """Pass the chunks on; raise at the end, before the upload is completed, where they were not the file."""
-    if file.sha256 is not None:
-        digest, expected, name = hashlib.sha256(), file.sha256, "sha256"
-    else:
-        digest = hashlib.sha1(b"blob %d\0" % file.size_bytes, usedforsecurity=False)
-        expected, name = file.git_sha1, "git sha1"
-    size = 0
-    for chunk in chunks:
-        digest.update(chunk)
-        size += len(chunk)
-        yield chunk
-    if size < file.size_bytes:
-        raise Unavailable(f"{file.path}: the hub sent {size} of {file.size_bytes} bytes and stopped")
-    if digest.hexdigest() != expected:
-        raise Refused(
-            f"{file.path}: {name} is {digest.hexdigest()} where the hub promises {expected}; "
-            f"nothing was published; ask the hub's owner, or mirror another revision"
-        )
+def _written(manifest: Manifest) -> bytes:
+    return manifest.model_dump_json(indent=1).encode()
