@@ -35,10 +35,10 @@ class Answer:
 
 
 class _Kept(local):
-    """Each thread's connections by scheme and host."""
+    """Each thread's connections by scheme and host, and whether a proxy has to be told the whole address."""
 
     def __init__(self) -> None:
-        self.connections: dict[tuple[str, str], http.client.HTTPConnection] = {}
+        self.connections: dict[tuple[str, str], tuple[http.client.HTTPConnection, bool]] = {}
 
 
 _kept = _Kept()
@@ -55,10 +55,8 @@ def read_range(url: str, headers: Mapping[str, str], start: int, buffer: memoryv
     if not len(buffer):
         del asked["Range"]  # no range has no byte
     is_kept = place in _kept.connections
-    proxy = None if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme)
-    connection = _kept.connections.pop(place, None) or _connection(parts, proxy, stall_seconds)
-    # A proxy for plain HTTP is told the whole address; for HTTPS it is a tunnel.
-    target = url if proxy and parts.scheme == "http" else parts._replace(scheme="", netloc="", fragment="").geturl()
+    connection, wants_whole = _kept.connections.pop(place, None) or _connection(parts, stall_seconds)
+    target = url if wants_whole else parts._replace(scheme="", netloc="", fragment="").geturl()
     try:
         try:
             connection.request("GET", target, headers=asked)
@@ -75,7 +73,7 @@ def read_range(url: str, headers: Mapping[str, str], start: int, buffer: memoryv
         else:
             response.read(SAID_AT_MOST_BYTES)
         if response.isclosed() and not response.will_close:
-            _kept.connections[place] = connection
+            _kept.connections[place] = connection, wants_whole
         else:
             connection.close()
     except BaseException:
@@ -111,14 +109,15 @@ def _fill(response: http.client.HTTPResponse, start: int, buffer: memoryview, st
         response.close()  # the response is at its end: the connection is free for the next one
 
 
-def _connection(parts: SplitResult, proxy: str | None, timeout_seconds: float) -> http.client.HTTPConnection:
+def _connection(parts: SplitResult, timeout_seconds: float) -> tuple[http.client.HTTPConnection, bool]:
+    proxy = None if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme)
     host = urlsplit(proxy).netloc if proxy else parts.netloc
     if parts.scheme == "http":
-        return http.client.HTTPConnection(host, timeout=timeout_seconds)
+        return http.client.HTTPConnection(host, timeout=timeout_seconds), proxy is not None
     connection = http.client.HTTPSConnection(host, timeout=timeout_seconds, context=_context())
     if proxy:
         connection.set_tunnel(parts.netloc)
-    return connection
+    return connection, False
 
 
 @lru_cache(maxsize=1)

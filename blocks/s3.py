@@ -1,6 +1,7 @@
 """Amazon S3, and whatever else speaks its protocol: SeaweedFS, MinIO, Ceph, Cloudflare R2."""
 
 import base64
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -138,7 +139,7 @@ class S3Store(Block):
     def write(self, key: str, body: bytes | memoryview) -> None:
         with self.translated(f"write {key}"):
             self._part_client.put_object(
-                Bucket=self.bucket, Key=key, Body=body, ChecksumCRC64NVME=self.checksum(memoryview(body))
+                Bucket=self.bucket, Key=key, Body=_View(body), ChecksumCRC64NVME=self.checksum(memoryview(body))
             )
 
     def read(self, key: str, start: int = 0, size_bytes: int | None = None) -> Iterator[bytes]:
@@ -186,7 +187,7 @@ class S3Store(Block):
         with self.translated(f"write part {number} of {upload.key}"):
             try:
                 sent = self._part_client.upload_part(
-                    **self._named(upload), PartNumber=number, Body=body, ChecksumCRC64NVME=checksum
+                    **self._named(upload), PartNumber=number, Body=_View(body), ChecksumCRC64NVME=checksum
                 )
             except ClientError as error:
                 if _code(error) == "NoSuchUpload":
@@ -300,11 +301,17 @@ class S3Store(Block):
     @property
     def client(self) -> Any:
         """boto3's client for these settings, shared by every copy of the block in this process."""
-        return _client(self.endpoint_url, self.region, self.access_key_id, self.secret_access_key, for_parts=False)
+        return self._client(for_parts=False)
 
     @property
     def _part_client(self) -> Any:
-        return _client(self.endpoint_url, self.region, self.access_key_id, self.secret_access_key, for_parts=True)
+        return self._client(for_parts=True)
+
+    def _client(self, *, for_parts: bool) -> Any:
+        with _one_at_a_time:
+            return _client(
+                self.endpoint_url, self.region, self.access_key_id, self.secret_access_key, for_parts=for_parts
+            )
 
     @contextmanager
     def translated(self, act: str) -> Iterator[None]:
@@ -320,15 +327,49 @@ class S3Store(Block):
             raise Refused(f"{where} was not asked to {act}: {error}; correct the block's settings") from error
 
 
+class _View:
+    """A buffer as a file that is read in one piece: boto3 copies what is no file, urllib3 shreds files."""
+
+    def __init__(self, body: bytes | memoryview) -> None:
+        self._body, self._position = memoryview(body), 0
+
+    def __len__(self) -> int:
+        return len(self._body)
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, position: int, whence: int = 0) -> int:
+        self._position = position if whence == 0 else len(self._body) + position
+        return self._position
+
+    def read(self, size: int = -1) -> memoryview:
+        """All that is left, however little is asked for."""
+        del size
+        rest = self._body[self._position :]
+        self._position = len(self._body)
+        return rest
+
+
+_one_at_a_time = threading.Lock()
+"""Workers that all want the first client would each build one."""
+
+
+@lru_cache(maxsize=1)
+def _session() -> Session:
+    """What describes S3 is megabytes large: read once, not for each client."""
+    return Session()
+
+
 # A client takes a tenth of a second to build and cannot be pickled, and Prefect pickles a block for every task.
 @lru_cache(maxsize=16)
 def _client(
     endpoint_url: str | None, region: str, access_key_id: str | None, secret: SecretStr | None, *, for_parts: bool
 ) -> Any:
-    # Parts carry a checksum, which is signed. boto3 would hash them for their signature as well where the store speaks
-    # plain HTTP, would not take a view of a buffer, and cannot send one again: whoever sends parts tries again.
-    lean = {"parameter_validation": False, "s3": {"payload_signing_enabled": False}} if for_parts else {}
-    return Session().client(
+    # Parts carry a checksum, which is signed: to hash them for their signature as well, which boto3 does where the
+    # store speaks plain HTTP, costs as much as all the rest. Whoever sends them tries again.
+    lean = {"s3": {"payload_signing_enabled": False}} if for_parts else {}
+    return _session().client(
         "s3",
         endpoint_url=endpoint_url,
         region_name=region,
@@ -339,6 +380,7 @@ def _client(
             read_timeout=60,
             retries={"mode": "standard", "total_max_attempts": 1 if for_parts else 3},
             max_pool_connections=32,
+            user_agent="skyferry",  # else boto3 composes a long one anew for each part
             **lean,
         ),
     )
