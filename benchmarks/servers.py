@@ -61,7 +61,7 @@ class Source(_Handler):
             return self.say(404, {"X-Error-Code": "EntryNotFound"})
         if path.startswith(f"/{REPO}/resolve/"):
             size = (self.directory / name).stat().st_size
-            port = self.server.server_address[1]
+            port = self.connection.getsockname()[1]
             return self.say(
                 302,
                 {

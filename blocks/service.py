@@ -3,6 +3,8 @@
 from prefect.blocks.core import Block
 from pydantic import Field
 
+from blocks.directory_store import DirectoryStore
+from blocks.google_storage import GoogleStore
 from blocks.haproxy import HAProxyGateway
 from blocks.hugging_face import HuggingFaceHub
 from blocks.local_fleet import LocalFleet
@@ -27,8 +29,10 @@ class Service(Block):
         description="The address that users call, up to and with /v1; it is shown in reports.",
     )
     hub: HuggingFaceHub = Field(title="Model hub", description="The hub that models are mirrored from.")
-    store: S3Store = Field(title="Store", description="The bucket that holds the mirrors and the ledger.")
-    further_stores: list[S3Store] = Field(
+    store: S3Store | GoogleStore | DirectoryStore = Field(
+        title="Store", description="The bucket that holds the mirrors and the ledger."
+    )
+    further_stores: list[S3Store | GoogleStore | DirectoryStore] = Field(
         default_factory=list,
         title="Further stores",
         description="Buckets that mirrors are written to as well, such as one in each cloud that replicas run in.",

@@ -7,19 +7,32 @@ from uuid import uuid4
 
 import pytest
 
+from blocks.directory_store import DirectoryStore
 from blocks.errors import Conflict, Refused
+from blocks.google_storage import GoogleStore
 from blocks.ports import Found, Part, Store, StoredObject, Unfinished
 from blocks.s3 import S3Store
 from tests.fakes.store import FakeStore
-from tests.servers import running_seaweedfs  # noqa: F401 - the fixture s3_store
+from tests.servers import running_fake_gcs, running_seaweedfs  # noqa: F401 - the fixtures google_store, s3_store
 
 MIB = 1 << 20
-STORES = ["fake", pytest.param("s3", marks=pytest.mark.server)]
+STORES = [
+    "fake",
+    "directory",
+    pytest.param("s3", marks=pytest.mark.server),
+    pytest.param("google", marks=pytest.mark.server),
+]
 
 
 @pytest.fixture(params=STORES)
 def store(request: pytest.FixtureRequest) -> Store:
-    return FakeStore() if request.param == "fake" else request.getfixturevalue("s3_store")
+    match request.param:
+        case "fake":
+            return FakeStore()
+        case "directory":
+            return DirectoryStore(directory=request.getfixturevalue("tmp_path") / "store")
+        case name:
+            return request.getfixturevalue(f"{name}_store")
 
 
 @pytest.fixture
@@ -160,6 +173,8 @@ def test_a_part_that_is_not_what_it_should_be_is_no_object(store: Store, key: st
 
 def test_no_object_is_written_over_by_parts(store: Store, key: str) -> None:
     """Of two uploads of the same object one is completed, and the other one is told."""
+    if isinstance(store, GoogleStore):
+        pytest.skip("fake-gcs-server ignores the condition of compose; tests/blocks sees that it is sent")
     first, second = store.begin(key), store.begin(key)
     body, other = random_bytes(6 * MIB), bytes(6 * MIB)
     first_parts, second_parts = send(store, first, body), send(store, second, other)
@@ -246,5 +261,5 @@ def test_deleting_twice_is_deleting_once(store: Store, key: str) -> None:
 def test_an_object_has_a_url(store: Store) -> None:
     """Engines and people name an object by scheme, bucket and key."""
     scheme, _, rest = store.url_of("models/a/b").partition("://")
-    assert scheme == "s3"
-    assert rest.partition("/")[2] == "models/a/b"
+    assert scheme in ("s3", "gs", "file")
+    assert rest.endswith("/models/a/b")

@@ -170,7 +170,7 @@ def test_a_flipped_bit_is_read_again(world: World) -> None:
 
 @pytest.mark.parametrize("path", ["model-1.safetensors", "config.json"])
 def test_a_bit_that_stays_flipped_is_refused(world: World, path: str) -> None:
-    """At the second reading too: refused, nothing of the file is published, no part is left, and there is no manifest."""
+    """At the second reading too: refused, with no object, no part and no manifest left."""
     within = "/resolve/.*config" if path == "config.json" else "/content/.*model-1"
     world.hub_proxy.faults += [Fault("GET", within, "corrupt") for _ in range(4)]  # three parts take one each
     with pytest.raises(Refused, match=f"{path}.*read once more"):
