@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 
-from blocks.ports import Model, Slot, other
+from blocks.ports import Model, Slot, Unfinished, other
+from flows.policy.collect import Verdict
 from flows.policy.gates import Ruling, Sample
 from flows.policy.ledger import Release, Stage
 from flows.policy.mirror import Selection
 from flows.policy.scale import Decision
+from flows.policy.verify import Finding
 from flows.tasks.fleet import Started
 from flows.tasks.transfer import Target
 
@@ -109,3 +111,24 @@ Commit `{model.commit}`, {len(model.files)} files, {_megabytes(model.size_bytes)
 
 def _megabytes(count: int) -> str:
     return f"{count / 1e6:,.1f} MB"
+
+
+def verification_table(findings: Sequence[Finding]) -> str:
+    rows = (
+        f"| {one.store}{one.key} | {'right' if one.is_right else f'**{one.found}**'} | `{one.expected}` |"
+        for one in findings
+    )
+    return "\n".join(
+        ("# What was read back", "", "| object | found | sha256 in the manifest |", "|---|---|---|", *rows)
+    )
+
+
+def collection_table(store: str, verdicts: Sequence[Verdict], orphans: Sequence[Unfinished], *, dry_run: bool) -> str:
+    rows = (
+        f"| {one.mirror.prefix} | {_megabytes(one.mirror.size_bytes)} | {'**delete**' if one.delete else 'keep'} "
+        f"| {one.reason} |"
+        for one in verdicts
+    )
+    uploads = (f"| {upload.key} | | **abort** | nobody has been at this upload for long |" for upload in orphans)
+    head = f"# What nobody needs in {store}{' (dry run: nothing was deleted)' if dry_run else ''}"
+    return "\n".join((head, "", "| mirror | size | | why |", "|---|---:|---|---|", *rows, *uploads))

@@ -32,6 +32,7 @@ ReadyTimeout = Annotated[
         description="A replica that answers nothing by then is taken down again, and the run fails.",
     ),
 ]
+REPO = r"^[\w.-]+/[\w.-]+$"
 P = TypeVar("P", bound="Plan")
 
 
@@ -53,7 +54,7 @@ class ModelPlan(Plan):
     repo: str = Field(
         title="Model",
         description="The repository on the service's hub, such as Qwen/Qwen3-8B.",
-        pattern=r"^[\w.-]+/[\w.-]+$",
+        pattern=REPO,
     )
     revision: str = Field(
         default="main",
@@ -78,6 +79,40 @@ class MirrorPlan(ModelPlan):
         title="Pickled weights too",
         description="Mirror weights that run code when they are loaded; only from a maker whom you trust with that.",
     )
+
+
+class VerifyPlan(Plan):
+    """Read mirrors back."""
+
+    repo: str = Field(title="Model", description="The repository, such as Qwen/Qwen3-8B.", pattern=REPO)
+    commit: str | None = Field(
+        default=None,
+        title="Commit",
+        description="The commit that was mirrored; without one, every mirror of the model is read.",
+        pattern=r"^[0-9a-f]{40}$",
+    )
+    sample_percent: float = Field(
+        default=100,
+        gt=0,
+        le=100,
+        title="Sample (%)",
+        description="About this share of the bytes is read, in whole files that another run chooses otherwise.",
+    )
+
+
+class CollectPlan(Plan):
+    """Delete mirrors that nobody needs."""
+
+    keep_newest: int = Field(
+        default=2, ge=1, title="Keep the newest", description="So many mirrors of each repository stay in any case."
+    )
+    orphaned_after_hours: float = Field(
+        default=48,
+        ge=1,
+        title="Orphaned after (hours)",
+        description="Uploads that began earlier and are no object yet are aborted: no file takes longer.",
+    )
+    dry_run: bool = Field(default=True, title="Dry run", description="Show what would be deleted, and delete nothing.")
 
 
 class ProvisionPlan(ModelPlan):

@@ -71,7 +71,7 @@ def _judge(
     if mirror.prefix in under_way:
         return Verdict(mirror, delete=False, reason="uploads to it are under way")
     if mirror.mirrored_at is None:
-        return Verdict(mirror, delete=False, reason="no manifest: a mirror may be on its way; mirror it, or delete it by hand")
+        return Verdict(mirror, delete=False, reason="without a manifest it may be on its way; mirror it, or delete it")
     if mirror.prefix in kept:
         return Verdict(mirror, delete=False, reason=f"among the newest {keep_newest} of {mirror.repo}")
     return Verdict(mirror, delete=True, reason="no release refers to it, and newer ones are there")

@@ -94,8 +94,12 @@ class ServiceRecord(Frozen):
         return self.model_copy(update={"releases": tuple(r for r in releases if r.id not in forgotten)})
 
 
+LEDGERS = "ledger/"
+"""The prefix of all ledgers in a store."""
+
+
 def ledger_key(service: str) -> str:
-    return f"ledger/{service}.json"
+    return f"{LEDGERS}{service}.json"
 
 
 MIRRORS = "models/"

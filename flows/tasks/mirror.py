@@ -1,6 +1,7 @@
 """Copy a model from a hub to a store, every byte checked."""
 
-from collections.abc import Iterable, Mapping
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -9,10 +10,12 @@ from uuid import uuid4
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from blocks.errors import Conflict
+from blocks.errors import Conflict, Refused
 from blocks.ports import MANIFEST, Hub, Model, ModelFile, Records, Store, Unfinished
-from flows.policy.ledger import MIRRORS
+from flows.policy.collect import Mirror, manifest_keys, mirrors_in
+from flows.policy.ledger import LEDGERS, MIRRORS, ServiceRecord
 from flows.policy.mirror import Manifest, MirroredFile, what_to_copy, what_to_resume
+from flows.policy.verify import Finding
 from flows.tasks import act
 from flows.tasks.transfer import Transfer
 
@@ -115,6 +118,75 @@ def write_manifest(records: Records, prefix: str, manifest: Manifest) -> Manifes
         records.put(key, _written(joined), replacing=standing.etag)
         return joined
     return manifest
+
+
+@act(task_run_name="find-mirrors-of-{repo}")
+def find_mirrors(store: Store, repo: str, commit: str | None) -> dict[str, Manifest]:
+    """Manifests by prefix; of every commit where none is given."""
+    home = f"{MIRRORS}{repo}/{commit or ''}"
+    keys = [found.key for found in store.list(home) if found.key.endswith(f"/{MANIFEST}")]
+    found = {key.removesuffix(MANIFEST): store.get(key) for key in keys}
+    return {prefix: Manifest.model_validate_json(body.body) for prefix, body in found.items() if body is not None}
+
+
+@act(task_run_name="verify-{key}")
+def verify_file(store: Store, key: str, expected_sha256: str) -> Finding:
+    """Read the whole object back and hash it."""
+    digest = hashlib.sha256()
+    try:
+        for chunk in store.read(key):
+            digest.update(chunk)
+    except Refused as error:
+        return Finding(store.url_of(""), key, expected_sha256, str(error))
+    return Finding(store.url_of(""), key, expected_sha256, digest.hexdigest())
+
+
+@act(task_run_name="look-what-is-needed")
+def look_what_is_there(store: Store) -> tuple[tuple[Mirror, ...], tuple[Unfinished, ...]]:
+    """Every mirror of the store, and every upload that is no object yet."""
+    there = tuple(store.list(MIRRORS))
+    with ThreadPoolExecutor(MANIFESTS_AT_ONCE) as pool:
+        keys = manifest_keys(there)
+        read = zip(keys, pool.map(store.get, keys), strict=True)
+        dates = {
+            key.removesuffix(MANIFEST): Manifest.model_validate_json(found.body).mirrored_at.timestamp()
+            for key, found in read
+            if found is not None
+        }
+    return mirrors_in(there, dates), store.unfinished(MIRRORS)
+
+
+@act(task_run_name="read-what-releases-need")
+def read_needed(stores: Sequence[Store]) -> frozenset[str]:
+    """The prefixes of the mirrors that any release of any ledger in these stores refers to."""
+    return _needed(stores)
+
+
+@act(task_run_name="delete-{mirror.prefix}")
+def delete_mirror(store: Store, stores: Sequence[Store], mirror: Mirror) -> bool:
+    """The manifest first, so that there is no mirror any more; False where a release has come to need it meanwhile."""
+    if mirror.prefix in _needed(stores):
+        return False
+    store.delete(mirror.prefix + MANIFEST)
+    for found in mirror.objects:
+        store.delete(found.key)
+    return True
+
+
+@act(task_run_name="abort-{upload.key}")
+def abort_upload(store: Store, upload: Unfinished) -> None:
+    store.abort(upload)
+
+
+def _needed(stores: Sequence[Store]) -> frozenset[str]:
+    """A ledger that cannot be read is an error: then nobody knows what is needed."""
+    needed = set[str]()
+    for store in stores:
+        for ledger in store.list(LEDGERS):
+            if (found := store.get(ledger.key)) is not None:
+                record = ServiceRecord.model_validate_json(found.body)
+                needed.update(release.mirror_prefix for release in record.releases)
+    return frozenset(needed)
 
 
 def _written(manifest: Manifest) -> bytes:
