@@ -8,6 +8,11 @@ class SkyferryError(Exception):
 class Unavailable(SkyferryError):
     """It did not work this time and may work the next: the only error that a task retries."""
 
+    def __init__(self, said: str, *, after_seconds: float | None = None) -> None:
+        super().__init__(said)
+        self.after_seconds = after_seconds
+        """How long whoever said so wants to be left alone; None where that was not said."""
+
 
 class Refused(SkyferryError):
     """It will not work however often it is tried; a person, or another choice, has to act."""

@@ -4,7 +4,6 @@ Every verb raises `Unavailable` where trying again may help and `Refused` where 
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -53,6 +52,10 @@ class Hub(Protocol):
         """The file's bytes as the hub sends them, unchecked."""
         ...
 
+    def read_part(self, model: Model, file: ModelFile, start: int, buffer: memoryview) -> None:
+        """Fill the buffer with the file's bytes from `start` on, unchecked; Unavailable where fewer come."""
+        ...
+
 
 # --- Stores: where mirrors and the ledger live ----------------------------------------------------------------------
 
@@ -73,10 +76,6 @@ MANIFEST = "skyferry-manifest.json"
 """The file below a mirror's prefix that says what it holds; written last, it alone says that the mirror exists."""
 
 
-class Upload(Protocol):
-    def write(self, chunk: bytes) -> None: ...
-
-
 class Records(Protocol):
     """Small documents with conditional writes: an ETag says which version a writer has seen."""
 
@@ -91,13 +90,15 @@ class Records(Protocol):
 
 
 class Objects(Protocol):
-    """Large objects, streamed."""
+    """Whole objects."""
 
-    def upload(self, key: str, size_bytes: int) -> AbstractContextManager[Upload]:
-        """Write an object piece by piece; it exists only once the `with` block has ended without an error."""
+    def write(self, key: str, body: bytes | memoryview) -> None:
+        """Over whatever stands there; for what fits into memory."""
         ...
 
-    def read(self, key: str) -> Iterator[bytes]: ...
+    def read(self, key: str, start: int = 0, size_bytes: int | None = None) -> Iterator[bytes]:
+        """The bytes from `start` on, `size_bytes` of them or all; Refused where there is no such object."""
+        ...
 
     def list(self, prefix: str) -> Iterator[StoredObject]: ...
 
@@ -110,7 +111,93 @@ class Objects(Protocol):
         ...
 
 
-class Store(Records, Objects, Protocol):
+@dataclass(frozen=True)
+class PartLimits:
+    """What a store takes as parts of one object."""
+
+    smallest_bytes: int
+    """Of every part but the last."""
+    largest_bytes: int
+    parts: int
+    """So many at most."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part that a store has."""
+
+    number: int
+    """From 1, in the order of the bytes; parts may be sent in any order."""
+    size_bytes: int
+    receipt: str
+    """What the store calls it."""
+    checksum: str | None
+    """As `Uploads.checksum` has it; None where the store does not say."""
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """An upload that is no object yet."""
+
+    key: str
+    id: str
+    started_at: float
+    """Unix seconds."""
+
+
+class Uploads(Protocol):
+    """Large objects that arrive in parts. What was sent stays, whoever dies, until it is completed or aborted.
+
+    `send`, `sent` and `complete` raise Conflict where the upload, or a part of it, is not what the caller believes:
+    look at what stands, and begin anew.
+    """
+
+    @property
+    def part_limits(self) -> PartLimits: ...
+
+    def checksum(self, body: memoryview) -> str:
+        """What this store checks a part by."""
+        ...
+
+    def begin(self, key: str) -> Unfinished: ...
+
+    def send(self, upload: Unfinished, number: int, body: memoryview) -> Part:
+        """The store checks the bytes; a part sent again replaces the one before."""
+        ...
+
+    def sent(self, upload: Unfinished) -> tuple[Part, ...]:
+        """The parts that are there, by number."""
+        ...
+
+    def complete(self, upload: Unfinished, parts: Sequence[Part]) -> None:
+        """Make the object of all these parts, each with its checksum; it appears whole or not at all.
+
+        The store, or the block, checks the whole object as well. Conflict also where an object has that key already.
+        """
+        ...
+
+    def abort(self, upload: Unfinished) -> None:
+        """Remove its parts; gone already is no error."""
+        ...
+
+    def unfinished(self, prefix: str) -> tuple[Unfinished, ...]:
+        """Oldest first."""
+        ...
+
+
+class Copies(Protocol):
+    """What a provider copies itself, so that no byte passes through here."""
+
+    def copies_from(self, source: Objects) -> bool:
+        """Is the source of the same provider? Says nothing of rights."""
+        ...
+
+    def copy_from(self, source: Objects, source_key: str, key: str) -> None:
+        """Over whatever stands there; Refused where the provider may not, or cannot, read the source."""
+        ...
+
+
+class Store(Records, Objects, Uploads, Copies, Protocol):
     """One bucket."""
 
 

@@ -1,12 +1,15 @@
 """Amazon S3, and whatever else speaks its protocol: SeaweedFS, MinIO, Ceph, Cloudflare R2."""
 
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import closing, contextmanager, suppress
-from functools import lru_cache
+import base64
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from functools import lru_cache, reduce
 from http import HTTPStatus
-from typing import Any
+from typing import Any, NoReturn
 
+from awscrt.checksums import combine_crc64nvme, crc64nvme
 from boto3.session import Session
 from botocore.config import Config
 from botocore.exceptions import (
@@ -22,15 +25,23 @@ from prefect.blocks.core import Block
 from pydantic import Field, SecretStr
 
 from blocks.errors import Conflict, Refused, SkyferryError, Unavailable
-from blocks.ports import Found, StoredObject
+from blocks.ports import Found, Objects, Part, PartLimits, StoredObject, Unfinished
 
 CHUNK_BYTES = 8 << 20
-PART_BYTES = 16 << 20
-PARTS_AT_MOST = 10_000
-PARTS_AT_ONCE = 4
+GIB = 1 << 30
+PART_LIMITS = PartLimits(smallest_bytes=5 << 20, largest_bytes=5 * GIB, parts=10_000)
+COPIED_AT_ONCE_BYTES = 5 * GIB
+"""What S3 copies in one request; larger objects are copied in parts."""
+COPIED_PART_BYTES = 1 * GIB
 
 CHANGED = {"PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey"}
 """Why a conditional put fails; S3 says NoSuchKey where the version to replace has been deleted."""
+
+STALE = {"NoSuchUpload", "InvalidPart", "InvalidPartOrder", "BadDigest", "PreconditionFailed"}
+"""Why an upload cannot be completed as it stands; another begin may help, the same request again does not."""
+
+DAMAGED = {"BadDigest", "InvalidDigest", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch"}
+"""What the store says of bytes that changed on their way to it."""
 
 BROKEN_OFF = (
     NoConnectionError,
@@ -47,13 +58,15 @@ RETRIABLE = {
     "ThrottlingException",
     "TooManyRequests",
     "OperationAborted",
+    *DAMAGED,
     "NoSuchUpload",  # the bucket's clean-up was faster; a new upload works
 }
 
 NEXT_STEPS = {
     "NoSuchBucket": "create the bucket, or correct its name and the endpoint",
     "NoSuchKey": "mirror the model again, or correct the key",
-    "AccessDenied": "allow it s3:GetObject, PutObject, DeleteObject, AbortMultipartUpload and ListBucket",
+    "AccessDenied": "allow it s3:GetObject, PutObject, DeleteObject, AbortMultipartUpload, ListMultipartUploadParts, "
+    "ListBucket and ListBucketMultipartUploads",
     "InvalidAccessKeyId": "correct the access key id; the store does not know it",
     "SignatureDoesNotMatch": "correct the secret access key; it is not the one of the access key id",
     "ExpiredToken": "renew the credentials",
@@ -123,22 +136,20 @@ class S3Store(Block):
                 expected = "no version" if replacing is None else f"version {replacing}"
                 raise Conflict(f"{self.url_of(key)}: expected {expected}, found another; read it again") from error
 
-    @contextmanager
-    def upload(self, key: str, size_bytes: int) -> Iterator["PartedUpload"]:
-        """Holds at most five parts of 16 MiB in memory; larger ones only above 160 GB."""
-        with ThreadPoolExecutor(PARTS_AT_ONCE, thread_name_prefix="s3-part") as pool:
-            upload = PartedUpload(self, key, size_bytes, pool)
-            try:
-                yield upload
-                upload.complete()
-            except BaseException:
-                upload.abort()
-                raise
+    def write(self, key: str, body: bytes | memoryview) -> None:
+        with self.translated(f"write {key}"):
+            self._part_client.put_object(
+                Bucket=self.bucket, Key=key, Body=_View(body), ChecksumCRC64NVME=self.checksum(memoryview(body))
+            )
 
-    def read(self, key: str) -> Iterator[bytes]:
+    def read(self, key: str, start: int = 0, size_bytes: int | None = None) -> Iterator[bytes]:
+        if size_bytes == 0:
+            return
+        last = "" if size_bytes is None else start + size_bytes - 1
+        ranged = {} if not start and size_bytes is None else {"Range": f"bytes={start}-{last}"}
         with (
             self.translated(f"read {key}"),
-            closing(self.client.get_object(Bucket=self.bucket, Key=key)["Body"]) as body,
+            closing(self.client.get_object(Bucket=self.bucket, Key=key, **ranged)["Body"]) as body,
         ):
             yield from body.iter_chunks(CHUNK_BYTES)
 
@@ -164,9 +175,150 @@ class S3Store(Block):
         return f"s3://{self.bucket}/{key}"
 
     @property
+    def part_limits(self) -> PartLimits:
+        return PART_LIMITS
+
+    def checksum(self, body: memoryview) -> str:
+        """CRC64NVME as S3 writes it: of the checksums that it keeps of a whole object, the cheapest by far."""
+        return _written(crc64nvme(body))  # pyright: ignore[reportArgumentType] - it takes any buffer
+
+    def begin(self, key: str) -> Unfinished:
+        with self.translated(f"begin an upload of {key}"):
+            begun = self.client.create_multipart_upload(
+                Bucket=self.bucket, Key=key, ChecksumAlgorithm="CRC64NVME", ChecksumType="FULL_OBJECT"
+            )
+        return Unfinished(key, begun["UploadId"], time.time())
+
+    def send(self, upload: Unfinished, number: int, body: memoryview) -> Part:
+        checksum = self.checksum(body)
+        with self.translated(f"write part {number} of {upload.key}"):
+            try:
+                sent = self._part_client.upload_part(
+                    **self._named(upload), PartNumber=number, Body=_View(body), ChecksumCRC64NVME=checksum
+                )
+            except ClientError as error:
+                if _code(error) == "NoSuchUpload":
+                    self._is_stale(upload, error)
+                raise
+        if sent.get("ChecksumCRC64NVME", checksum) != checksum:
+            raise Unavailable(
+                f"{self.url_of(upload.key)}: the store has the CRC64NVME {sent['ChecksumCRC64NVME']} of part {number} "
+                f"where {checksum} was sent; send it again"
+            )
+        return Part(number, len(body), sent["ETag"], checksum)
+
+    def sent(self, upload: Unfinished) -> tuple[Part, ...]:
+        pages = self.client.get_paginator("list_parts").paginate(**self._named(upload))
+        with self.translated(f"list the parts of {upload.key}"):
+            try:
+                return tuple(
+                    Part(part["PartNumber"], part["Size"], part["ETag"], part.get("ChecksumCRC64NVME"))
+                    for page in pages
+                    for part in page.get("Parts", ())
+                )
+            except ClientError as error:
+                if _code(error) == "NoSuchUpload":
+                    self._is_stale(upload, error)
+                raise
+
+    def complete(self, upload: Unfinished, parts: Sequence[Part]) -> None:
+        """The store compares the checksum of the whole object, which the parts' checksums combine to."""
+        request = {
+            **self._named(upload),
+            "MultipartUpload": {"Parts": [_as_listed(part) for part in parts]},
+            "ChecksumCRC64NVME": _combined(parts),
+            "ChecksumType": "FULL_OBJECT",
+            "MpuObjectSize": sum(part.size_bytes for part in parts),
+        }
+        with self.translated(f"complete {upload.key}"):
+            try:
+                try:
+                    self.client.complete_multipart_upload(**request, IfNoneMatch="*")
+                except ClientError as error:
+                    if _code(error) != "NotImplemented":
+                        raise
+                    self.client.complete_multipart_upload(**request)  # a store without the condition
+            except ClientError as error:
+                if _code(error) in STALE:
+                    self._is_stale(upload, error)
+                raise
+
+    def abort(self, upload: Unfinished) -> None:
+        with self.translated(f"abort the upload of {upload.key}"):
+            try:
+                self.client.abort_multipart_upload(**self._named(upload))
+            except ClientError as error:
+                if _code(error) != "NoSuchUpload":
+                    raise
+
+    def unfinished(self, prefix: str) -> tuple[Unfinished, ...]:
+        pages = self.client.get_paginator("list_multipart_uploads").paginate(Bucket=self.bucket, Prefix=prefix)
+        with self.translated(f"list the unfinished uploads of {prefix}"):
+            found = [
+                Unfinished(upload["Key"], upload["UploadId"], upload["Initiated"].timestamp())
+                for page in pages
+                for upload in page.get("Uploads", ())
+            ]
+        return tuple(sorted(found, key=lambda upload: upload.started_at))
+
+    def copies_from(self, source: Objects) -> bool:
+        return isinstance(source, S3Store) and source.endpoint_url == self.endpoint_url
+
+    def copy_from(self, source: Objects, source_key: str, key: str) -> None:
+        if not isinstance(source, S3Store) or not self.copies_from(source):
+            raise Refused(f"{source.url_of(source_key)} is of another provider; send its bytes to {self.url_of(key)}")
+        origin, goal = {"Bucket": source.bucket, "Key": source_key}, {"Bucket": self.bucket, "Key": key}
+        with self.translated(f"copy {source.url_of(source_key)} to {key}"):
+            found = source.client.head_object(**origin, ChecksumMode="ENABLED")
+            if found["ContentLength"] <= COPIED_AT_ONCE_BYTES:
+                copied = self.client.copy_object(**goal, CopySource=origin, ChecksumAlgorithm="CRC64NVME")
+                copied = copied["CopyObjectResult"]
+            else:
+                copied = self._copy_in_parts(origin, goal, found["ContentLength"])
+        was, has = found.get("ChecksumCRC64NVME"), copied.get("ChecksumCRC64NVME")
+        if was and has and was != has:
+            self.delete(key)
+            raise Unavailable(f"{self.url_of(key)} was copied with the CRC64NVME {has} where the source has {was}")
+
+    def _copy_in_parts(self, origin: dict[str, str], goal: dict[str, str], size_bytes: int) -> dict[str, Any]:
+        begun = self.client.create_multipart_upload(**goal, ChecksumAlgorithm="CRC64NVME", ChecksumType="FULL_OBJECT")
+        upload = {**goal, "UploadId": begun["UploadId"]}
+        try:
+            parts = []
+            for number, start in enumerate(range(0, size_bytes, COPIED_PART_BYTES), 1):
+                reach = f"bytes={start}-{min(start + COPIED_PART_BYTES, size_bytes) - 1}"
+                answer = self.client.upload_part_copy(
+                    **upload, PartNumber=number, CopySource=origin, CopySourceRange=reach
+                )
+                parts.append({"PartNumber": number, "ETag": answer["CopyPartResult"]["ETag"]})
+            return self.client.complete_multipart_upload(**upload, MultipartUpload={"Parts": parts})
+        except BaseException:
+            self.client.abort_multipart_upload(**upload)
+            raise
+
+    def _named(self, upload: Unfinished) -> dict[str, str]:
+        return {"Bucket": self.bucket, "Key": upload.key, "UploadId": upload.id}
+
+    def _is_stale(self, upload: Unfinished, error: ClientError) -> NoReturn:
+        raise Conflict(
+            f"{self.url_of(upload.key)}: the upload {upload.id} is not what was sent ({_code(error)}); "
+            f"see what stands there, and begin anew"
+        ) from error
+
+    @property
     def client(self) -> Any:
         """boto3's client for these settings, shared by every copy of the block in this process."""
-        return _client(self.endpoint_url, self.region, self.access_key_id, self.secret_access_key)
+        return self._client(for_parts=False)
+
+    @property
+    def _part_client(self) -> Any:
+        return self._client(for_parts=True)
+
+    def _client(self, *, for_parts: bool) -> Any:
+        with _one_at_a_time:
+            return _client(
+                self.endpoint_url, self.region, self.access_key_id, self.secret_access_key, for_parts=for_parts
+            )
 
     @contextmanager
     def translated(self, act: str) -> Iterator[None]:
@@ -182,79 +334,49 @@ class S3Store(Block):
             raise Refused(f"{where} was not asked to {act}: {error}; correct the block's settings") from error
 
 
-class PartedUpload:
-    """Sends parts as they fill up, a few at the same time; the object appears once all are in."""
+class _View:
+    """A buffer as a file that is read in one piece: boto3 copies what is no file, urllib3 shreds files."""
 
-    def __init__(self, store: S3Store, key: str, size_bytes: int, pool: ThreadPoolExecutor) -> None:
-        self._store = store
-        self._key = key
-        self._object = {"Bucket": store.bucket, "Key": key}
-        self._size_bytes = size_bytes
-        self._part_bytes = max(PART_BYTES, -(-size_bytes // PARTS_AT_MOST))
-        self._pool = pool
-        self._written_bytes = 0
-        self._buffer = bytearray()
-        self._upload_id: str | None = None
-        self._parts: list[Future[dict[str, Any]]] = []
+    def __init__(self, body: bytes | memoryview) -> None:
+        self._body, self._position = memoryview(body), 0
 
-    def write(self, chunk: bytes) -> None:
-        self._written_bytes += len(chunk)
-        rest = memoryview(chunk)
-        while rest:
-            room = self._part_bytes - len(self._buffer)
-            self._buffer += rest[:room]
-            rest = rest[room:]
-            if len(self._buffer) == self._part_bytes:
-                self._send()
+    def __len__(self) -> int:
+        return len(self._body)
 
-    def complete(self) -> None:
-        if self._written_bytes != self._size_bytes:
-            raise Unavailable(
-                f"{self._store.url_of(self._key)} was to have {self._size_bytes} bytes and got {self._written_bytes}; "
-                "nothing was written; read the source again"
-            )
-        with self._store.translated(f"write {self._key}"):
-            if self._upload_id is None:
-                self._store.client.put_object(**self._object, Body=self._buffer, ChecksumAlgorithm="SHA256")
-                return
-            if self._buffer:
-                self._send()
-            parts = [part.result() for part in self._parts]
-            self._store.client.complete_multipart_upload(
-                **self._object, UploadId=self._upload_id, MultipartUpload={"Parts": parts}
-            )
+    def tell(self) -> int:
+        return self._position
 
-    def abort(self) -> None:
-        for part in self._parts:
-            part.cancel()
-        # A part that arrives after the upload was aborted would be stored, and paid for, for ever.
-        wait(self._parts)
-        if self._upload_id is not None:
-            # What stays is invisible, and the bucket's rule for incomplete uploads removes it; the first error matters.
-            with suppress(ClientError, BotoCoreError):
-                self._store.client.abort_multipart_upload(**self._object, UploadId=self._upload_id)
+    def seek(self, position: int, whence: int = 0) -> int:
+        self._position = position if whence == 0 else len(self._body) + position
+        return self._position
 
-    def _send(self) -> None:
-        with self._store.translated(f"write {self._key}"):
-            if self._upload_id is None:
-                started = self._store.client.create_multipart_upload(**self._object, ChecksumAlgorithm="SHA256")
-                self._upload_id = started["UploadId"]
-            if len(self._parts) >= PARTS_AT_ONCE:
-                self._parts[-PARTS_AT_ONCE].result()
-            self._parts.append(self._pool.submit(self._send_part, len(self._parts) + 1, self._buffer))
-            self._buffer = bytearray()
+    def read(self, size: int = -1) -> memoryview:
+        """All that is left, however little is asked for."""
+        del size
+        rest = self._body[self._position :]
+        self._position = len(self._body)
+        return rest
 
-    def _send_part(self, number: int, body: bytearray) -> dict[str, Any]:
-        sent = self._store.client.upload_part(
-            **self._object, UploadId=self._upload_id, PartNumber=number, Body=body, ChecksumAlgorithm="SHA256"
-        )
-        return {"PartNumber": number, "ETag": sent["ETag"], "ChecksumSHA256": sent["ChecksumSHA256"]}
+
+_one_at_a_time = threading.Lock()
+"""Workers that all want the first client would each build one."""
+
+
+@lru_cache(maxsize=1)
+def _session() -> Session:
+    """What describes S3 is megabytes large: read once, not for each client."""
+    return Session()
 
 
 # A client takes a tenth of a second to build and cannot be pickled, and Prefect pickles a block for every task.
 @lru_cache(maxsize=16)
-def _client(endpoint_url: str | None, region: str, access_key_id: str | None, secret: SecretStr | None) -> Any:
-    return Session().client(
+def _client(
+    endpoint_url: str | None, region: str, access_key_id: str | None, secret: SecretStr | None, *, for_parts: bool
+) -> Any:
+    # Parts carry a checksum, which is signed: to hash them for their signature as well, which boto3 does where the
+    # store speaks plain HTTP, costs as much as all the rest. Whoever sends them tries again.
+    lean = {"s3": {"payload_signing_enabled": False}} if for_parts else {}
+    return _session().client(
         "s3",
         endpoint_url=endpoint_url,
         region_name=region,
@@ -263,11 +385,28 @@ def _client(endpoint_url: str | None, region: str, access_key_id: str | None, se
         config=Config(
             connect_timeout=10,
             read_timeout=60,
-            retries={"mode": "standard", "total_max_attempts": 3},
+            retries={"mode": "standard", "total_max_attempts": 1 if for_parts else 3},
             max_pool_connections=32,
             signature_version="s3v4",  # for signed addresses boto3 would use an older one, which few stores know
+            user_agent="skyferry",  # else boto3 composes a long one anew for each part
+            **lean,
         ),
     )
+
+
+def _written(checksum: int) -> str:
+    return base64.b64encode(checksum.to_bytes(8, "big")).decode()
+
+
+def _combined(parts: Sequence[Part]) -> str:
+    def add(whole: int, part: Part) -> int:
+        return combine_crc64nvme(whole, int.from_bytes(base64.b64decode(part.checksum or ""), "big"), part.size_bytes)
+
+    return _written(reduce(add, parts, 0))
+
+
+def _as_listed(part: Part) -> dict[str, Any]:
+    return {"PartNumber": part.number, "ETag": part.receipt, "ChecksumCRC64NVME": part.checksum}
 
 
 def _code(error: ClientError) -> str:
@@ -282,5 +421,6 @@ def _translation(error: ClientError, said: str) -> SkyferryError:
         # SeaweedFS says no more than this when no volume has room.
         return Unavailable(f"{said}: {code}; try again later, and if the store is your own, see that its disk has room")
     if code in RETRIABLE or status > HTTPStatus.INTERNAL_SERVER_ERROR:
-        return Unavailable(f"{said}: {code}; try again later")
+        after = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("retry-after", "")
+        return Unavailable(f"{said}: {code}; try again later", after_seconds=float(after) if after.isdigit() else None)
     return Refused(f"{said}: {error}")

@@ -5,11 +5,13 @@ from typing import Self
 from prefect.blocks.core import Block
 from pydantic import Field, model_validator
 
+from blocks.directory_store import DirectoryStore
+from blocks.google_storage import GoogleStore
 from blocks.haproxy import HAProxyGateway
 from blocks.hugging_face import HuggingFaceHub
 from blocks.local_fleet import LocalFleet
 from blocks.openai_engine import OpenAIEngine
-from blocks.ports import Engine
+from blocks.ports import Engine, Store
 from blocks.s3 import S3Store
 from blocks.skypilot_fleet import SkyPilotFleet
 
@@ -30,7 +32,14 @@ class Service(Block):
         description="The address that users call, up to and with /v1; it is shown in reports.",
     )
     hub: HuggingFaceHub = Field(title="Model hub", description="The hub that models are mirrored from.")
-    store: S3Store = Field(title="Store", description="The bucket that holds the mirrors and the ledger.")
+    store: S3Store | GoogleStore | DirectoryStore = Field(
+        title="Store", description="The bucket that holds the mirrors and the ledger."
+    )
+    further_stores: list[S3Store | GoogleStore | DirectoryStore] = Field(
+        default_factory=list,
+        title="Further stores",
+        description="Buckets that mirrors are written to as well, such as one in each cloud that replicas run in.",
+    )
     fleet: SkyPilotFleet | LocalFleet = Field(title="Fleet", description="What runs the replicas.")
     gateway: HAProxyGateway = Field(title="Gateway", description="What users' traffic passes through.")
     replicas: int = Field(
@@ -119,6 +128,11 @@ class Service(Block):
                 f"{self.error_percent:g} forbids; lower the margin or raise the limit"
             )
         return self
+
+    @property
+    def stores(self) -> tuple[Store, ...]:
+        """The service's own store first."""
+        return (self.store, *self.further_stores)
 
     @property
     def engine(self) -> Engine:

@@ -3,15 +3,19 @@
 from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
 
-from blocks.ports import Offer
+from blocks.ports import Model, Offer, Unfinished
 from flows.policy.bets import interval
+from flows.policy.collect import Verdict
 from flows.policy.gates import Ruling, nearness
 from flows.policy.ledger import Release, Stage
 from flows.policy.measures import Evidence, Limits
+from flows.policy.mirror import Selection
 from flows.policy.placement import Placement
 from flows.policy.scale import Decision
 from flows.policy.sizing import Need
+from flows.policy.verify import Finding
 from flows.tasks.fleet import Started
+from flows.tasks.transfer import Target
 
 BAR_CHARACTERS = 12
 WIDTH, LEFT, TOP, BOTTOM = 640, 60, 28, 200
@@ -192,3 +196,48 @@ font-size="12"><rect width="100%" height="100%" fill="#fff"/><text x="{LEFT}" y=
 <text x="4" y="{height}" fill="#c22">{100 * limit:g} %</text><text x="4" y="{TOP + 10}">{100 * top:.1f} %</text>\
 <text x="4" y="{BOTTOM}">0 %</text></svg>"""
     return f"![{words}](data:image/svg+xml;base64,{b64encode(svg.encode()).decode()})"
+
+
+def mirror_report(model: Model, wanted: Selection, targets: Sequence[Target], *, seconds: float, retries: int) -> str:
+    """What each store got and how fast, what was left out, and who dropped out."""
+    rows = (
+        f"| {target.name} | {_megabytes(target.sent_bytes)} | {_megabytes(target.resumed_bytes)} "
+        f"| {_megabytes(target.copied_bytes)} | {target.done_bytes / 1e6 / max(seconds, 1e-3):.0f} MB/s "
+        f"| {'whole' if target.error is None else f'**dropped out**: {target.error}'} |"
+        for target in targets
+    )
+    left_out = "".join(f"- `{path}`: {reason}\n" for path, reason in wanted.left_out)
+    return f"""# Mirror of {model.repo}
+
+Commit `{model.commit}`, {len(model.files)} files, {_megabytes(model.size_bytes)}; {seconds:.0f} s, {retries} retries.
+
+| store | sent | there from an earlier run | copied by the provider | speed | |
+|---|---:|---:|---:|---:|---|
+{chr(10).join(rows)}
+
+{f"Left out:{chr(10)}{chr(10)}{left_out}" if left_out else ""}"""
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB"
+
+
+def verification_table(findings: Sequence[Finding]) -> str:
+    rows = (
+        f"| {one.store}{one.key} | {'right' if one.is_right else f'**{one.found}**'} | `{one.expected}` |"
+        for one in findings
+    )
+    return "\n".join(
+        ("# What was read back", "", "| object | found | sha256 in the manifest |", "|---|---|---|", *rows)
+    )
+
+
+def collection_table(store: str, verdicts: Sequence[Verdict], orphans: Sequence[Unfinished], *, dry_run: bool) -> str:
+    rows = (
+        f"| {one.mirror.prefix} | {_megabytes(one.mirror.size_bytes)} | {'**delete**' if one.delete else 'keep'} "
+        f"| {one.reason} |"
+        for one in verdicts
+    )
+    uploads = (f"| {upload.key} | | **abort** | nobody has been at this upload for long |" for upload in orphans)
+    head = f"# What nobody needs in {store}{' (dry run: nothing was deleted)' if dry_run else ''}"
+    return "\n".join((head, "", "| mirror | size | | why |", "|---|---:|---|---|", *rows, *uploads))

@@ -1,23 +1,30 @@
-"""Mirror a model: from the hub into the service's store, every byte checked."""
+"""Mirror a model: from the hub into every store of the service, every byte checked."""
 
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any, cast
 
 from prefect import flow, get_run_logger
+from prefect.artifacts import create_markdown_artifact
+from prefect.futures import wait
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from blocks.ports import Model
-from blocks.service import Service
+from blocks.errors import SkyferryError
+from blocks.ports import Hub, Model, Store
+from flows.boards import mirror_report
 from flows.plans import MirrorPlan
 from flows.policy.ledger import mirror_prefix
-from flows.policy.mirror import Manifest, MirroredFile, what_to_copy
-from flows.tasks.artifacts import TransferProgress
-from flows.tasks.mirror import check_writable, copy_file, list_mirror, look_up, read_manifest, write_manifest
+from flows.policy.mirror import Manifest, MirroredFile, Selection, as_mirrored, traffic_words, what_to_mirror
+from flows.tasks.artifacts import TransferProgress, only_for_show
+from flows.tasks.mirror import check_writable, copy_file, look_up, survey, write_manifest
 from flows.tasks.service import open_service
+from flows.tasks.transfer import Target, Transfer
 
-FILES_AT_ONCE = 4
-"""Each file in transfer may hold several parts in memory."""
+FILES_AT_ONCE = 8
+"""Workers take parts of so many files in turn; more files at once need no more memory."""
 
 
 @flow(
@@ -26,37 +33,76 @@ FILES_AT_ONCE = 4
     task_runner=cast("TaskRunner[Any]", ThreadPoolTaskRunner(max_workers=FILES_AT_ONCE)),  # typed too narrowly there
 )
 def mirror_model(plan: MirrorPlan) -> Manifest:
-    """Copy a model, pinned to its commit, into the store of a service; does nothing where it is there already."""
+    """Copy a model, pinned to its commit, into the stores of a service; does nothing where it is there already.
+
+    A further store that fails drops out and is named, and the others get the whole mirror. Without the service's own
+    store the run fails; the next run fills what is missing.
+    """
     service = open_service(plan.service)
     model = look_up(service.hub, plan.repo, plan.revision)
-    prefix = mirror_prefix(model.repo, model.commit)
-    if (standing := read_manifest(service.store, prefix)) is not None:
-        get_run_logger().info("The mirror %s is complete already.", prefix)
-        return standing
-    check_writable(service.store)
-    files = _copy(service, model, prefix)
+    wanted = what_to_mirror(model, allow=plan.allow, ignore=plan.ignore, pickle_weights=plan.pickle_weights)
+    model = replace(model, files=wanted.files)
+    targets = [_open(store, model) for store in service.stores]
+    own = targets[0]
+    if own.error is None and (lacking := [target for target in targets if target.lacks]):
+        get_run_logger().info("Mirroring %.3f GB. %s", model.size_bytes / 1e9, traffic_words(model.size_bytes))
+        _fill(service.hub, model, wanted, lacking)
+    for target in targets[1:]:
+        if target.error is not None:
+            get_run_logger().error("%s has no whole mirror: %s", target.name, target.error)
+    if own.error is not None:
+        raise own.error
+    return cast("Manifest", own.manifest)  # a store without an error has one
+
+
+def _open(store: Store, model: Model) -> Target:
+    """A store that cannot be asked, or written, has dropped out before the first byte."""
+    target = Target(store.url_of("").rstrip("/"), store, mirror_prefix(model.repo, model.commit))
+    try:
+        found = survey(store, model.files, target.prefix)
+        if found.lacks:
+            check_writable(store)
+    except SkyferryError as error:
+        target.error = error
+        return target
+    target.manifest, target.lacks = found.manifest, found.lacks
+    target.held, target.unfinished = found.held, found.unfinished
+    return target
+
+
+def _fill(hub: Hub, model: Model, wanted: Selection, targets: Sequence[Target]) -> None:
+    """Bring every file to where it is missing, and then write the manifests."""
+    missing = [file for file in model.files if any(file.path in target.lacks for target in targets)]
+    began = time.monotonic()
+    with (
+        TransferProgress(model, targets) as progress,
+        Transfer(hub, model, targets, on_progress=progress.refresh) as transfer,
+    ):
+        copies = [copy_file.submit(transfer, file) for file in sorted(missing, key=lambda file: -file.size_bytes)]
+        wait(copies)
+        copied = {file.path: file for copy in copies if (file := copy.result()) is not None}
+    for target in targets:
+        _publish(hub, model, target, copied)
+    with only_for_show():
+        report = mirror_report(model, wanted, targets, seconds=time.monotonic() - began, retries=transfer.retries)
+        create_markdown_artifact(report, key="mirror-report", description=f"Mirror of {model.repo}")
+
+
+def _publish(hub: Hub, model: Model, target: Target, copied: Mapping[str, MirroredFile]) -> None:
+    if target.error is not None:
+        return
+    # What is neither copied now nor named by a manifest has been there: a large file, whose sha256 the hub knows.
+    named = {} if target.manifest is None else {file.path: file for file in target.manifest.files}
     manifest = Manifest(
         repo=model.repo,
         commit=model.commit,
         license=model.license,
-        files=files,
-        source=service.hub.endpoint,
+        files=tuple(copied.get(file.path) or named.get(file.path) or as_mirrored(file) for file in model.files),
+        source=hub.endpoint,
         mirrored_at=datetime.now(UTC),
         tool=f"skyferry {version('skyferry')}",
     )
-    write_manifest(service.store, prefix, manifest)
-    return manifest
-
-
-def _copy(service: Service, model: Model, prefix: str) -> tuple[MirroredFile, ...]:
-    missing = what_to_copy(model, list_mirror(service.store, prefix), prefix)
-    with TransferProgress(model, sum(file.size_bytes for file in missing)) as progress:
-        futures = [
-            copy_file.submit(service.hub, service.store, model, file, prefix + file.path, progress.add)
-            for file in missing
-        ]
-        copied = {future.result().path: future.result() for future in futures}
-    return tuple(
-        copied.get(file.path) or MirroredFile(path=file.path, size_bytes=file.size_bytes, sha256=file.sha256 or "")
-        for file in model.files
-    )
+    try:
+        target.manifest = write_manifest(target.store, target.prefix, manifest)
+    except SkyferryError as error:
+        target.error = error

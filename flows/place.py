@@ -14,7 +14,8 @@ from blocks.service import Service
 from flows.boards import placement_board
 from flows.drain import put_in_slot
 from flows.policy.attempts import Attempt, Attempts
-from flows.policy.ledger import Release, note_start, replica_orders
+from flows.policy.ledger import Release, mirror_prefix, note_start, replica_orders
+from flows.policy.mirror import Manifest
 from flows.policy.placement import Placement, PlacementRules, check_caps, plan_placement
 from flows.policy.sizing import Fit, Need, fit
 from flows.tasks.artifacts import Board
@@ -73,17 +74,16 @@ def survey(service: Service, need: Need, rules: PlacementRules) -> Survey:
 def plan_fleet(
     service: Service, model: Model, engine: EngineSettings, rules: PlacementRules, *, is_only_a_plan: bool
 ) -> Placement:
-    """Where the replicas of a model would go, from what the hub says of it; nothing is started or written.
+    """Where the replicas of a model would go, from its mirror or else from the hub; nothing is started or written.
 
     Refused where they can go nowhere. A cell that would refuse to launch anything, as without credentials, counts only
     where `is_only_a_plan`.
     """
-    files = {file.path: file for file in model.files}
-
-    def read(path: str) -> Iterator[bytes]:
-        return service.hub.read(model, files[path])
-
-    need = size_up(model.repo, {path: file.size_bytes for path, file in files.items()}, read, engine)
+    prefix = mirror_prefix(model.repo, model.commit)
+    if (manifest := read_manifest(service.store, prefix)) is not None:
+        need = _need_of_mirror(service, manifest, prefix, engine)
+    else:
+        need = _need_of_model(service, model, engine)
     view = survey(service, need, rules)
     neighbours = list_replicas(service.fleet, service.name)
     placement = view.plan(service, rules, service.replicas, neighbours=neighbours, is_only_a_plan=is_only_a_plan)
@@ -118,11 +118,14 @@ def _place(service: Service, release: Release, timeout_seconds: float) -> tuple[
 
     Returns once none is still starting: those that are ready, and the first error where not all of them are.
     """
+    manifest = read_manifest(service.store, release.mirror_prefix)
+    if manifest is None:
+        raise Refused(f"{release.mirror_prefix} is no complete mirror; run mirror-model for {release.repo} first")
     standing = list_replicas(service.fleet, service.name)
     placing = _Placing(
         service,
         release,
-        survey(service, _need_of_mirror(service, release), release.placement),
+        survey(service, _need_of_mirror(service, manifest, release.mirror_prefix, release.engine), release.placement),
         timeout_seconds,
         neighbours=tuple(replica for replica in standing if replica.release != release.id),
         board=Board(f"placement-{service.name}", f"Where the replicas of {release.id} run, and why there"),
@@ -131,15 +134,20 @@ def _place(service: Service, release: Release, timeout_seconds: float) -> tuple[
     return placing.started, placing.error
 
 
-def _need_of_mirror(service: Service, release: Release) -> Need:
-    manifest = read_manifest(service.store, release.mirror_prefix)
-    if manifest is None:
-        raise Refused(f"{release.mirror_prefix} is no complete mirror; run mirror-model for {release.repo} first")
+def _need_of_mirror(service: Service, manifest: Manifest, prefix: str, engine: EngineSettings) -> Need:
+    def read(path: str) -> Iterator[bytes]:
+        return service.store.read(prefix + path)
+
+    return size_up(manifest.repo, {file.path: file.size_bytes for file in manifest.files}, read, engine)
+
+
+def _need_of_model(service: Service, model: Model, engine: EngineSettings) -> Need:
+    files = {file.path: file for file in model.files}
 
     def read(path: str) -> Iterator[bytes]:
-        return service.store.read(release.mirror_prefix + path)
+        return service.hub.read(model, files[path])
 
-    return size_up(release.repo, {file.path: file.size_bytes for file in manifest.files}, read, release.engine)
+    return size_up(model.repo, {path: file.size_bytes for path, file in files.items()}, read, engine)
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ ReadyTimeout = Annotated[
         description="A replica that answers nothing by then is taken down again, and the run fails.",
     ),
 ]
+REPO = r"^[\w.-]+/[\w.-]+$"
 P = TypeVar("P", bound="Plan")
 
 
@@ -56,7 +57,7 @@ class ModelPlan(Plan):
     repo: str = Field(
         title="Model",
         description="The repository on the service's hub, such as Qwen/Qwen3-8B.",
-        pattern=r"^[\w.-]+/[\w.-]+$",
+        pattern=REPO,
     )
     revision: str = Field(
         default="main",
@@ -66,7 +67,55 @@ class ModelPlan(Plan):
 
 
 class MirrorPlan(ModelPlan):
-    """Copy a model into the service's store."""
+    """Copy a model into the service's stores."""
+
+    allow: tuple[str, ...] = Field(
+        default=(),
+        title="Only these files",
+        description="Patterns such as *.safetensors; without any, every file of the model is mirrored.",
+    )
+    ignore: tuple[str, ...] = Field(
+        default=(), title="Not these files", description="Patterns of files that are left out, such as original/*."
+    )
+    pickle_weights: bool = Field(
+        default=False,
+        title="Pickled weights too",
+        description="Mirror weights that run code when they are loaded; only from a maker whom you trust with that.",
+    )
+
+
+class VerifyPlan(Plan):
+    """Read mirrors back."""
+
+    repo: str = Field(title="Model", description="The repository, such as Qwen/Qwen3-8B.", pattern=REPO)
+    commit: str | None = Field(
+        default=None,
+        title="Commit",
+        description="The commit that was mirrored; without one, every mirror of the model is read.",
+        pattern=r"^[0-9a-f]{40}$",
+    )
+    sample_percent: float = Field(
+        default=100,
+        gt=0,
+        le=100,
+        title="Sample (%)",
+        description="About this share of the bytes is read, in whole files that another run chooses otherwise.",
+    )
+
+
+class CollectPlan(Plan):
+    """Delete mirrors that nobody needs."""
+
+    keep_newest: int = Field(
+        default=2, ge=1, title="Keep the newest", description="So many mirrors of each repository stay in any case."
+    )
+    orphaned_after_hours: float = Field(
+        default=48,
+        ge=1,
+        title="Orphaned after (hours)",
+        description="Uploads that began earlier and are no object yet are aborted: no file takes longer.",
+    )
+    dry_run: bool = Field(default=True, title="Dry run", description="Show what would be deleted, and delete nothing.")
 
 
 class FleetPlan(ModelPlan):
@@ -152,7 +201,7 @@ class PromotePlan(Plan):
         return self
 
 
-class ReleasePlan(PromotePlan, FleetPlan):
+class ReleasePlan(PromotePlan, FleetPlan, MirrorPlan):
     """The whole chain: mirror, provision, promote, and retire what was there before."""
 
     keep_warm_seconds: float = Field(

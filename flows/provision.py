@@ -1,14 +1,17 @@
 """Provision a fleet: the replicas of a release, ready and known to the gateway, without traffic."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 
 from prefect import flow
 
+from blocks.ports import Model
 from blocks.service import Service
 from flows.place import plan_fleet, start_replicas
-from flows.plans import FleetPlan, ProvisionPlan
+from flows.plans import FleetPlan, MirrorPlan, ProvisionPlan
 from flows.policy.ledger import Release, open_release, release_id
+from flows.policy.mirror import what_to_mirror
 from flows.policy.placement import Placement
 from flows.tasks.gateway import read_split
 from flows.tasks.ledger import amend, read_record
@@ -33,6 +36,14 @@ def provision_fleet(plan: ProvisionPlan) -> Release | Placement:
     return release
 
 
+def _as_mirrored(model: Model, plan: FleetPlan) -> Model:
+    """With the files alone that a release's plan would have mirrored."""
+    if not isinstance(plan, MirrorPlan):
+        return model
+    wanted = what_to_mirror(model, allow=plan.allow, ignore=plan.ignore, pickle_weights=plan.pickle_weights)
+    return replace(model, files=wanted.files)
+
+
 def open_in_ledger(service: Service, plan: FleetPlan) -> Release:
     """The release that the plan describes: begun now, taken over from a run that died, or live already."""
     check_writable(service.store)
@@ -43,7 +54,7 @@ def open_in_ledger(service: Service, plan: FleetPlan) -> Release:
     wanted = release_id(service.name, plan.repo, model.commit, plan.engine)
     if wanted not in {release.id for release in (record.live, record.under_way) if release is not None}:
         # What no cell can hold, or the caps do not allow, would only be found out once the model is mirrored.
-        plan_fleet(service, model, plan.engine, plan.placement, is_only_a_plan=False)
+        plan_fleet(service, _as_mirrored(model, plan), plan.engine, plan.placement, is_only_a_plan=False)
     ended = ended_run_of(record.under_way)
     step = partial(
         open_release,

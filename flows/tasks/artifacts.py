@@ -1,8 +1,9 @@
 """Artifacts that the Prefect UI shows, and that are updated in place."""
 
+import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Self, cast
@@ -14,6 +15,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactUpdate
 
 from blocks.ports import Model
+from flows.tasks.transfer import Target
 
 REFRESH_SECONDS = 2.0
 MIB = 1 << 20
@@ -46,16 +48,18 @@ def only_for_show() -> Iterator[None]:
 
 
 class TransferProgress:
-    """One progress artifact for a transfer of many files at once."""
+    """One progress artifact for each store of a transfer."""
 
-    def __init__(self, model: Model, size_bytes: int) -> None:
-        self._model, self._size_bytes = model, size_bytes
+    def __init__(self, model: Model, targets: Sequence[Target]) -> None:
+        self._model, self._targets = model, targets
         self._lock = threading.Lock()
-        self._sent_bytes = 0
 
     def __enter__(self) -> Self:
         self._begun = self._shown = time.monotonic()
-        self._id = cast("UUID", create_progress_artifact(0.0, key="mirror-progress", description=self._words()))
+        self._ids = [
+            cast("UUID", create_progress_artifact(0.0, key=_slug(target.name), description=self._words(target)))
+            for target in self._targets
+        ]
         return self
 
     def __exit__(
@@ -63,25 +67,37 @@ class TransferProgress:
     ) -> None:
         self._show()
 
-    def add(self, count: int) -> None:
-        """Count bytes that a worker has passed on, and show them from time to time."""
+    def refresh(self) -> None:
+        """From time to time; workers call it after each part."""
         with self._lock:
-            self._sent_bytes += count
             if (now := time.monotonic()) - self._shown < REFRESH_SECONDS:
                 return
             self._shown = now
         self._show()
 
     def _show(self) -> None:
-        # A file that is sent again counts again: the bar may then be ahead, and it ends at 100.
-        done = 100.0 if not self._size_bytes else min(100.0, 100 * self._sent_bytes / self._size_bytes)
-        with only_for_show():
-            update_progress_artifact(self._id, done, description=self._words())
+        for target, artifact in zip(self._targets, self._ids, strict=True):
+            size_bytes = self._size_bytes(target)
+            # A file that is sent again counts again: the bar may then be ahead, and it ends at 100.
+            done = 100.0 if not size_bytes else min(100.0, 100 * target.done_bytes / size_bytes)
+            with only_for_show():
+                update_progress_artifact(artifact, done, description=self._words(target))
 
-    def _words(self) -> str:
-        rate = self._sent_bytes / max(time.monotonic() - self._begun, 1e-3)
-        left = f"{max(0, self._size_bytes - self._sent_bytes) / rate:.0f} s left" if rate else "starting"
+    def _size_bytes(self, target: Target) -> int:
+        return sum(file.size_bytes for file in self._model.files if file.path in target.lacks)
+
+    def _words(self, target: Target) -> str:
+        done, size_bytes = target.done_bytes, self._size_bytes(target)
+        rate = done / max(time.monotonic() - self._begun, 1e-3)
+        left = f"{max(0, size_bytes - done) / rate:.0f} s left" if rate else "starting"
+        if target.error is not None:
+            left = f"dropped out: {target.error}"
         return (
-            f"{self._model.repo} at {self._model.commit[:12]}: {self._sent_bytes / MIB:.0f} of "
-            f"{self._size_bytes / MIB:.0f} MiB, {rate / MIB:.0f} MiB/s, {left}"
+            f"{self._model.repo} at {self._model.commit[:12]} into {target.name}: {done / MIB:.0f} of "
+            f"{size_bytes / MIB:.0f} MiB, {len(target.lacks)} files, {rate / MIB:.0f} MiB/s, {left}"
         )
+
+
+def _slug(name: str) -> str:
+    """Artifact keys are made of lower-case letters, digits and dashes."""
+    return "mirror-progress-" + re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")

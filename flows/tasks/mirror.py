@@ -2,16 +2,28 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import cast
 from uuid import uuid4
 
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
 from blocks.errors import Conflict, Refused, Unavailable
-from blocks.ports import MANIFEST, EngineSettings, Hub, Model, ModelFile, Objects, Records, Store, StoredObject
+from blocks.ports import MANIFEST, EngineSettings, Hub, Model, ModelFile, Records, Store, Unfinished
 from flows.policy import gguf
-from flows.policy.mirror import Manifest, MirroredFile
+from flows.policy.collect import Mirror, manifest_keys, mirrors_in
+from flows.policy.ledger import LEDGERS, MIRRORS, ServiceRecord
+from flows.policy.mirror import Manifest, MirroredFile, what_to_copy, what_to_resume
 from flows.policy.sizing import Need, size_gguf, size_model
+from flows.policy.verify import Finding
 from flows.tasks import act
+from flows.tasks.transfer import Transfer
+
+MANIFESTS_AT_ONCE = 8
 
 
 @act(task_run_name="look-up-{repo}")
@@ -24,9 +36,9 @@ def check_writable(store: Store) -> None:
     """Write and delete a tiny object; Refused where that may not be done."""
     key = f"probe/{uuid4()}"
     try:
-        store.put(key, b"", replacing=None)
-    except Conflict:
-        pass  # nobody else has that name: this is our own, whose answer was lost
+        # Nobody else has that name: a conflict is with our own, whose answer was lost.
+        with suppress(Conflict):
+            store.put(key, b"", replacing=None)
     finally:
         store.delete(key)
 
@@ -90,54 +102,149 @@ def _parsed(repo: str, path: str, body: bytes) -> dict[str, object]:
     return cast("dict[str, object]", parsed)
 
 
-@act(task_run_name="list-mirror")
-def list_mirror(objects: Objects, prefix: str) -> tuple[StoredObject, ...]:
-    return tuple(objects.list(prefix))
+@dataclass(frozen=True)
+class Survey:
+    """What a store has of a model, and of what can be made the model."""
+
+    manifest: Manifest | None
+    lacks: frozenset[str] = frozenset()
+    """Paths."""
+    held: Mapping[str, str] = field(default_factory=dict)
+    """Keys of other mirrors' objects by the sha256 of their content."""
+    unfinished: Mapping[str, Unfinished] = field(default_factory=dict)
+    """Uploads to go on with, by key."""
 
 
-@act(task_run_name="copy-{file.path}")
-def copy_file(
-    hub: Hub, objects: Objects, model: Model, file: ModelFile, key: str, progress: Callable[[int], None]
-) -> MirroredFile:
-    """The object exists only if size and hashes are what the hub says."""
-    sha256 = hashlib.sha256()
-    with objects.upload(key, file.size_bytes) as upload:
-        for chunk in _verified(hub.read(model, file), file):
-            sha256.update(chunk)
-            upload.write(chunk)
-            progress(len(chunk))
-    return MirroredFile(path=file.path, size_bytes=file.size_bytes, sha256=sha256.hexdigest())
+@act(task_run_name="survey-{prefix}")
+def survey(store: Store, files: Iterable[ModelFile], prefix: str) -> Survey:
+    """Find out what is missing; abort uploads that nobody goes on with.
+
+    What the manifest names is there: it was written last.
+    """
+    found = store.get(prefix + MANIFEST)
+    manifest = None if found is None else Manifest.model_validate_json(found.body)
+    named = set() if manifest is None else {file.path for file in manifest.files}
+    files = [file for file in files if file.path not in named]
+    if not files:
+        return Survey(manifest)
+    there = tuple(store.list(MIRRORS))
+    lacking = what_to_copy(files, there, prefix)
+    resumption = what_to_resume(store.unfinished(prefix), {prefix + file.path for file in lacking})
+    for orphan in resumption.abort:
+        store.abort(orphan)
+    sizes = {found.key: found.size_bytes for found in there}
+    others = [key for key in sizes if key.endswith(f"/{MANIFEST}") and key != prefix + MANIFEST]
+    wanted = {file.sha256 for file in lacking if file.sha256 is not None}
+    with ThreadPoolExecutor(MANIFESTS_AT_ONCE) as pool:
+        manifests = pool.map(store.get, others if wanted else ())
+        held = {
+            file.sha256: home + file.path
+            for home, found in zip((key.removesuffix(MANIFEST) for key in others), manifests, strict=False)
+            for file in (Manifest.model_validate_json(found.body).files if found else ())
+            if file.sha256 in wanted and sizes.get(home + file.path) == file.size_bytes
+        }
+    return Survey(
+        manifest=manifest,
+        lacks=frozenset(file.path for file in lacking),
+        held=held,
+        unfinished={upload.key: upload for upload in resumption.go_on},
+    )
+
+
+# The transfer tries each part again itself: a second round of the same tries would only be late.
+@task(task_run_name="copy-{file.path}", cache_policy=NO_CACHE)
+def copy_file(transfer: Transfer, file: ModelFile) -> MirroredFile | None:
+    """An object exists only if size and hashes are what the hub says; None where it has been there before."""
+    return transfer.copy(file)
 
 
 @act(task_run_name="write-manifest")
-def write_manifest(records: Records, prefix: str, manifest: Manifest) -> None:
-    """One that stands already is as good if it lists the same files: another run has written it."""
+def write_manifest(records: Records, prefix: str, manifest: Manifest) -> Manifest:
+    """One that stands already is made larger by what it lacks: another run has written it. Returns what stands."""
+    key = prefix + MANIFEST
     try:
-        records.put(prefix + MANIFEST, manifest.model_dump_json(indent=1).encode(), replacing=None)
-    except Conflict as error:
-        standing = records.get(prefix + MANIFEST)
-        if standing is None or Manifest.model_validate_json(standing.body).files != manifest.files:
-            raise Refused(
-                f"{prefix}{MANIFEST} stands already and lists other files; delete that mirror first"
-            ) from error
+        records.put(key, _written(manifest), replacing=None)
+    except Conflict:
+        standing = records.get(key)
+        if standing is None:
+            raise
+        known = Manifest.model_validate_json(standing.body)
+        joined = manifest.joined_with(known)
+        if {file.path for file in joined.files} == {file.path for file in known.files}:
+            return known
+        records.put(key, _written(joined), replacing=standing.etag)
+        return joined
+    return manifest
 
 
-def _verified(chunks: Iterator[bytes], file: ModelFile) -> Iterator[bytes]:
-    """Pass the chunks on; raise at the end, before the upload is completed, where they were not the file."""
-    if file.sha256 is not None:
-        digest, expected, name = hashlib.sha256(), file.sha256, "sha256"
-    else:
-        digest = hashlib.sha1(b"blob %d\0" % file.size_bytes, usedforsecurity=False)
-        expected, name = file.git_sha1, "git sha1"
-    size = 0
-    for chunk in chunks:
-        digest.update(chunk)
-        size += len(chunk)
-        yield chunk
-    if size < file.size_bytes:
-        raise Unavailable(f"{file.path}: the hub sent {size} of {file.size_bytes} bytes and stopped")
-    if digest.hexdigest() != expected:
-        raise Refused(
-            f"{file.path}: {name} is {digest.hexdigest()} where the hub promises {expected}; "
-            f"nothing was published; ask the hub's owner, or mirror another revision"
-        )
+@act(task_run_name="find-mirrors-of-{repo}")
+def find_mirrors(store: Store, repo: str, commit: str | None) -> dict[str, Manifest]:
+    """Manifests by prefix; of every commit where none is given."""
+    home = f"{MIRRORS}{repo}/{commit or ''}"
+    keys = [found.key for found in store.list(home) if found.key.endswith(f"/{MANIFEST}")]
+    found = {key.removesuffix(MANIFEST): store.get(key) for key in keys}
+    return {prefix: Manifest.model_validate_json(body.body) for prefix, body in found.items() if body is not None}
+
+
+@act(task_run_name="verify-{key}")
+def verify_file(store: Store, key: str, expected_sha256: str) -> Finding:
+    """Read the whole object back and hash it."""
+    digest = hashlib.sha256()
+    try:
+        for chunk in store.read(key):
+            digest.update(chunk)
+    except Refused as error:
+        return Finding(store.url_of(""), key, expected_sha256, str(error))
+    return Finding(store.url_of(""), key, expected_sha256, digest.hexdigest())
+
+
+@act(task_run_name="look-what-is-needed")
+def look_what_is_there(store: Store) -> tuple[tuple[Mirror, ...], tuple[Unfinished, ...]]:
+    """Every mirror of the store, and every upload that is no object yet."""
+    there = tuple(store.list(MIRRORS))
+    with ThreadPoolExecutor(MANIFESTS_AT_ONCE) as pool:
+        keys = manifest_keys(there)
+        read = zip(keys, pool.map(store.get, keys), strict=True)
+        dates = {
+            key.removesuffix(MANIFEST): Manifest.model_validate_json(found.body).mirrored_at.timestamp()
+            for key, found in read
+            if found is not None
+        }
+    return mirrors_in(there, dates), store.unfinished(MIRRORS)
+
+
+@act(task_run_name="read-what-releases-need")
+def read_needed(stores: Sequence[Store]) -> frozenset[str]:
+    """The prefixes of the mirrors that any release of any ledger in these stores refers to."""
+    return _needed(stores)
+
+
+@act(task_run_name="delete-{mirror.prefix}")
+def delete_mirror(store: Store, stores: Sequence[Store], mirror: Mirror) -> bool:
+    """The manifest first, so that there is no mirror any more; False where a release has come to need it meanwhile."""
+    if mirror.prefix in _needed(stores):
+        return False
+    store.delete(mirror.prefix + MANIFEST)
+    for found in mirror.objects:
+        store.delete(found.key)
+    return True
+
+
+@act(task_run_name="abort-{upload.key}")
+def abort_upload(store: Store, upload: Unfinished) -> None:
+    store.abort(upload)
+
+
+def _needed(stores: Sequence[Store]) -> frozenset[str]:
+    """A ledger that cannot be read is an error: then nobody knows what is needed."""
+    needed = set[str]()
+    for store in stores:
+        for ledger in store.list(LEDGERS):
+            if (found := store.get(ledger.key)) is not None:
+                record = ServiceRecord.model_validate_json(found.body)
+                needed.update(release.mirror_prefix for release in record.releases)
+    return frozenset(needed)
+
+
+def _written(manifest: Manifest) -> bytes:
+    return manifest.model_dump_json(indent=1).encode()

@@ -7,6 +7,7 @@ import httpx
 import pytest
 
 from blocks.errors import Conflict, Refused, SkyferryError, Unavailable
+from blocks.ports import Part, Unfinished
 from blocks.processes import free_port
 from blocks.s3 import S3Store
 from tests.servers import canned_server, running_seaweedfs, seaweedfs  # noqa: F401 - the fixture s3_store
@@ -149,48 +150,71 @@ def test_a_bucket_is_made_once(s3_store: S3Store) -> None:
 
 
 @pytest.mark.server
-def test_the_store_checks_each_part(s3_store: S3Store) -> None:
-    """Every part is sent with its SHA-256, and the store keeps them."""
-    with s3_store.upload("checked", 20 * MIB) as upload:
-        upload.write(bytes(20 * MIB))
+def test_the_store_keeps_a_checksum_of_the_whole_object(s3_store: S3Store) -> None:
+    """However many parts it came in, the object's CRC64NVME is the one of its bytes."""
+    body = memoryview(bytes(range(256)) * (MIB // 16))
+    upload = s3_store.begin("checked")
+    parts = [s3_store.send(upload, 1, body[: 10 * MIB]), s3_store.send(upload, 2, body[10 * MIB :])]
+    s3_store.complete(upload, parts)
     found = s3_store.client.head_object(Bucket=s3_store.bucket, Key="checked", ChecksumMode="ENABLED")
-    assert found["ChecksumSHA256"].endswith("-2")
+    assert found["ChecksumCRC64NVME"] == s3_store.checksum(body)
 
 
-@pytest.mark.server
-def test_a_failed_upload_leaves_no_part(s3_store: S3Store) -> None:
-    """Parts of an object that never came to be are removed: a bucket's owner would pay for them unseen."""
+def test_bytes_that_change_on_their_way_are_sent_again() -> None:
+    """What the store calls a wrong checksum is worth another try of that part."""
+    body = b"<Error><Code>BadDigest</Code><Message>No.</Message></Error>"
+    with (
+        canned_server(400, {"Content-Type": "application/xml"}, body) as server,
+        pytest.raises(Unavailable, match="BadDigest"),
+    ):
+        store_at(server.address).send(Unfinished("key", "1", 0), 1, memoryview(b"bytes"))
 
-    def fail() -> None:
-        with s3_store.upload("abandoned", 100 * MIB) as upload:
-            upload.write(bytes(70 * MIB))
-            raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        fail()
-    assert s3_store.client.list_multipart_uploads(Bucket=s3_store.bucket).get("Uploads", []) == []
+def test_a_busy_store_says_for_how_long() -> None:
+    """Retry-After reaches whoever tries again."""
+    body = b"<Error><Code>SlowDown</Code><Message>No.</Message></Error>"
+    with (
+        canned_server(503, {"Content-Type": "application/xml", "Retry-After": "7"}, body) as server,
+        pytest.raises(Unavailable) as refusal,
+    ):
+        store_at(server.address).send(Unfinished("key", "1", 0), 1, memoryview(b"bytes"))
+    assert refusal.value.after_seconds == 7
+
+
+def test_a_store_without_conditional_completion_completes() -> None:
+    """What such a store says of the condition is no reason to give up."""
+    body = b"<Error><Code>NotImplemented</Code><Message>No.</Message></Error>"
+    with (
+        canned_server(501, {"Content-Type": "application/xml"}, body) as server,
+        pytest.raises(SkyferryError, match="NotImplemented"),
+    ):
+        store_at(server.address).complete(Unfinished("key", "1", 0), [Part(1, 1, '"e"', "AAAAAAAAAAA=")])
+    assert ["if-none-match" in headers for _, _, headers in server.requests][-1] is False
 
 
 @pytest.mark.server
 def test_a_full_disk_is_said(tmp_path: Path) -> None:
-    """A SeaweedFS that has no room left fails the upload with a hint, and publishes nothing."""
-    size_bytes = 200 * MIB
-
-    def fill(store: S3Store) -> None:
-        with store.upload("large", size_bytes) as upload:
-            for _ in range(200):
-                upload.write(bytes(MIB))
-
+    """A SeaweedFS that has no room left refuses a part with a hint, and publishes nothing."""
     with seaweedfs(tmp_path, "-volume.max=1", "-master.volumeSizeLimitMB=8") as store:
+        upload = store.begin("large")
+
+        def fill() -> None:
+            for number in range(1, 21):
+                store.send(upload, number, memoryview(bytes(10 * MIB)))
+
         with pytest.raises(Unavailable, match="disk has room"):
-            fill(store)
+            fill()
         assert [*store.list("")] == []
 
 
 @pytest.mark.server
 def test_seaweedfs_keeps_what_was_written(tmp_path: Path) -> None:
-    """Killed and started again in the same place, on other ports, it has every object."""
-    with seaweedfs(tmp_path) as store, store.upload("large", 20 * MIB) as upload:
-        upload.write(bytes(20 * MIB))
+    """Killed and started again in the same place, on other ports, it has every object, and every part."""
     with seaweedfs(tmp_path) as store:
-        assert b"".join(store.read("large")) == bytes(20 * MIB)
+        store.write("whole", bytes(20 * MIB))
+        part = store.send(store.begin("parts"), 1, memoryview(bytes(20 * MIB)))
+    with seaweedfs(tmp_path) as store:
+        assert b"".join(store.read("whole")) == bytes(20 * MIB)
+        (upload,) = store.unfinished("")
+        store.complete(upload, [part])
+        assert b"".join(store.read("parts")) == bytes(20 * MIB)

@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from blocks.errors import Refused
+from blocks.errors import Refused, Unavailable
 from blocks.ports import Hub, Model
 from tests.fakes.hub import FakeHub
 from tests.servers import local_hub
@@ -81,6 +81,43 @@ def test_what_does_not_exist_is_refused(hub: Hub, repo: str, revision: str) -> N
     """A repository, revision or commit that is not there is refused by name."""
     with pytest.raises(Refused, match=repo):
         hub.look_up(repo, revision)
+
+
+@pytest.mark.parametrize("start", [0, 1, 5 << 20, (20 << 20) + 6])
+def test_a_part_fills_the_buffer(hub: Hub, start: int) -> None:
+    """From any byte, as many as the buffer holds, and again over the same connection."""
+    model = hub.look_up(REPO, "v1")
+    large = next(file for file in model.files if file.path == "model.gguf")
+    for _ in range(2):
+        buffer = bytearray(min(3 << 20, len(WEIGHTS) - start))
+        hub.read_part(model, large, start, memoryview(buffer))
+        assert buffer == WEIGHTS[start : start + len(buffer)]
+
+
+def test_small_files_fill_a_buffer_too(hub: Hub) -> None:
+    """Files that the hub keeps in git come the same way, and so does one without a byte."""
+    model = hub.look_up(REPO, "v2")
+    card = next(file for file in model.files if file.path == "README.md")
+    buffer = bytearray(card.size_bytes)
+    hub.read_part(model, card, 0, memoryview(buffer))
+    assert buffer == NEW["README.md"]
+    bare = hub.look_up("org/bare", "v1")
+    hub.read_part(bare, bare.files[0], 0, memoryview(bytearray()))
+
+
+def test_past_the_end_there_is_nothing(hub: Hub) -> None:
+    """A buffer that cannot be filled is an error, never a buffer half full."""
+    model = hub.look_up(REPO, "v1")
+    large = next(file for file in model.files if file.path == "model.gguf")
+    with pytest.raises(Unavailable, match=r"model\.gguf"):
+        hub.read_part(model, large, len(WEIGHTS) - 5, memoryview(bytearray(10)))
+
+
+def test_a_part_of_a_file_that_is_not_there_is_refused(hub: Hub) -> None:
+    """A file of another model cannot be read from this one, in parts neither."""
+    model, (file,) = hub.look_up(REPO, "v1"), hub.look_up("org/bare", "v1").files
+    with pytest.raises(Refused, match=r"empty\.txt"):
+        hub.read_part(model, file, 0, memoryview(bytearray(1)))
 
 
 def test_a_file_that_is_not_there_is_refused(hub: Hub) -> None:

@@ -1,23 +1,38 @@
 """What every store promises, asked of the one in memory and of S3."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from random import Random
 from uuid import uuid4
 
 import pytest
 
-from blocks.errors import Conflict, Refused, Unavailable
-from blocks.ports import Found, Store, StoredObject
+from blocks.directory_store import DirectoryStore
+from blocks.errors import Conflict, Refused
+from blocks.google_storage import GoogleStore
+from blocks.ports import Found, Part, Store, StoredObject, Unfinished
+from blocks.s3 import S3Store
 from tests.fakes.store import FakeStore
-from tests.servers import running_seaweedfs  # noqa: F401 - the fixture s3_store
+from tests.servers import running_fake_gcs, running_seaweedfs  # noqa: F401 - the fixtures google_store, s3_store
 
 MIB = 1 << 20
-STORES = ["fake", pytest.param("s3", marks=pytest.mark.server)]
+STORES = [
+    "fake",
+    "directory",
+    pytest.param("s3", marks=pytest.mark.server),
+    pytest.param("google", marks=pytest.mark.server),
+]
 
 
 @pytest.fixture(params=STORES)
 def store(request: pytest.FixtureRequest) -> Store:
-    return FakeStore() if request.param == "fake" else request.getfixturevalue("s3_store")
+    match request.param:
+        case "fake":
+            return FakeStore()
+        case "directory":
+            return DirectoryStore(directory=request.getfixturevalue("tmp_path") / "store")
+        case name:
+            return request.getfixturevalue(f"{name}_store")
 
 
 @pytest.fixture
@@ -26,10 +41,15 @@ def key() -> str:
     return f"{uuid4()}/ä b+c.json"
 
 
-def upload(store: Store, key: str, body: bytes, *, announced_bytes: int | None = None) -> None:
-    with store.upload(key, len(body) if announced_bytes is None else announced_bytes) as target:
-        for start in range(0, len(body), 5 * MIB):
-            target.write(body[start : start + 5 * MIB])
+def random_bytes(size_bytes: int) -> bytes:
+    return Random(size_bytes).randbytes(size_bytes)  # noqa: S311 - the same bytes in each run, not a secret
+
+
+def send(store: Store, upload: Unfinished, body: bytes, part_bytes: int = 5 * MIB) -> list[Part]:
+    """All parts, the last one first: they may come in any order."""
+    starts = [*enumerate(range(0, len(body), part_bytes), 1)]
+    sent = [store.send(upload, number, memoryview(body)[start : start + part_bytes]) for number, start in starts[::-1]]
+    return sent[::-1]
 
 
 def test_nothing_is_found_where_nothing_was_put(store: Store, key: str) -> None:
@@ -85,46 +105,129 @@ def test_of_many_writers_one_wins(store: Store, key: str) -> None:
     assert [found.body] == [b"%d" % winner for winner in winners]
 
 
-@pytest.mark.parametrize("size_bytes", [0, 1, 16 * MIB, 16 * MIB + 1, 100 * MIB + 7])
-def test_an_upload_is_read_back(store: Store, key: str, size_bytes: int) -> None:
-    """Objects of no byte, one part and several parts come back byte by byte."""
-    body = Random(size_bytes).randbytes(size_bytes)  # noqa: S311 - the same bytes in each run, not a secret
-    upload(store, key, body)
+@pytest.mark.parametrize("size_bytes", [0, 1, 9 * MIB])
+def test_what_is_written_is_read_back(store: Store, key: str, size_bytes: int) -> None:
+    """An object written as a whole comes back byte by byte, and replaces what stood before."""
+    store.write(key, b"before")
+    store.write(key, random_bytes(size_bytes))
+    assert b"".join(store.read(key)) == random_bytes(size_bytes)
+    assert [*store.list(key)] == [StoredObject(key, size_bytes)]
+
+
+@pytest.mark.parametrize(("start", "size_bytes"), [(0, 1), (0, None), (7, 20), (90, None), (90, 20), (5, 0)])
+def test_a_part_of_an_object_is_read(store: Store, key: str, start: int, size_bytes: int | None) -> None:
+    """From any byte, for any length; past the end there is nothing more."""
+    body = random_bytes(100)
+    store.write(key, body)
+    expected = body[start:] if size_bytes is None else body[start : start + size_bytes]
+    assert b"".join(store.read(key, start, size_bytes)) == expected
+
+
+@pytest.mark.parametrize("size_bytes", [1, 5 * MIB, 5 * MIB + 1, 23 * MIB + 7])
+def test_parts_become_an_object(store: Store, key: str, size_bytes: int) -> None:
+    """Sent in any order, the parts come back in theirs; nothing is visible before."""
+    body = random_bytes(size_bytes)
+    upload = store.begin(key)
+    parts = send(store, upload, body)
+    assert [*store.list(key)] == []
+    store.complete(upload, parts)
     assert b"".join(store.read(key)) == body
     assert [*store.list(key)] == [StoredObject(key, size_bytes)]
+    assert store.unfinished(key) == ()
 
 
-@pytest.mark.parametrize("size_bytes", [3, 40 * MIB])
-def test_an_upload_is_invisible_until_its_end(store: Store, key: str, size_bytes: int) -> None:
-    """While parts arrive there is no object."""
-    with store.upload(key, size_bytes) as target:
-        target.write(bytes(size_bytes))
-        assert [*store.list(key)] == []
-    assert [*store.list(key)] == [StoredObject(key, size_bytes)]
+def test_what_was_sent_is_found_again(store: Store, key: str) -> None:
+    """Another process finds the upload, and the parts that it need not send again."""
+    body = random_bytes(12 * MIB)
+    begun = store.begin(key)
+    parts = send(store, begun, body)
+    (found,) = store.unfinished(key.partition("/")[0])
+    assert (found.key, found.id) == (key, begun.id)
+    standing = store.sent(found)
+    assert [(part.number, part.size_bytes) for part in standing] == [(1, 5 * MIB), (2, 5 * MIB), (3, 2 * MIB)]
+    for there, part in zip(standing, parts, strict=True):
+        assert there.checksum in (None, part.checksum)
+    checked = [replace(there, checksum=part.checksum) for there, part in zip(standing, parts, strict=True)]
+    store.complete(found, checked)
+    assert b"".join(store.read(key)) == body
 
 
-@pytest.mark.parametrize("size_bytes", [3, 40 * MIB])
-def test_a_failed_upload_changes_nothing(store: Store, key: str, size_bytes: int) -> None:
-    """An error within the block leaves the object that stood before."""
-    upload(store, key, b"before")
-
-    def fail() -> None:
-        with store.upload(key, size_bytes) as target:
-            target.write(bytes(size_bytes))
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        fail()
-    assert b"".join(store.read(key)) == b"before"
+def test_a_part_sent_again_replaces_the_one_before(store: Store, key: str) -> None:
+    """Whoever is not sure sends it again."""
+    upload = store.begin(key)
+    send(store, upload, bytes(6 * MIB))
+    body = random_bytes(6 * MIB)
+    store.complete(upload, send(store, upload, body))
+    assert b"".join(store.read(key)) == body
 
 
-@pytest.mark.parametrize("size_bytes", [3, 40 * MIB])
-@pytest.mark.parametrize("missing_bytes", [1, -1])
-def test_an_upload_has_the_size_announced(store: Store, key: str, size_bytes: int, missing_bytes: int) -> None:
-    """Fewer or more bytes than announced are no object, and worth another try."""
-    with pytest.raises(Unavailable, match=str(size_bytes)):
-        upload(store, key, bytes(size_bytes), announced_bytes=size_bytes + missing_bytes)
+def test_a_part_that_is_not_what_it_should_be_is_no_object(store: Store, key: str) -> None:
+    """A part left by somebody else, believed to be ours, is found out when the object is completed."""
+    upload = store.begin(key)
+    parts = send(store, upload, random_bytes(11 * MIB))
+    right = store.checksum(memoryview(bytes(5 * MIB)))
+    with pytest.raises(Conflict, match="begin anew"):
+        store.complete(upload, [replace(parts[0], checksum=right), *parts[1:]])
     assert [*store.list(key)] == []
+
+
+def test_no_object_is_written_over_by_parts(store: Store, key: str) -> None:
+    """Of two uploads of the same object one is completed, and the other one is told."""
+    if isinstance(store, GoogleStore):
+        pytest.skip("fake-gcs-server ignores the condition of compose; tests/blocks sees that it is sent")
+    first, second = store.begin(key), store.begin(key)
+    body, other = random_bytes(6 * MIB), bytes(6 * MIB)
+    first_parts, second_parts = send(store, first, body), send(store, second, other)
+    store.complete(first, first_parts)
+    with pytest.raises(Conflict):
+        store.complete(second, second_parts)
+    assert b"".join(store.read(key)) == body
+    store.abort(second)
+
+
+def test_an_aborted_upload_is_gone(store: Store, key: str) -> None:
+    """Its parts are paid for no more; aborting twice is aborting once; nothing can be sent to it."""
+    upload = store.begin(key)
+    send(store, upload, bytes(6 * MIB))
+    store.abort(upload)
+    store.abort(upload)
+    assert store.unfinished(key) == ()
+    with pytest.raises(Conflict):
+        store.complete(upload, send(store, upload, bytes(6 * MIB)))
+    assert [*store.list(key)] == []
+
+
+def test_the_checksum_is_of_the_bytes(store: Store) -> None:
+    """The same for the same bytes, another for others, and the one that a part comes back with."""
+    ones, zeros = memoryview(b"\1" * 99), memoryview(bytes(99))
+    assert store.checksum(ones) == store.checksum(ones) != store.checksum(zeros)
+
+
+def test_unfinished_uploads_are_those_of_the_prefix(store: Store, key: str) -> None:
+    """Oldest first, and no sibling that shares the beginning."""
+    prefix = key.partition("/")[0]
+    uploads = [store.begin(f"{prefix}/{name}") for name in ("b", "a")]
+    beside = store.begin(f"{prefix}2/a")
+    assert {upload.id for upload in store.unfinished(f"{prefix}/")} == {upload.id for upload in uploads}
+    for upload in (*uploads, beside):
+        store.abort(upload)
+
+
+def test_the_provider_copies(store: Store, key: str) -> None:
+    """Within the bucket no byte passes through here, and what stood there before is written over."""
+    store.write(key, random_bytes(MIB))
+    store.write(f"{key}-2", b"before")
+    assert store.copies_from(store)
+    store.copy_from(store, key, f"{key}-2")
+    assert b"".join(store.read(f"{key}-2")) == random_bytes(MIB)
+
+
+def test_another_provider_does_not_copy(store: Store, key: str) -> None:
+    """What a store cannot read itself, somebody has to bring."""
+    elsewhere = S3Store(bucket="elsewhere", endpoint_url="http://127.0.0.1:9")
+    assert not store.copies_from(elsewhere)
+    with pytest.raises(Refused, match="another provider"):
+        store.copy_from(elsewhere, key, key)
 
 
 def test_reading_what_is_missing_is_refused(store: Store, key: str) -> None:
@@ -158,5 +261,5 @@ def test_deleting_twice_is_deleting_once(store: Store, key: str) -> None:
 def test_an_object_has_a_url(store: Store) -> None:
     """Engines and people name an object by scheme, bucket and key."""
     scheme, _, rest = store.url_of("models/a/b").partition("://")
-    assert scheme == "s3"
-    assert rest.partition("/")[2] == "models/a/b"
+    assert scheme in ("s3", "gs", "file")
+    assert rest.endswith("/models/a/b")

@@ -23,21 +23,38 @@ class FakeHub:
         """Paths whose last bit is sent flipped."""
         self.cut_short: deque[str] = deque()
         """Paths that once break off in the middle."""
+        self._commits: list[tuple[Mapping[str, bytes], str]] = []
 
     def look_up(self, repo: str, revision: str) -> Model:
         self._fail()
         for name, files in self._revisions(repo).items():
-            if revision in (name, _commit(files)):
-                return Model(repo, _commit(files), tuple(_file(p, body) for p, body in files.items()), _license(files))
+            if revision in (name, self._commit(files)):
+                return Model(
+                    repo, self._commit(files), tuple(_file(p, body) for p, body in files.items()), _license(files)
+                )
         raise Refused(f"the fake hub has no {repo} at {revision}")
 
     def read(self, model: Model, file: ModelFile) -> Iterator[bytes]:
         self._fail()
         for files in self._revisions(model.repo).values():
-            if _commit(files) == model.commit and file.path in files:
+            if self._commit(files) == model.commit and file.path in files:
                 yield from self._send(file.path, files[file.path])
                 return
         raise Refused(f"the fake hub has no {file.path} of {model.repo} at {model.commit}")
+
+    def read_part(self, model: Model, file: ModelFile, start: int, buffer: memoryview) -> None:
+        body = b"".join(self.read(model, file))[start : start + len(buffer)]
+        buffer[: len(body)] = body
+        if len(body) < len(buffer):
+            raise Unavailable(f"the fake hub has {len(body)} of {len(buffer)} bytes of {file.path} from {start}")
+
+    def _commit(self, files: Mapping[str, bytes]) -> str:
+        """Computed once: reading large files in parts would hash them all at each part."""
+        for known, commit in self._commits:
+            if known is files:
+                return commit
+        self._commits.append((files, _commit(files)))
+        return self._commits[-1][1]
 
     def _revisions(self, repo: str) -> dict[str, Mapping[str, bytes]]:
         revisions = self.models.get(repo)

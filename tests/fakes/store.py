@@ -1,18 +1,24 @@
 """A store in memory that keeps the port's promises, and breaks them when a test asks for it."""
 
 import hashlib
+import itertools
+import zlib
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from threading import Lock
 
-from blocks.errors import Conflict, Refused, SkyferryError, Unavailable
-from blocks.ports import Found, StoredObject, Upload
+from blocks.errors import Conflict, Refused, SkyferryError
+from blocks.ports import Found, Objects, Part, PartLimits, StoredObject, Unfinished
+
+LIMITS = PartLimits(smallest_bytes=5 << 20, largest_bytes=5 << 30, parts=10_000)
 
 
 class FakeStore:
-    def __init__(self) -> None:
+    def __init__(self, part_limits: PartLimits = LIMITS, provider: str = "fake") -> None:
+        self.part_limits, self.provider = part_limits, provider
         self.objects: dict[str, bytes] = {}
+        self.uploads: dict[Unfinished, dict[int, bytes]] = {}
+        self._ids = itertools.count()
         self.failures: deque[SkyferryError] = deque()
         """Each is raised once, by the next verbs in turn."""
         self.refuses_writes = False
@@ -38,23 +44,68 @@ class FakeStore:
             self.objects[key] = body
         return _etag(body)
 
-    @contextmanager
-    def upload(self, key: str, size_bytes: int) -> Iterator[Upload]:
+    def write(self, key: str, body: bytes | memoryview) -> None:
         self._fail()
         self._may_write()
-        upload = _Buffer()
-        yield upload
-        if len(upload.body) != size_bytes:
-            raise Unavailable(f"{self.url_of(key)} was to have {size_bytes} bytes and got {len(upload.body)}")
-        self.objects[key] = bytes(upload.body)
+        self.objects[key] = bytes(body)
 
-    def read(self, key: str) -> Iterator[bytes]:
+    def read(self, key: str, start: int = 0, size_bytes: int | None = None) -> Iterator[bytes]:
         self._fail()
-        body = self.objects.get(key)
-        if body is None:
+        if key not in self.objects:
             raise Refused(f"there is no {self.url_of(key)}")
+        body = self.objects[key][start : None if size_bytes is None else start + size_bytes]
         middle = len(body) // 2
         yield from (body[:middle], body[middle:])
+
+    def checksum(self, body: memoryview) -> str:
+        return f"{zlib.crc32(body):08x}"
+
+    def begin(self, key: str) -> Unfinished:
+        self._fail()
+        self._may_write()
+        number = next(self._ids)
+        upload = Unfinished(key, f"upload-{number}", float(number))
+        self.uploads[upload] = {}
+        return upload
+
+    def send(self, upload: Unfinished, number: int, body: memoryview) -> Part:
+        self._fail()
+        self._sent(upload)[number] = bytes(body)
+        return _part(self, number, body)
+
+    def sent(self, upload: Unfinished) -> tuple[Part, ...]:
+        self._fail()
+        return tuple(_part(self, number, memoryview(body)) for number, body in sorted(self._sent(upload).items()))
+
+    def complete(self, upload: Unfinished, parts: Sequence[Part]) -> None:
+        self._fail()
+        sent = self._sent(upload)
+        with self._lock:
+            if any(part.checksum != self.checksum(memoryview(sent.get(part.number, b""))) for part in parts):
+                raise Conflict(f"{self.url_of(upload.key)}: the parts are not what was sent; begin anew")
+            if any(len(sent[part.number]) < self.part_limits.smallest_bytes for part in parts[:-1]):
+                raise Refused(f"{self.url_of(upload.key)}: a part is too small")
+            if upload.key in self.objects:
+                raise Conflict(f"{self.url_of(upload.key)} is there already")
+            self.objects[upload.key] = b"".join(sent[part.number] for part in parts)
+            del self.uploads[upload]
+
+    def abort(self, upload: Unfinished) -> None:
+        self._fail()
+        self.uploads.pop(upload, None)
+
+    def unfinished(self, prefix: str) -> tuple[Unfinished, ...]:
+        self._fail()
+        return tuple(upload for upload in self.uploads if upload.key.startswith(prefix))
+
+    def copies_from(self, source: Objects) -> bool:
+        return isinstance(source, FakeStore) and source.provider == self.provider
+
+    def copy_from(self, source: Objects, source_key: str, key: str) -> None:
+        self._fail()
+        if not isinstance(source, FakeStore) or not self.copies_from(source):
+            raise Refused(f"{source.url_of(source_key)} is of another provider")
+        self.objects[key] = source.objects[source_key]
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
         self._fail()
@@ -68,23 +119,24 @@ class FakeStore:
         self.objects.pop(key, None)
 
     def url_of(self, key: str) -> str:
-        return f"s3://fake/{key}"
+        return f"s3://{self.provider}/{key}"
 
     def _fail(self) -> None:
         if self.failures:
             raise self.failures.popleft()
 
+    def _sent(self, upload: Unfinished) -> dict[int, bytes]:
+        if upload not in self.uploads:
+            raise Conflict(f"{self.url_of(upload.key)}: there is no upload {upload.id}; begin anew")
+        return self.uploads[upload]
+
     def _may_write(self) -> None:
         if self.refuses_writes:
-            raise Refused("s3://fake may only be read; allow writing")
+            raise Refused(f"s3://{self.provider} may only be read; allow writing")
 
 
-class _Buffer:
-    def __init__(self) -> None:
-        self.body = bytearray()
-
-    def write(self, chunk: bytes) -> None:
-        self.body += chunk
+def _part(store: FakeStore, number: int, body: memoryview | bytes) -> Part:
+    return Part(number, len(body), _etag(bytes(body)), store.checksum(memoryview(body)))
 
 
 def _etag(body: bytes) -> str:

@@ -1,0 +1,42 @@
+"""Collect garbage: mirrors that no release needs, and uploads that nobody is at."""
+
+import time
+
+from prefect import flow, get_run_logger
+from prefect.artifacts import create_markdown_artifact
+
+from flows.boards import collection_table
+from flows.plans import CollectPlan
+from flows.policy.collect import Verdict, what_to_collect, which_are_orphans
+from flows.policy.ledger import MIRRORS
+from flows.tasks.artifacts import only_for_show
+from flows.tasks.mirror import abort_upload, delete_mirror, look_what_is_there, read_needed
+from flows.tasks.service import open_service
+
+
+@flow(name="collect-mirrors", flow_run_name="collect-mirrors-of-{plan.service}")
+def collect_mirrors(plan: CollectPlan) -> tuple[Verdict, ...]:
+    """Delete what no ledger in the service's stores refers to, but for the newest few; by default only show it."""
+    service = open_service(plan.service)
+    needed = read_needed(service.stores)
+    verdicts = list[Verdict]()
+    for number, store in enumerate(service.stores):
+        mirrors, unfinished = look_what_is_there(store)
+        orphans = which_are_orphans(unfinished, time.time(), plan.orphaned_after_hours * 3600)
+        under_way = {
+            mirror.prefix
+            for mirror in mirrors
+            if any(upload.key.startswith(mirror.prefix) for upload in unfinished if upload not in orphans)
+        }
+        ruled = what_to_collect(mirrors, needed, under_way, keep_newest=plan.keep_newest)
+        with only_for_show():
+            table = collection_table(store.url_of(MIRRORS), ruled, orphans, dry_run=plan.dry_run)
+            create_markdown_artifact(table, key=f"garbage-{number + 1}")
+        if not plan.dry_run:
+            for verdict in ruled:
+                if verdict.delete and not delete_mirror(store, service.stores, verdict.mirror):
+                    get_run_logger().info("%s is kept: a release needs it now.", verdict.mirror.prefix)
+            for upload in orphans:
+                abort_upload(store, upload)
+        verdicts += ruled
+    return tuple(verdicts)

@@ -1,0 +1,40 @@
+"""Which files of a mirror are read again, and what do they say?"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from flows.policy.mirror import Manifest, MirroredFile
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a file in a store was found to be."""
+
+    store: str
+    key: str
+    expected: str
+    found: str
+    """The sha256, or what else stands in its place."""
+
+    @property
+    def is_right(self) -> bool:
+        return self.found == self.expected
+
+
+def which_to_verify(manifest: Manifest, sample_percent: float, seed: str) -> tuple[MirroredFile, ...]:
+    """Whole files until they are that share of the bytes, at least one; another seed takes others."""
+
+    def lot(file: MirroredFile) -> bytes:
+        return hashlib.sha256(f"{seed} {file.path}".encode()).digest()
+
+    wanted_bytes, chosen = manifest.size_bytes * sample_percent / 100, list[MirroredFile]()
+    for file in sorted(manifest.files, key=lot):
+        if chosen and sum(one.size_bytes for one in chosen) >= wanted_bytes and sample_percent < 100:  # noqa: PLR2004 - %
+            break
+        chosen.append(file)
+    return tuple(chosen)
+
+
+def what_is_wrong(findings: Sequence[Finding]) -> tuple[Finding, ...]:
+    return tuple(finding for finding in findings if not finding.is_right)

@@ -1,0 +1,69 @@
+"""What only Google Cloud Storage does, and how its block says no."""
+
+import pytest
+
+from blocks.errors import Conflict, Refused, SkyferryError, Unavailable
+from blocks.google_storage import COMPOSED_AT_ONCE, GoogleStore
+from blocks.ports import Part, Unfinished
+from tests.servers import canned_server, running_fake_gcs  # noqa: F401 - the fixture google_store
+
+UPLOAD = Unfinished("key", "1", 0)
+
+
+def store_at(address: str) -> GoogleStore:
+    return GoogleStore.model_validate({"bucket": "mirrors", "endpoint_url": f"http://{address}"})
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "words"),
+    [
+        (403, Refused, "roles/storage.objectUser"),
+        (404, Refused, "create the bucket"),
+        (400, Refused, "settings"),
+    ],
+)
+def test_each_answer_says_what_to_do(status: int, error: type[SkyferryError], words: str) -> None:
+    """What Google answers becomes an error that names bucket and key and says what helps."""
+    with canned_server(status, {"Content-Type": "application/json"}, b"{}") as server:
+        with pytest.raises(error, match=words) as refusal:
+            store_at(server.address).write("ledger/chat.json", b"")
+        assert all(word in str(refusal.value) for word in ("gs://mirrors", "ledger/chat.json"))
+
+
+def test_the_object_is_made_only_where_there_is_none() -> None:
+    """Composing carries the condition, and a store that says that it does not hold is a conflict."""
+    with (
+        canned_server(412, {"Content-Type": "application/json"}, b"{}") as server,
+        pytest.raises(Conflict, match="there already"),
+    ):
+        store_at(server.address)._compose(UPLOAD, [Part(1, 1, "part", "AAAAAA==")])
+    assert any("compose" in path and "ifGenerationMatch=0" in path for _, path, _ in server.requests)
+
+
+def test_a_wrong_answer_about_a_part_is_worth_another_try() -> None:
+    """A store that has another checksum than was sent has other bytes."""
+    with (
+        canned_server(200, {"Content-Type": "application/json"}, b'{"crc32c": "AAAAAA==", "name": "x"}') as server,
+        pytest.raises(Unavailable),
+    ):
+        store_at(server.address).send(UPLOAD, 1, memoryview(b"bytes"))
+
+
+@pytest.mark.server
+def test_more_parts_than_are_composed_at_once(google_store: GoogleStore) -> None:
+    """An object of hundreds of parts is composed in levels, and nothing of them is left."""
+    body = bytes(range(256)) * 9
+    upload = google_store.begin("many")
+    count = COMPOSED_AT_ONCE * 2 + 1
+    size = -(-len(body) // count)
+    pieces = [memoryview(body)[start : start + size] for start in range(0, len(body), size)]
+    assert len(pieces) > COMPOSED_AT_ONCE
+    google_store.complete(upload, [google_store.send(upload, number, part) for number, part in enumerate(pieces, 1)])
+    assert b"".join(google_store.read("many")) == body
+    assert google_store.unfinished("") == ()
+
+
+def test_the_key_is_not_shown() -> None:
+    """The block's text has no secret in it."""
+    store = GoogleStore.model_validate({"bucket": "mirrors", "service_account": "very-secret"})
+    assert "very-secret" not in f"{store!r} {store} {store.model_dump_json()}"

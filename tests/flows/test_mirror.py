@@ -1,0 +1,161 @@
+"""Mirroring into several stores, verifying what is there, and collecting what nobody needs, as flows."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from blocks.directory_store import DirectoryStore
+from blocks.errors import Refused
+from blocks.google_storage import GoogleStore
+from blocks.haproxy import HAProxyGateway
+from blocks.hugging_face import HuggingFaceHub
+from blocks.local_fleet import LocalFleet
+from blocks.ports import EngineSettings
+from blocks.s3 import S3Store
+from blocks.service import Service
+from flows.collect import collect_mirrors
+from flows.mirror import mirror_model
+from flows.plans import CollectPlan, MirrorPlan, VerifyPlan
+from flows.policy.ledger import Release, ServiceRecord, ledger_key, mirror_prefix
+from flows.verify import verify_mirror
+from tests.fakes.store import FakeStore
+from tests.flows.conftest import REPO, World
+
+MANIFEST = "skyferry-manifest.json"
+
+
+def mirror(revision: str = "v1", **settings: object) -> str:
+    plan = MirrorPlan.model_validate({"service": "chat", "repo": REPO, "revision": revision, **settings})
+    manifest = mirror_model(plan)
+    return mirror_prefix(manifest.repo, manifest.commit)
+
+
+@pytest.fixture
+def further(world: World) -> FakeStore:
+    store = FakeStore(provider="further")
+    world.service.further_stores = [store]  # pyright: ignore[reportAttributeAccessIssue] - a fake comes in unvalidated
+    return store
+
+
+def test_every_store_gets_the_mirror(world: World, further: FakeStore) -> None:
+    """The same objects and a manifest each."""
+    mirror()
+    assert set(world.store.objects) == set(further.objects)
+    assert {path.rpartition("/")[2] for path in further.objects} == {"model.gguf", "README.md", MANIFEST}
+
+
+def test_a_further_store_that_may_not_be_written_drops_out(world: World, further: FakeStore) -> None:
+    """The service has its mirror all the same, and the next run fills the other store alone."""
+    further.refuses_writes = True
+    prefix = mirror()
+    assert prefix + MANIFEST in world.store.objects
+    assert further.objects == {}
+    further.refuses_writes = False
+    before = dict(world.store.objects)
+    mirror()
+    assert world.store.objects == before
+    assert set(further.objects) == set(before)
+
+
+@pytest.mark.usefixtures("further")
+def test_without_the_services_own_store_the_run_fails(world: World) -> None:
+    """It holds the ledger and what replicas load: the others alone are no success."""
+    world.store.refuses_writes = True
+    with pytest.raises(Refused, match="may only be read"):
+        mirror()
+
+
+def test_a_mirror_is_made_larger(world: World) -> None:
+    """A run that wants more files adds them, and the manifest names all; one that wants fewer does nothing."""
+    prefix = mirror(allow=("*.gguf",))
+    assert f"{prefix}README.md" not in world.store.objects
+    mirror()
+    assert f"{prefix}README.md" in world.store.objects
+    before = dict(world.store.objects)
+    mirror(allow=("*.md",))
+    assert world.store.objects == before
+    verify_mirror(VerifyPlan(service="chat", repo=REPO))
+
+
+def test_a_mirror_is_verified_in_every_store(world: World, further: FakeStore) -> None:
+    """From the manifest alone: the hub is not asked."""
+    mirror()
+    world.hub.models = {}
+    assert len(verify_mirror(VerifyPlan(service="chat", repo=REPO))) == 4
+    further.corrupt(next(key for key in further.objects if key.endswith("gguf")))
+    with pytest.raises(Refused, match=r"1 of 4 files.*further/.*model\.gguf"):
+        verify_mirror(VerifyPlan(service="chat", repo=REPO))
+
+
+def test_a_file_that_is_gone_is_found_missing(world: World) -> None:
+    """An object that the manifest names and nobody has is as wrong as a flipped bit."""
+    prefix = mirror()
+    del world.store.objects[f"{prefix}model.gguf"]
+    with pytest.raises(Refused, match=r"there is no .*model\.gguf"):
+        verify_mirror(VerifyPlan(service="chat", repo=REPO))
+
+
+@pytest.mark.usefixtures("world")
+def test_what_was_never_mirrored_is_refused() -> None:
+    """Nothing to read is no success."""
+    with pytest.raises(Refused, match="mirror it first"):
+        verify_mirror(VerifyPlan(service="chat", repo="maker/other"))
+
+
+def test_garbage_is_shown_and_then_collected(world: World, further: FakeStore) -> None:
+    """A dry run deletes nothing; then what no release needs goes from every store, and the newest stays."""
+    prefixes = [mirror(revision) for revision in ("v1", "v2", "v3")]
+    release = Release(
+        id="chat-1",
+        service="chat",
+        repo=REPO,
+        commit=prefixes[0].rstrip("/").rpartition("/")[2],
+        engine=EngineSettings(1, 1),
+        slot="blue",
+        state="live",
+        run_id="1",
+        opened_at=datetime(2026, 1, 1, tzinfo=UTC),
+    )
+    ledger = ServiceRecord(releases=(release,)).model_dump_json().encode()
+    world.store.put(ledger_key("chat"), ledger, replacing=None)
+    before = dict(world.store.objects)
+    collect_mirrors(CollectPlan(service="chat", keep_newest=1))
+    assert world.store.objects == before
+    collect_mirrors(CollectPlan(service="chat", keep_newest=1, dry_run=False))
+    for store in (world.store, further):
+        assert {prefix for prefix in prefixes if prefix + MANIFEST in store.objects} == {prefixes[0], prefixes[2]}
+        assert not [key for key in store.objects if key.startswith(prefixes[1])]
+
+
+def test_orphaned_uploads_are_aborted(world: World) -> None:
+    """An upload that began long ago is nobody's any more."""
+    world.store.begin("models/a/b/c/weights")
+    collect_mirrors(CollectPlan(service="chat"))
+    assert len(world.store.uploads) == 1
+    collect_mirrors(CollectPlan(service="chat", dry_run=False))
+    assert world.store.uploads == {}
+
+
+def test_a_service_keeps_its_stores(tmp_path: Path) -> None:
+    """Saved as a block and loaded again, a service has all its stores, of every kind, and their secrets."""
+    Service(
+        name="kept",
+        endpoint="http://127.0.0.1/v1",
+        hub=HuggingFaceHub(),
+        store=S3Store(bucket="one"),
+        further_stores=[
+            S3Store(bucket="two", secret_access_key=SecretStr("hidden")),
+            GoogleStore(bucket="three"),
+            DirectoryStore(directory=tmp_path),
+        ],
+        fleet=LocalFleet(directory=tmp_path, store=S3Store(bucket="one")),
+        gateway=HAProxyGateway(admin_socket=tmp_path / "admin.sock"),
+    ).save("kept", overwrite=True)
+    loaded = Service.load("kept")
+    assert isinstance(loaded, Service)
+    assert [type(store) for store in loaded.stores] == [S3Store, S3Store, GoogleStore, DirectoryStore]
+    second = loaded.further_stores[0]
+    assert isinstance(second, S3Store)
+    assert second.secret_access_key == SecretStr("hidden")

@@ -1,0 +1,72 @@
+"""A whole mirror without Prefect: what the flow does, in a process that can be killed."""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+
+from pydantic import SecretStr
+
+from blocks.hugging_face import HuggingFaceHub
+from blocks.ports import Hub, Model, Store
+from blocks.s3 import S3Store
+from flows.policy.ledger import mirror_prefix
+from flows.policy.mirror import Manifest, as_mirrored
+from flows.tasks.mirror import survey, write_manifest
+from flows.tasks.patience import Patience
+from flows.tasks.transfer import Target, Transfer
+
+QUICK = Patience(first_wait_seconds=0.01, longest_wait_seconds=0.05)
+
+
+def opened(store: Store, model: Model) -> Target:
+    found = survey.fn(store, model.files, mirror_prefix(model.repo, model.commit))
+    return Target(
+        store.url_of(""),
+        store,
+        mirror_prefix(model.repo, model.commit),
+        manifest=found.manifest,
+        lacks=found.lacks,
+        held=found.held,
+        unfinished=found.unfinished,
+    )
+
+
+def mirror(hub: Hub, stores: Sequence[Store], repo: str, revision: str = "main", *, workers: int = 4) -> list[Target]:
+    """Raises what the hub says, and what a store says where none is left."""
+    model = hub.look_up(repo, revision)
+    targets = [opened(store, model) for store in stores]
+    missing = [file for file in model.files if any(file.path in target.lacks for target in targets)]
+    if not missing:
+        return targets
+    with Transfer(hub, model, targets, patience=QUICK, workers=workers) as transfer, ThreadPoolExecutor(8) as pool:
+        copied = {file.path: file for file in pool.map(transfer.copy, missing) if file is not None}
+    files = tuple(copied.get(file.path) or as_mirrored(file) for file in model.files)
+    manifest = Manifest(
+        repo=repo,
+        commit=model.commit,
+        license=model.license,
+        files=files,
+        source=hub.endpoint,
+        mirrored_at=datetime.now(UTC),
+        tool="tests",
+    )
+    for target in targets:
+        if target.error is None:
+            target.manifest = write_manifest.fn(target.store, target.prefix, manifest)
+    return targets
+
+
+if __name__ == "__main__":
+    mirror(
+        HuggingFaceHub(endpoint=os.environ["HUB"]),
+        [
+            S3Store(
+                bucket=os.environ["BUCKET"],
+                endpoint_url=os.environ["STORE"],
+                access_key_id=os.environ["ACCESS_KEY_ID"],
+                secret_access_key=SecretStr(os.environ["SECRET_ACCESS_KEY"]),
+            )
+        ],
+        os.environ["REPO"],
+    )
