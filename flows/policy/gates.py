@@ -29,7 +29,7 @@ from flows.policy.measures import (
 
 Verdict = Literal["promote", "hold", "roll back"]
 SUSPICIOUS = log(10)
-"""A bet on harm within a tenth of its bar is no harm yet, and no time to rise."""
+"""A bet on harm that is worth ten coins, or within a tenth of its bar, is no harm yet, and no time to rise."""
 BLAME = log(20)
 """A bet that harm is one cell's alone, worth this much, spares the rest."""
 MINUTES_FROM = 600
@@ -141,7 +141,9 @@ def _doubt(evidence: Evidence, limits: Limits, elapsed_seconds: float) -> list[s
     for measure, count in evidence.counts.items():
         if measure == "failed lately" or measure not in parts_of(evidence.share):
             continue  # what failed lately has a bar that rises, and is known to nobody but the judge
-        if count.harm_now >= bar(evidence, limits, measure) - SUSPICIOUS:
+        # Refusals and departures have no limit that good news could be told by: they must not even look like harm.
+        enough = SUSPICIOUS if measure in {"refused", "left"} else bar(evidence, limits, measure) - SUSPICIOUS
+        if count.harm_now >= enough:
             doubt.append(f"{_in_words(measure, evidence, limits)}: suspicious")
     return doubt
 

@@ -121,7 +121,9 @@ def test_alone_the_limit_is_the_measure_of_harm() -> None:
 
 def test_much_more_than_stable_that_is_no_harm_yet_is_no_time_to_rise() -> None:
     """Three of the four departures are the candidate's, and all other news is good."""
-    suspicious = Count(3, 4, 100, harm=6.0, harm_now=6.0)
+    suspicious = Count(3, 4, 100, harm=2.5, harm_now=2.5)
+    assert rule(with_count(GOOD, "hung", suspicious), LIMITS, 50).verdict == "promote"
+    assert rule(with_count(GOOD, "hung", replace(suspicious, harm_now=5.4)), LIMITS, 50).verdict == "hold"
     ruling = rule(with_count(GOOD, "left", suspicious), LIMITS, 50)
     assert ruling.verdict == "hold"
     assert "suspicious" in ruling.reason

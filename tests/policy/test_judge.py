@@ -125,6 +125,19 @@ def test_a_candidate_that_is_half_as_fast_is_harm(seed: int) -> None:
     assert requests < 60
 
 
+@pytest.mark.parametrize(
+    ("share", "status", "users_hit"),
+    [(0.05, 500, 3), (0.05, 404, 4), (0.15, 500, 4), (0.15, 404, 6), (0.3, 500, 7), (0.3, 404, 9), (0.5, 500, 11)],
+)
+def test_harm_takes_as_many_users_as_the_docs_say(share: float, status: int, users_hit: int) -> None:
+    """Every fourth request meets it, and none of stable's does: the numbers in docs/gates.md."""
+    one = judge(share=share)
+    for number in range(4 * users_hit):
+        assert rule(one.evidence(), LIMITS, 10).verdict == "hold"
+        one.observe(replace(OUTCOME, status=status if number % 4 == 3 else 200), 10)
+    assert rule(one.evidence(), LIMITS, 10).verdict == "roll back"
+
+
 def test_a_user_counts_once() -> None:
     """One user whose every request fails is one failure; as many without a name are as many."""
     named, nameless = judge(), judge()
