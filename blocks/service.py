@@ -1,5 +1,7 @@
 """The service block: one endpoint, what it promises, and the parts that it is made of."""
 
+from typing import TYPE_CHECKING
+
 from prefect.blocks.core import Block
 from pydantic import Field
 
@@ -11,6 +13,20 @@ from blocks.local_fleet import LocalFleet
 from blocks.openai_engine import OpenAIEngine
 from blocks.ports import Engine, Store
 from blocks.s3 import S3Store
+
+if TYPE_CHECKING:
+    from blocks.azure_blob import AzureStore
+
+    AnyStore = S3Store | GoogleStore | DirectoryStore | AzureStore
+else:
+    AnyStore = S3Store | GoogleStore | DirectoryStore
+    try:
+        from blocks.azure_blob import AzureStore
+
+        AnyStore |= AzureStore
+    except ModuleNotFoundError as error:
+        if not str(error.name).startswith("azure"):
+            raise  # without `skyferry[azure]` there is no Azure; anything else that is missing is an error
 
 
 class Service(Block):
@@ -29,10 +45,8 @@ class Service(Block):
         description="The address that users call, up to and with /v1; it is shown in reports.",
     )
     hub: HuggingFaceHub = Field(title="Model hub", description="The hub that models are mirrored from.")
-    store: S3Store | GoogleStore | DirectoryStore = Field(
-        title="Store", description="The bucket that holds the mirrors and the ledger."
-    )
-    further_stores: list[S3Store | GoogleStore | DirectoryStore] = Field(
+    store: AnyStore = Field(title="Store", description="The bucket that holds the mirrors and the ledger.")
+    further_stores: list[AnyStore] = Field(
         default_factory=list,
         title="Further stores",
         description="Buckets that mirrors are written to as well, such as one in each cloud that replicas run in.",
