@@ -61,6 +61,11 @@ def bare(place: Place) -> list[list[str]]:
     return [[sys.executable, "-m", "benchmarks.bare", "--hub", hub, "--store", store, *place.files]]
 
 
+def rclone_streaming(place: Place) -> list[list[str]]:
+    """As nobody calls it without having measured: files from 256 MiB on in one stream each, as smaller ones are."""
+    return [[*rclone(place)[0], "--multi-thread-streams", "0"]]
+
+
 def rclone(place: Place) -> list[list[str]]:
     return [
         [
@@ -95,6 +100,7 @@ def _hf(place: Place) -> list[str]:
 WAYS = {
     "ours": ours,
     "rclone copy :http:": rclone,
+    "rclone copy :http:, one stream a file": rclone_streaming,
     "hf download + s5cmd": hf_s5cmd,
     "hf download + aws s3 sync": hf_aws,
     "snapshot_download + boto3": snapshot_boto3,
