@@ -1,6 +1,6 @@
 """The service block: one endpoint, what it promises, and the parts that it is made of."""
 
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from prefect.blocks.core import Block
 from pydantic import Field, model_validator
@@ -14,6 +14,20 @@ from blocks.openai_engine import OpenAIEngine
 from blocks.ports import Engine, Store
 from blocks.s3 import S3Store
 from blocks.skypilot_fleet import SkyPilotFleet
+
+if TYPE_CHECKING:
+    from blocks.azure_blob import AzureStore
+
+    AnyStore = S3Store | GoogleStore | DirectoryStore | AzureStore
+else:
+    AnyStore = S3Store | GoogleStore | DirectoryStore
+    try:
+        from blocks.azure_blob import AzureStore
+
+        AnyStore |= AzureStore
+    except ModuleNotFoundError as error:
+        if not str(error.name).startswith("azure"):
+            raise  # without `skyferry[azure]` there is no Azure; anything else that is missing is an error
 
 
 class Service(Block):
@@ -32,10 +46,8 @@ class Service(Block):
         description="The address that users call, up to and with /v1; it is shown in reports.",
     )
     hub: HuggingFaceHub = Field(title="Model hub", description="The hub that models are mirrored from.")
-    store: S3Store | GoogleStore | DirectoryStore = Field(
-        title="Store", description="The bucket that holds the mirrors and the ledger."
-    )
-    further_stores: list[S3Store | GoogleStore | DirectoryStore] = Field(
+    store: AnyStore = Field(title="Store", description="The bucket that holds the mirrors and the ledger.")
+    further_stores: list[AnyStore] = Field(
         default_factory=list,
         title="Further stores",
         description="Buckets that mirrors are written to as well, such as one in each cloud that replicas run in.",

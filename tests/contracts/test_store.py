@@ -13,7 +13,7 @@ from blocks.google_storage import GoogleStore
 from blocks.ports import Found, Part, Store, StoredObject, Unfinished
 from blocks.s3 import S3Store
 from tests.fakes.store import FakeStore
-from tests.servers import running_fake_gcs, running_seaweedfs  # noqa: F401 - the fixtures google_store, s3_store
+from tests.servers import running_azurite, running_fake_gcs, running_seaweedfs  # noqa: F401 - the fixtures of the stores
 
 MIB = 1 << 20
 STORES = [
@@ -21,6 +21,7 @@ STORES = [
     "directory",
     pytest.param("s3", marks=pytest.mark.server),
     pytest.param("google", marks=pytest.mark.server),
+    pytest.param("azure", marks=pytest.mark.server),
 ]
 
 
@@ -261,5 +262,5 @@ def test_deleting_twice_is_deleting_once(store: Store, key: str) -> None:
 def test_an_object_has_a_url(store: Store) -> None:
     """Engines and people name an object by scheme, bucket and key."""
     scheme, _, rest = store.url_of("models/a/b").partition("://")
-    assert scheme in ("s3", "gs", "file")
+    assert scheme in ("s3", "gs", "file", "http")
     assert rest.endswith("/models/a/b")
