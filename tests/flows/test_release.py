@@ -81,6 +81,7 @@ def candidates(world: World) -> list[str]:
 def test_silence_is_rolled_back_at_the_deadline(world: World) -> None:
     """A stage in which nobody calls is no success."""
     release_model(plan("v1"))
+    world.users.see("blue", GOOD, 0)
     world.users.see("green", GOOD, 0)
     with pytest.raises(SkyferryError, match="not passed within"):
         release_model(plan("v2", stage_deadline_seconds=0.01))
