@@ -262,7 +262,7 @@ def only_the_live_ones(world: World) -> Iterator[World]:
 def test_a_full_cluster_is_passed_over(only_the_live_ones: World) -> None:
     """Where alpha has no GPU left, the replica goes to beta, which costs more."""
     world = only_the_live_ones
-    job = world.lab.fill("alpha")
+    job = world.lab.fill("alpha", world.cells.count("slurm/alpha"))
     provision("v1")
     world.lab.cancel("alpha", job)
     candidate = world.record.under_way
@@ -289,7 +289,7 @@ def test_where_no_cluster_has_room_nothing_is_left(only_the_live_ones: World) ->
     """Each cluster's own reason is in the refusal; no job, no cluster, no open release."""
     world = only_the_live_ones
     before = world.jobs
-    jobs = {cluster: world.lab.fill(cluster) for cluster in ("alpha", "beta")}
+    jobs = {cluster: world.lab.fill(cluster, world.cells.count(f"slurm/{cluster}")) for cluster in ("alpha", "beta")}
     with pytest.raises(Refused, match=r"(?s)(alpha.*beta|beta.*alpha)"):
         provision("v1")
     for cluster, job in jobs.items():
