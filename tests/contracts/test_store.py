@@ -21,7 +21,7 @@ STORES = [
     "directory",
     pytest.param("s3", marks=pytest.mark.server),
     pytest.param("google", marks=pytest.mark.server),
-    pytest.param("azure", marks=pytest.mark.server),
+    pytest.param("azure", marks=pytest.mark.live),
 ]
 
 
