@@ -22,7 +22,7 @@ from flows.policy.measures import Limits, budget_of_stage
 from flows.policy.stages import stages_left
 from flows.tasks.artifacts import Board
 from flows.tasks.fleet import list_replicas
-from flows.tasks.gateway import drain, give_share, hold_stage, read_split
+from flows.tasks.gateway import drain, give_share, hold_stage, list_servers, read_split
 from flows.tasks.ledger import amend, read_record, record_of
 from flows.tasks.runs import ended_run_of, own_run_id
 from flows.tasks.service import open_service
@@ -89,9 +89,12 @@ def _promote_by_stages(service: Service, release: Release, plan: PromotePlan) ->
 
 def _mend(service: Service, release: Release, ready_timeout_seconds: float) -> None:
     """Start a replica that was lost meanwhile anew, before more users come; its machine may have been taken away."""
+    # The gateway knows within a second; a fleet in a cloud may ask for its machines every half minute only.
+    down = {server.address for server in list_servers(service.gateway, service.name) if server.state == "down"}
     standing = [r for r in list_replicas(service.fleet, service.name) if r.release == release.id]
-    if len(standing) < service.replicas:
-        get_run_logger().warning("%d of %d replicas of %s are left.", len(standing), service.replicas, release.id)
+    whole = [replica for replica in standing if replica.address not in down]
+    if len(whole) < service.replicas:
+        get_run_logger().warning("%d of %d replicas of %s are left.", len(whole), service.replicas, release.id)
         start_replicas(service, release, ready_timeout_seconds)
 
 

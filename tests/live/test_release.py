@@ -1,6 +1,7 @@
 """Whole releases over two Slurm clusters, under traffic, and what becomes of them where a cluster fails."""
 
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -12,10 +13,12 @@ from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 import stamina
 from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_API_URL
 from prefect.states import Crashed
 
 from blocks.errors import Refused, SkyferryError
@@ -112,7 +115,7 @@ def world(slurm_lab: SlurmLab, s3_store: S3Store, tmp_path_factory: pytest.TempP
         task="resources: {cpus: 1, memory: 1}\n"
         + task.replace("SKYFERRY_PYTHON: python3", f"SKYFERRY_PYTHON: {slurm_lab.python}"),
         authority=authority,
-        refresh_seconds=30,
+        refresh_seconds=60,  # each asking starts a Python for each replica on these two cores
         launch_timeout_seconds=120,
     )
     with (
@@ -305,7 +308,9 @@ def test_a_flow_killed_between_launch_and_answer_is_taken_up(only_the_live_ones:
     assert isinstance(fleet, SkyPilotFleet)
     plan = provision_plan("v1")
     mirror_model(MirrorPlan(service="chat", repo=REPO, revision="v1"))
-    killed = subprocess.Popen([sys.executable, "-c", PROVISION], stdin=subprocess.PIPE)
+    # The server of the tests, which only this process knows so far.
+    env = {**os.environ, "PREFECT_API_URL": str(PREFECT_API_URL.value())}
+    killed = subprocess.Popen([sys.executable, "-c", PROVISION], stdin=subprocess.PIPE, env=env)
     assert killed.stdin is not None
     pickle.dump((world.service, plan), killed.stdin)
     killed.stdin.close()
@@ -317,6 +322,6 @@ def test_a_flow_killed_between_launch_and_answer_is_taken_up(only_the_live_ones:
     held = world.record.under_way
     assert held is not None
     with get_client(sync_client=True) as client:  # as its worker would say
-        client.set_flow_run_state(held.run_id, Crashed(), force=True)  # pyright: ignore[reportArgumentType] - str is one
+        client.set_flow_run_state(UUID(held.run_id), Crashed(), force=True)
     provision_fleet(plan)
     assert len(world.jobs) == 2
