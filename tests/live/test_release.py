@@ -43,7 +43,7 @@ from tests.live.slurm_lab import SlurmLab
 from tests.servers import local_hub, running_seaweedfs  # noqa: F401 - the fixture s3_store
 from tests.tiny_gguf import tiny_gguf
 
-pytestmark = [pytest.mark.live, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.live, pytest.mark.timeout(600)]
 
 REPO = "maker/tiny"
 MODELS = {REPO: {name: {"tiny.gguf": tiny_gguf(), "README.md": name.encode()} for name in ("v1", "v2", "v3")}}
