@@ -29,7 +29,6 @@ from blocks.service import Service
 from blocks.skypilot_fleet import SkyPilotFleet
 from flows.mirror import mirror_model
 from flows.plans import MirrorPlan, ProvisionPlan, ReleasePlan, RollBackPlan, ScaleDownPlan
-from flows.policy.attempts import ATTEMPTS_KEY, Attempts
 from flows.policy.ledger import Release, ServiceRecord, ledger_key
 from flows.policy.placement import PlacementRules
 from flows.provision import provision_fleet
@@ -69,11 +68,6 @@ class World:
     def record(self) -> ServiceRecord:
         found = self.service.store.get(ledger_key("chat"))
         return ServiceRecord() if found is None else ServiceRecord.model_validate_json(found.body)
-
-    @property
-    def attempts(self) -> Attempts:
-        found = self.service.store.get(ATTEMPTS_KEY)
-        return Attempts() if found is None else Attempts.model_validate_json(found.body)
 
     @property
     def cells(self) -> list[str]:
