@@ -285,7 +285,7 @@ _one_at_a_time = Lock()
 @lru_cache(maxsize=16)
 def _client(account_url: str, key: SecretStr | None) -> BlobServiceClient:
     credential = DefaultAzureCredential() if key is None else key.get_secret_value()
-    # Whoever sends parts tries again itself, and tells of each try.
+    # Whoever calls tries again itself, sooner than the SDK's quarter of a minute, and tells of each try.
     return BlobServiceClient(
-        account_url, credential, retry_total=1, read_timeout=TIMEOUT_SECONDS, connection_timeout=10
+        account_url, credential, retry_total=0, read_timeout=TIMEOUT_SECONDS, connection_timeout=10
     )

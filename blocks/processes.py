@@ -5,6 +5,7 @@ import os
 import secrets
 import socket
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import psutil
 
 from blocks.files import write_whole
 
+POLL_SECONDS = 0.05
 MARK = "SKYFERRY_DAEMON"
 """An environment variable that names the daemon's pid file; children inherit it."""
 
@@ -90,10 +92,26 @@ def end(processes: Sequence[psutil.Process], grace_seconds: float) -> None:
     """SIGTERM to each, SIGKILL to those that are still there after the grace time, and wait until all are gone."""
     for process in processes:
         _signal(process.terminate)
-    _, alive = psutil.wait_procs(processes, timeout=grace_seconds)
+    alive = _alive_after(processes, grace_seconds)
     for process in alive:
         _signal(process.kill)
-    psutil.wait_procs(alive, timeout=grace_seconds)
+    _alive_after(alive, grace_seconds)
+
+
+def _alive_after(processes: Sequence[psutil.Process], seconds: float) -> list[psutil.Process]:
+    """Those that have not ended by then; a zombie has, though some machines' init takes seconds to take it away."""
+    deadline, alive = time.monotonic() + seconds, [*processes]
+    while alive and time.monotonic() < deadline:
+        _, alive = psutil.wait_procs(alive, timeout=POLL_SECONDS)
+        alive = [process for process in alive if not _is_zombie(process)]
+    return alive
+
+
+def _is_zombie(process: psutil.Process) -> bool:
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _family(process: psutil.Process) -> Iterator[psutil.Process]:

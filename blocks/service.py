@@ -1,6 +1,7 @@
 """The service block: one endpoint, what it promises, and the parts that it is made of."""
 
-from typing import TYPE_CHECKING, Self
+from copy import deepcopy
+from typing import TYPE_CHECKING, Any, Self
 
 from prefect.blocks.core import Block
 from pydantic import Field, model_validator
@@ -28,6 +29,8 @@ else:
     except ModuleNotFoundError as error:
         if not str(error.name).startswith("azure"):
             raise  # without `skyferry[azure]` there is no Azure; anything else that is missing is an error
+
+_schemas: dict[object, dict[str, Any]] = {}
 
 
 class Service(Block):
@@ -140,6 +143,14 @@ class Service(Block):
                 f"{self.error_percent:g} forbids; lower the margin or raise the limit"
             )
         return self
+
+    @classmethod
+    def model_json_schema(cls, *arguments: Any, **options: Any) -> dict[str, Any]:
+        """Made once: Prefect asks for it once a field whenever it saves a service, and making it takes a while."""
+        key = (cls, arguments, *options.items())
+        if key not in _schemas:
+            _schemas[key] = super().model_json_schema(*arguments, **options)
+        return deepcopy(_schemas[key])
 
     @property
     def stores(self) -> tuple[Store, ...]:

@@ -1,6 +1,5 @@
 """Release a model: mirror, provision, promote, retire."""
 
-import time
 from functools import partial
 
 from prefect import flow, get_run_logger
@@ -19,6 +18,7 @@ from flows.tasks.artifacts import only_for_show
 from flows.tasks.ledger import amend, read_record
 from flows.tasks.runs import own_run_id
 from flows.tasks.service import open_service
+from flows.tasks.waiting import pause
 from flows.undo import RolledBack, traffic_to_live, users_keep_what_they_had
 
 DRAIN_TIMEOUT_SECONDS = 900.0
@@ -61,7 +61,7 @@ def retire_the_old(service: Service, keep_warm_seconds: float) -> None:
     old = read_record(service.store, service.name).retiring
     if old is not None:
         get_run_logger().info("%s stays warm for %g s.", old.id, keep_warm_seconds)
-        time.sleep(keep_warm_seconds)
+        pause(keep_warm_seconds)
         amend(service.store, service.name, partial(begin_stopping, release=old.id))
     for replaced in read_record(service.store, service.name).replaced:
         if replaced.state == "stopping":

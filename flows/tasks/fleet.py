@@ -7,6 +7,7 @@ from blocks.errors import Refused, Unavailable
 from blocks.ports import Engine, Fleet, Offer, Pool, Records, Replica, ReplicaOrder
 from flows.tasks import act
 from flows.tasks.ledger import record_of
+from flows.tasks.waiting import pause
 
 POLL_SECONDS = 0.5
 
@@ -47,7 +48,7 @@ def start_replica(
                 f"its last words:\n{last_words}"
             )
         replica = standing  # some clouds give the address later
-        time.sleep(POLL_SECONDS)
+        pause(POLL_SECONDS)
     engine.complete(replica)
     try:
         _check_standing(records, order)
@@ -80,7 +81,7 @@ def wait_until_idle(pool: Pool, engine: Engine, replica: Replica, timeout_second
     while not (_gateway_is_idle(pool, replica) and engine.in_flight(replica) == 0):
         if time.monotonic() > deadline:
             return False
-        time.sleep(POLL_SECONDS)
+        pause(POLL_SECONDS)
     return True
 
 

@@ -9,6 +9,7 @@ from blocks.errors import Unavailable
 from blocks.ports import Fleet, Outcome, Pool, Reading, Replica, RequestLog, Router, Server, Slot, Split
 from flows.policy.gates import Ruling
 from flows.tasks import act
+from flows.tasks.waiting import pause
 
 POLL_SECONDS = 1.0
 
@@ -78,4 +79,4 @@ def hold_stage(
         ruling = rule(reading.outcomes, reading.is_complete, elapsed)
         if ruling.verdict != "hold" or ruling.bad_cells:
             return ruling, elapsed
-        time.sleep(POLL_SECONDS)
+        pause(POLL_SECONDS)

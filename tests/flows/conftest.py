@@ -24,6 +24,7 @@ from blocks.ports import Engine, Outcome, Reading, Server, Slot, Split
 from blocks.service import Service
 from flows.policy.ledger import ServiceRecord, ledger_key
 from flows.tasks.service import serving
+from flows.tasks.waiting import pausing_with
 from tests.fakes.fleet import OFFER, FakeEngine, FakeFleet
 from tests.fakes.gateway import FakeGateway
 from tests.fakes.hub import FakeHub
@@ -215,5 +216,5 @@ def world() -> Iterator[World]:
         warm_up_seconds=0.0,
     )
     service._engine = engine
-    with serving(service):
+    with serving(service), pausing_with(lambda _: None):
         yield World(service, hub, store, fleet, engine, gateway, users)
