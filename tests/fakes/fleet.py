@@ -60,7 +60,7 @@ class FakeFleet:
         return self.running[order.name]
 
     def replicas(self, service: str) -> tuple[Replica, ...]:
-        return tuple(replica for _, replica in sorted(self.running.items()) if replica.service == service)
+        return tuple(replica for _, replica in sorted([*self.running.data.items()]) if replica.service == service)
 
     def stop(self, name: str) -> None:
         if self.running.pop(name, None) is not None:
@@ -110,4 +110,4 @@ class FakeEngine:
 
     def _at(self, asked: Replica) -> Replica | None:
         # A copy: replicas start in threads of their own.
-        return next((found for found in list(self.fleet.running.values()) if found.address == asked.address), None)
+        return next((found for found in list(self.fleet.running.data.values()) if found.address == asked.address), None)

@@ -2,10 +2,13 @@
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
-from typing import Any
+from threading import Lock
+from typing import Any, Self
 
 import pytest
 from prefect.settings import (
@@ -22,7 +25,9 @@ from prefect.testing.utilities import prefect_test_harness
 from blocks.errors import Refused, SkyferryError
 from blocks.ports import Engine, Outcome, Reading, Server, Slot, Split
 from blocks.service import Service
-from flows.policy.ledger import ServiceRecord, ledger_key
+from flows.plans import ReleasePlan
+from flows.policy.ledger import Release, ServiceRecord, ledger_key
+from flows.release import release_model
 from flows.tasks.service import serving
 from flows.tasks.waiting import pausing_with
 from tests.fakes.fleet import OFFER, FakeEngine, FakeFleet
@@ -161,6 +166,17 @@ class World:
         found = self.store.get(ledger_key("chat"))
         return ServiceRecord() if found is None else ServiceRecord.model_validate_json(found.body)
 
+    @property
+    def first(self) -> Release:
+        """The oldest release that the ledger knows."""
+        return self.record.releases[0]
+
+    @contextmanager
+    def in_use(self) -> Iterator[Self]:
+        """Flows act in this world, and whenever they wait, time has passed."""
+        with serving(self.service), pausing_with(lambda _: None):
+            yield self
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """All of these need Prefect's server."""
@@ -186,8 +202,7 @@ def prefect_api() -> Iterator[None]:
         yield
 
 
-@pytest.fixture
-def world() -> Iterator[World]:
+def new_world() -> World:
     users = Users()
     users.see("blue", GOOD)
     users.see("green", GOOD)
@@ -216,5 +231,26 @@ def world() -> Iterator[World]:
         warm_up_seconds=0.0,
     )
     service._engine = engine
-    with serving(service), pausing_with(lambda _: None):
-        yield World(service, hub, store, fleet, engine, gateway, users)
+    return World(service, hub, store, fleet, engine, gateway, users)
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    """Nothing is released yet."""
+    with new_world().in_use() as world:
+        yield world
+
+
+@pytest.fixture(scope="session")
+def world_after_a_release(prefect_api: None) -> World:  # noqa: ARG001 - the flow runs there
+    with new_world().in_use() as world:
+        release_model(ReleasePlan(service="chat", repo=REPO, revision="v1", stages_percent=(100,), stage_seconds=0))
+    return world
+
+
+@pytest.fixture
+def live(world_after_a_release: World) -> Iterator[World]:
+    """As the release of v1 has left it; each test gets a copy, for the release takes seconds."""
+    lock = world_after_a_release.store._lock  # the one thing in it that cannot be copied
+    with deepcopy(world_after_a_release, {id(lock): Lock()}).in_use() as world:
+        yield world

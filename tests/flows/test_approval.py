@@ -17,7 +17,7 @@ from blocks.ports import Split
 from flows.plans import PromotePlan
 from flows.promote import promote_canary
 from tests.flows.conftest import World
-from tests.flows.test_steps import provision, release
+from tests.flows.test_steps import provision
 
 PATIENCE_SECONDS = 60
 
@@ -46,33 +46,30 @@ def plan(**others: Any) -> PromotePlan:
     )
 
 
-def test_a_person_who_says_promote_lets_it_go_on(world: World) -> None:
+def test_a_person_who_says_promote_lets_it_go_on(live: World) -> None:
     """The stage before was held by itself; the last one begins after the answer."""
-    release("v1")
     provision("v2")
     with answering({"decision": "promote"}):
         assert promote_canary(plan()).state == "live"
-    assert world.gateway.splits[-2:] == [1000, 10_000]
+    assert live.gateway.splits[-2:] == [1000, 10_000]
 
 
-def test_a_person_who_says_roll_back_ends_it(world: World) -> None:
+def test_a_person_who_says_roll_back_ends_it(live: World) -> None:
     """The ledger says that it was a person."""
-    release("v1")
     provision("v2")
     with answering({"decision": "roll back"}), pytest.raises(SkyferryError, match="a person said so"):
         promote_canary(plan())
-    assert world.gateway.split("chat") == Split(0)
-    assert "a person said so" in world.record.releases[-1].closing_reason
+    assert live.gateway.split("chat") == Split(0)
+    assert "a person said so" in live.record.releases[-1].closing_reason
 
 
-def test_nobody_who_answers_is_no_consent(world: World) -> None:
+def test_nobody_who_answers_is_no_consent(live: World) -> None:
     """After the time-out the users are back on what they had."""
-    release("v1")
     provision("v2")
     with pytest.raises(SkyferryError, match="nobody answered within 1 s"):
         promote_canary(plan(approval_timeout_seconds=1))
-    assert world.gateway.split("chat") == Split(0)
-    assert world.record.under_way is None
+    assert live.gateway.split("chat") == Split(0)
+    assert live.record.under_way is None
 
 
 def test_asking_before_a_stage_that_there_is_not_is_refused() -> None:

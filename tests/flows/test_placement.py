@@ -139,33 +139,31 @@ def test_replicas_that_stand_are_adopted_where_they_stand(world: World) -> None:
     assert world.fleet.replicas("chat") == started
 
 
-def test_a_replica_lost_between_stages_is_started_anew(world: World) -> None:
+def test_a_replica_lost_between_stages_is_started_anew(live: World) -> None:
     """Before more users come, the fleet is whole again."""
-    release("v1")
 
     def lose_one() -> None:
-        candidate = world.record.under_way
+        candidate = live.record.under_way
         assert candidate is not None
-        world.fleet.kill(f"{candidate.id}-0")
+        live.fleet.kill(f"{candidate.id}-0")
 
-    world.gateway.on_next_look.append(lose_one)
+    live.gateway.on_next_look.append(lose_one)
     released = release_model(
         ReleasePlan(
             service="chat", repo=REPO, revision="v2", stages_percent=(10, 100), stage_seconds=0, keep_warm_seconds=0
         )
     )
     assert released.state == "live"
-    assert [replica.name for replica in world.fleet.replicas("chat")] == [f"{released.id}-0", f"{released.id}-1"]
+    assert [replica.name for replica in live.fleet.replicas("chat")] == [f"{released.id}-0", f"{released.id}-1"]
 
 
 @pytest.mark.parametrize("dry_run", [True, False])
-def test_orphans_are_shown_and_stopped_unless_it_is_a_dry_run(world: World, *, dry_run: bool) -> None:
+def test_orphans_are_shown_and_stopped_unless_it_is_a_dry_run(live: World, *, dry_run: bool) -> None:
     """A replica of a release that the ledger does not know is found; the live ones stay."""
-    release("v1")
-    live = world.fleet.replicas("chat")
-    engine = world.record.releases[0].engine
-    orphan = world.fleet.launch(ReplicaOrder("chat-lost-0", "chat", "chat-lost", "models/m/1/", engine), OFFER)
+    standing = live.fleet.replicas("chat")
+    engine = live.record.releases[0].engine
+    orphan = live.fleet.launch(ReplicaOrder("chat-lost-0", "chat", "chat-lost", "models/m/1/", engine), OFFER)
     found = reap_orphans(ReapPlan(service="chat", dry_run=dry_run))
     assert found == (orphan,)
-    left: set[Replica] = set(world.fleet.replicas("chat"))
-    assert left == ({*live, orphan} if dry_run else {*live})
+    left: set[Replica] = set(live.fleet.replicas("chat"))
+    assert left == ({*standing, orphan} if dry_run else {*standing})

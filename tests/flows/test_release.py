@@ -38,37 +38,36 @@ def test_the_first_release_takes_the_whole_service(world: World) -> None:
     assert f"{release.mirror_prefix}skyferry-manifest.json" in world.store.objects
 
 
-def test_the_second_release_rises_stage_by_stage_and_retires_the_first(world: World) -> None:
+def test_the_second_release_rises_stage_by_stage_and_retires_the_first(live: World) -> None:
     """Green gets nothing, 10 % and then everything; blue's replicas are stopped only then."""
-    first = release_model(plan("v1"))
+    first = live.first
     second = release_model(plan("v2"))
-    assert world.gateway.splits == [0, 0, 1000, 10_000]
+    assert live.gateway.splits == [0, 0, 1000, 10_000]
     assert [stage.verdict for stage in second.stages] == ["promote", "promote"]
-    assert {replica.release for replica in world.fleet.replicas("chat")} == {second.id}
-    assert world.record.release(first.id).state == "retired"
-    assert {server.slot for server in world.gateway.servers("chat")} == {second.slot}
+    assert {replica.release for replica in live.fleet.replicas("chat")} == {second.id}
+    assert live.record.release(first.id).state == "retired"
+    assert {server.slot for server in live.gateway.servers("chat")} == {second.slot}
 
 
-def test_a_bad_release_is_rolled_back_and_says_why(world: World) -> None:
+def test_a_bad_release_is_rolled_back_and_says_why(live: World) -> None:
     """Users are back on the first release, the second's replicas are gone, and the run fails in words and numbers."""
-    first = release_model(plan("v1"))
-    world.users.see("green", FAILED, 30)
+    first = live.first
+    live.users.see("green", FAILED, 30)
     with pytest.raises(SkyferryError, match=r"rolled back at 10 %: 30 of 30 requests failed"):
         release_model(plan("v2"))
-    assert world.gateway.split("chat") == Split(0)
-    assert {replica.release for replica in world.fleet.replicas("chat")} == {first.id}
-    assert world.record.live == world.record.release(first.id)
-    assert "30 of 30" in world.record.releases[-1].closing_reason
+    assert live.gateway.split("chat") == Split(0)
+    assert {replica.release for replica in live.fleet.replicas("chat")} == {first.id}
+    assert live.record.live == live.record.release(first.id)
+    assert "30 of 30" in live.record.releases[-1].closing_reason
 
 
-def test_a_bad_replica_is_held_back_and_a_good_model_goes_on(world: World) -> None:
+def test_a_bad_replica_is_held_back_and_a_good_model_goes_on(live: World) -> None:
     """One of two replicas fails a tenth: it gets no more requests, and the release passes with the other."""
-    release_model(plan("v1"))
-    world.gateway.on_next_look.append(lambda: world.users.failing.add(candidates(world)[0]))
+    live.gateway.on_next_look.append(lambda: live.users.failing.add(candidates(live)[0]))
     second = release_model(plan("v2"))
     assert second.state == "live"
-    states = {server.address: server.state for server in world.gateway.servers("chat")}
-    assert [states[address] for address in candidates(world)] == ["draining", "up"]
+    states = {server.address: server.state for server in live.gateway.servers("chat")}
+    assert [states[address] for address in candidates(live)] == ["draining", "up"]
     assert [stage.evidence.dropped for stage in second.stages if stage.evidence] == [(f"{second.id}-0",), ()]
 
 
@@ -78,25 +77,24 @@ def candidates(world: World) -> list[str]:
     return [replica.address for replica in world.fleet.replicas("chat") if replica.release == last]
 
 
-def test_silence_is_rolled_back_at_the_deadline(world: World) -> None:
+def test_silence_is_rolled_back_at_the_deadline(live: World) -> None:
     """A stage in which nobody calls is no success."""
-    release_model(plan("v1"))
-    world.users.see("blue", GOOD, 0)
-    world.users.see("green", GOOD, 0)
+    live.users.see("blue", GOOD, 0)
+    live.users.see("green", GOOD, 0)
     with pytest.raises(SkyferryError, match="not passed within"):
         release_model(plan("v2", stage_deadline_seconds=0.01))
-    assert world.gateway.split("chat") == Split(0)
+    assert live.gateway.split("chat") == Split(0)
 
 
-def test_a_replica_that_never_gets_ready_fails_the_release_and_is_taken_down(world: World) -> None:
+def test_a_replica_that_never_gets_ready_fails_the_release_and_is_taken_down(live: World) -> None:
     """The reason carries the replica's last words, and the service is as it was."""
-    first = release_model(plan("v1"))
-    release_id = world.record.releases[0].id
-    world.engine.never_ready = _ids_after(world, release_id)
+    first = live.first
+    release_id = live.record.releases[0].id
+    live.engine.never_ready = _ids_after(live, release_id)
     with pytest.raises(Refused, match=r"(?s)not ready within.*last words.*is served at"):
         release_model(plan("v2", ready_timeout_seconds=0.01))
-    assert {replica.release for replica in world.fleet.replicas("chat")} == {first.id}
-    assert world.record.under_way is None
+    assert {replica.release for replica in live.fleet.replicas("chat")} == {first.id}
+    assert live.record.under_way is None
 
 
 def test_a_corrupted_byte_publishes_nothing(world: World) -> None:
@@ -116,41 +114,39 @@ def test_what_can_pass_is_tried_again(world: World) -> None:
     assert release_model(plan("v1")).state == "live"
 
 
-def test_a_release_that_stands_already_changes_nothing(world: World) -> None:
+def test_a_release_that_stands_already_changes_nothing(live: World) -> None:
     """Releasing the same thing again starts nothing and moves no traffic."""
-    release = release_model(plan("v1"))
-    replicas = world.fleet.replicas("chat")
+    release = live.first
+    replicas = live.fleet.replicas("chat")
     assert release_model(plan("v1")) == release
-    assert world.fleet.replicas("chat") == replicas
+    assert live.fleet.replicas("chat") == replicas
 
 
-def test_a_release_whose_replicas_are_gone_gets_them_back(world: World) -> None:
+def test_a_release_whose_replicas_are_gone_gets_them_back(live: World) -> None:
     """As after a restart of the machine: it is live in the ledger, and its run makes that true."""
-    release = release_model(plan("v1"))
-    world.fleet.running.clear()
+    release = live.first
+    live.fleet.running.clear()
     assert release_model(plan("v1")) == release
-    assert {server.address for server in world.gateway.servers("chat")} == {
-        replica.address for replica in world.fleet.replicas("chat")
+    assert {server.address for server in live.gateway.servers("chat")} == {
+        replica.address for replica in live.fleet.replicas("chat")
     }
-    assert len(world.fleet.replicas("chat")) == 2
+    assert len(live.fleet.replicas("chat")) == 2
 
 
-def test_one_replica_that_fails_leaves_no_other_behind(world: World) -> None:
+def test_one_replica_that_fails_leaves_no_other_behind(live: World) -> None:
     """Its sibling, which may still be starting, is waited for and then stopped with it."""
-    release_model(plan("v1"))
-    before = world.fleet.replicas("chat")
-    world.fleet.launch_failures.append(Refused("no such card"))
+    before = live.fleet.replicas("chat")
+    live.fleet.launch_failures.append(Refused("no such card"))
     with pytest.raises(Refused, match="no such card"):
         release_model(plan("v2"))
-    assert world.fleet.replicas("chat") == before
+    assert live.fleet.replicas("chat") == before
 
 
-def test_a_share_left_over_from_an_earlier_release_is_not_inherited(world: World) -> None:
+def test_a_share_left_over_from_an_earlier_release_is_not_inherited(live: World) -> None:
     """The next candidate begins without traffic, whatever stands in the split of its slot."""
-    release_model(plan("v1"))
-    world.gateway.set_split("chat", Split(3000))
+    live.gateway.set_split("chat", Split(3000))
     release_model(plan("v2"))
-    assert world.gateway.splits[-3:] == [0, 1000, 10_000]
+    assert live.gateway.splits[-3:] == [0, 1000, 10_000]
 
 
 def test_a_gateway_that_says_no_is_found_out_before_anything_starts(world: World) -> None:
@@ -162,58 +158,53 @@ def test_a_gateway_that_says_no_is_found_out_before_anything_starts(world: World
     assert world.record.under_way is None
 
 
-def test_a_log_that_cannot_be_read_is_no_news(world: World) -> None:
+def test_a_log_that_cannot_be_read_is_no_news(live: World) -> None:
     """The stage goes on when it can be read again; until then it neither passes nor begins anew."""
-    release_model(plan("v1"))
-    world.gateway.log_failures.append(Unavailable("no connection"))
+    live.gateway.log_failures.append(Unavailable("no connection"))
     release = release_model(plan("v2"))
     assert [stage.share_percent for stage in release.stages] == [10, 100]
 
 
-def test_a_log_that_can_never_be_read_is_no_pass(world: World) -> None:
+def test_a_log_that_can_never_be_read_is_no_pass(live: World) -> None:
     """At its deadline the stage is rolled back, whatever was seen before."""
-    release_model(plan("v1"))
-    world.gateway.log_failures.extend(Unavailable("no connection") for _ in range(9))
+    live.gateway.log_failures.extend(Unavailable("no connection") for _ in range(9))
     with pytest.raises(SkyferryError, match=r"not passed within.*0 of the 20 requests"):
         release_model(plan("v2", stage_deadline_seconds=0.001))
-    assert world.gateway.split("chat") == Split(0)
+    assert live.gateway.split("chat") == Split(0)
 
 
-def test_a_release_that_went_live_without_its_traffic_gets_it(world: World) -> None:
+def test_a_release_that_went_live_without_its_traffic_gets_it(live: World) -> None:
     """As where the run that made it live was killed by an error it did not see through."""
+    live.gateway.set_split("chat", Split(10_000))
     release_model(plan("v1"))
-    world.gateway.set_split("chat", Split(10_000))
-    release_model(plan("v1"))
-    assert world.gateway.split("chat") == Split(0)
+    assert live.gateway.split("chat") == Split(0)
 
 
-def test_releasing_the_live_one_again_leaves_a_canary_its_share(world: World) -> None:
+def test_releasing_the_live_one_again_leaves_a_canary_its_share(live: World) -> None:
     """Another release is under way with a share of its own, and that is not this run's to take."""
-    release_model(plan("v1"))
     provision("v2")
-    world.gateway.set_split("chat", Split(3000))
+    live.gateway.set_split("chat", Split(3000))
     release_model(plan("v1"))
-    assert world.gateway.split("chat") == Split(3000)
+    assert live.gateway.split("chat") == Split(3000)
 
 
-def test_a_roll_back_by_hand_ends_the_run_that_promotes(world: World) -> None:
+def test_a_roll_back_by_hand_ends_the_run_that_promotes(live: World) -> None:
     """The promoting run sees within a look that the release is no longer its own, and leaves no traffic on it."""
-    release_model(plan("v1"))
-    world.users.see("green", GOOD, 1)  # too few to pass
+    live.users.see("green", GOOD, 1)  # too few to pass
 
     def roll_back_by_hand() -> None:
-        record = world.record
+        record = live.record
         assert record.under_way is not None
         after = back_out(record, record.under_way.id, "by hand")
-        found = world.store.get(ledger_key("chat"))
+        found = live.store.get(ledger_key("chat"))
         assert found is not None
-        world.store.put(ledger_key("chat"), after.model_dump_json().encode(), replacing=found.etag)
+        live.store.put(ledger_key("chat"), after.model_dump_json().encode(), replacing=found.etag)
 
-    world.gateway.on_next_look.append(roll_back_by_hand)
+    live.gateway.on_next_look.append(roll_back_by_hand)
     with pytest.raises(Refused, match="no longer acts"):
         release_model(plan("v2"))
-    assert world.gateway.split("chat") == Split(0)
-    assert world.record.releases[-1].closing_reason == "by hand"
+    assert live.gateway.split("chat") == Split(0)
+    assert live.record.releases[-1].closing_reason == "by hand"
 
 
 def test_an_unknown_model_is_refused_before_anything_starts(world: World) -> None:
@@ -232,10 +223,9 @@ def test_a_store_without_write_permission_is_refused_before_anything_starts(worl
     assert not world.fleet.orders
 
 
-def test_the_run_ends_in_a_state_that_tells_the_truth(world: World) -> None:
+def test_the_run_ends_in_a_state_that_tells_the_truth(live: World) -> None:
     """Failed, with the gate's reason in the message that the UI shows."""
-    release_model(plan("v1"))
-    world.users.see("green", FAILED, 30)
+    live.users.see("green", FAILED, 30)
     state: State = release_model(plan("v2"), return_state=True)
     assert state.is_failed()
     assert "30 of 30 requests failed" in (state.message or "")

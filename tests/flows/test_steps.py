@@ -53,24 +53,22 @@ def test_provisioning_an_unmirrored_model_is_refused(world: World) -> None:
     assert world.record.under_way is None
 
 
-def test_step_by_step_gives_what_the_chain_gives(world: World) -> None:
+def test_step_by_step_gives_what_the_chain_gives(live: World) -> None:
     """Mirror, provision and promote by hand; the provisioned fleet has no traffic before it is promoted."""
-    release("v1")
     provision("v2")
-    assert world.gateway.split("chat") == Split(0)
-    assert len(world.gateway.servers("chat")) == 4
+    assert live.gateway.split("chat") == Split(0)
+    assert len(live.gateway.servers("chat")) == 4
     promoted = promote_canary(PromotePlan(service="chat", stages_percent=(50, 100), stage_seconds=0))
     assert promoted.state == "live"
-    assert world.gateway.split("chat").share_of(promoted.slot) == 10_000
+    assert live.gateway.split("chat").share_of(promoted.slot) == 10_000
 
 
-def test_promotion_goes_on_from_the_split_that_stands(world: World) -> None:
+def test_promotion_goes_on_from_the_split_that_stands(live: World) -> None:
     """A promotion that died at 30 % is taken up at 30 %."""
-    release("v1")
     provision("v2")
-    world.gateway.set_split("chat", Split(3000))
+    live.gateway.set_split("chat", Split(3000))
     promote_canary(PromotePlan(service="chat", stages_percent=(5, 30, 100), stage_seconds=0))
-    assert world.gateway.splits[-2:] == [3000, 10_000]
+    assert live.gateway.splits[-2:] == [3000, 10_000]
 
 
 def test_promoting_nothing_is_refused(world: World) -> None:
@@ -80,115 +78,104 @@ def test_promoting_nothing_is_refused(world: World) -> None:
     assert not world.gateway.splits
 
 
-def test_a_second_release_is_refused_while_one_is_under_way(world: World) -> None:
+def test_a_second_release_is_refused_while_one_is_under_way(live: World) -> None:
     """The message names the release and the run that hold the service."""
-    release("v1")
     provision("v2")
     with pytest.raises(Refused, match=r"already has release chat-\w+ under way"):
         release("v3")
-    assert world.record.under_way is not None
+    assert live.record.under_way is not None
 
 
-def test_a_release_of_a_run_that_nobody_knows_can_be_taken_over(world: World) -> None:
+def test_a_release_of_a_run_that_nobody_knows_can_be_taken_over(live: World) -> None:
     """As after Prefect's database was lost: a run that Prefect does not know has ended."""
-    release("v1")
     provision("v2")
     stranger = str(uuid4())
-    found = world.store.get(ledger_key("chat"))
+    found = live.store.get(ledger_key("chat"))
     assert found is not None
-    body = found.body.replace(world.record.releases[-1].run_id.encode(), stranger.encode())
-    world.store.put(ledger_key("chat"), body, replacing=found.etag)
+    body = found.body.replace(live.record.releases[-1].run_id.encode(), stranger.encode())
+    live.store.put(ledger_key("chat"), body, replacing=found.etag)
     assert promote_canary(PromotePlan(service="chat", stages_percent=(100,), stage_seconds=0)).state == "live"
 
 
-def test_rolling_back_a_release_under_way_stops_it(world: World) -> None:
+def test_rolling_back_a_release_under_way_stops_it(live: World) -> None:
     """All traffic to stable, the candidate's replicas gone, the reason in the ledger."""
-    release("v1")
     provision("v2")
-    world.gateway.set_split("chat", Split(3000))
+    live.gateway.set_split("chat", Split(3000))
     record = roll_back(RollBackPlan(service="chat", reason="users complain"))
-    assert world.gateway.split("chat") == Split(0)
+    assert live.gateway.split("chat") == Split(0)
     assert record.releases[-1].closing_reason == "users complain"
-    assert len(world.fleet.replicas("chat")) == 2
+    assert len(live.fleet.replicas("chat")) == 2
 
 
-def test_rolling_back_after_promotion_returns_to_the_warm_fleet(world: World) -> None:
+def test_rolling_back_after_promotion_returns_to_the_warm_fleet(live: World) -> None:
     """While the replaced fleet is warm, one command gives it the traffic back."""
-    release("v1")
     provision("v2")
     promote_canary(PromotePlan(service="chat", stages_percent=(100,), stage_seconds=0))
     record = roll_back(RollBackPlan(service="chat", reason="worse answers"))
     assert record.live is not None
-    assert world.gateway.split("chat").share_of(record.live.slot) == 10_000
-    assert {replica.release for replica in world.fleet.replicas("chat")} == {record.live.id}
+    assert live.gateway.split("chat").share_of(record.live.slot) == 10_000
+    assert {replica.release for replica in live.fleet.replicas("chat")} == {record.live.id}
 
 
-def test_the_night_stops_what_it_does_not_need(world: World) -> None:
+def test_the_night_stops_what_it_does_not_need(live: World) -> None:
     """One of two replicas goes, and the gateway forgets it."""
-    release("v1")
     stopped = scale_down(ScaleDownPlan(service="chat"))
     assert len(stopped) == 1
-    assert len(world.fleet.replicas("chat")) == 1
-    assert [server.address for server in world.gateway.servers("chat")] == [world.fleet.replicas("chat")[0].address]
+    assert len(live.fleet.replicas("chat")) == 1
+    assert [server.address for server in live.gateway.servers("chat")] == [live.fleet.replicas("chat")[0].address]
 
 
-def test_a_dry_run_stops_nothing(world: World) -> None:
+def test_a_dry_run_stops_nothing(live: World) -> None:
     """It only shows what it would do."""
-    release("v1")
     assert scale_down(ScaleDownPlan(service="chat", dry_run=True)) == ()
-    assert len(world.fleet.replicas("chat")) == 2
+    assert len(live.fleet.replicas("chat")) == 2
 
 
 @pytest.mark.parametrize("in_flight", [1, None])
-def test_a_busy_replica_stays_and_takes_traffic_again(world: World, in_flight: int | None) -> None:
+def test_a_busy_replica_stays_and_takes_traffic_again(live: World, in_flight: int | None) -> None:
     """What is in flight, or cannot be known, counts as busy; the run says that it could not do its work."""
-    release("v1")
-    world.engine.in_flight_at = dict.fromkeys((r.address for r in world.fleet.replicas("chat")), in_flight)
+    live.engine.in_flight_at = dict.fromkeys((r.address for r in live.fleet.replicas("chat")), in_flight)
     with pytest.raises(Unavailable, match="busy, or could not be asked"):
         scale_down(ScaleDownPlan(service="chat", drain_timeout_seconds=0.01))
-    assert len(world.fleet.replicas("chat")) == 2
-    assert {server.state for server in world.gateway.servers("chat")} == {"up"}
+    assert len(live.fleet.replicas("chat")) == 2
+    assert {server.state for server in live.gateway.servers("chat")} == {"up"}
 
 
-def test_zero_replicas_need_a_word(world: World) -> None:
+def test_zero_replicas_need_a_word(live: World) -> None:
     """Zero is refused unless `to_zero` says that it is meant."""
-    release("v1")
     with pytest.raises(Refused, match="to_zero"):
         scale_down(ScaleDownPlan(service="chat", replicas=0))
     scale_down(ScaleDownPlan(service="chat", replicas=0, to_zero=True))
-    assert not world.fleet.replicas("chat")
+    assert not live.fleet.replicas("chat")
 
 
-def test_the_night_leaves_a_release_under_way_alone(world: World) -> None:
+def test_the_night_leaves_a_release_under_way_alone(live: World) -> None:
     """Only the live release is scaled."""
-    release("v1")
     provision("v2")
     scale_down(ScaleDownPlan(service="chat"))
-    assert world.record.under_way is not None
-    assert len([r for r in world.fleet.replicas("chat") if r.release == world.record.under_way.id]) == 2
+    assert live.record.under_way is not None
+    assert len([r for r in live.fleet.replicas("chat") if r.release == live.record.under_way.id]) == 2
 
 
-def test_the_night_clears_away_what_a_dead_release_left(world: World) -> None:
+def test_the_night_clears_away_what_a_dead_release_left(live: World) -> None:
     """A retiring fleet that nobody stopped goes, and its slot is free again."""
-    release("v1")
     provision("v2")
     promote_canary(PromotePlan(service="chat", stages_percent=(100,), stage_seconds=0))
-    assert world.record.retiring
+    assert live.record.retiring
     scale_down(ScaleDownPlan(service="chat", replicas=2))
-    assert not world.record.retiring
-    assert len(world.fleet.replicas("chat")) == 2
+    assert not live.record.retiring
+    assert len(live.fleet.replicas("chat")) == 2
 
 
-def test_the_morning_brings_the_replicas_back(world: World) -> None:
+def test_the_morning_brings_the_replicas_back(live: World) -> None:
     """The missing replica is started and attached; the standing one is adopted."""
-    release("v1")
     scale_down(ScaleDownPlan(service="chat"))
-    standing = world.fleet.replicas("chat")
+    standing = live.fleet.replicas("chat")
     started = scale_up(ScaleUpPlan(service="chat"))
     assert len(started) == 2
-    assert set(standing) < set(world.fleet.replicas("chat"))
-    assert {server.address for server in world.gateway.servers("chat")} == {
-        replica.address for replica in world.fleet.replicas("chat")
+    assert set(standing) < set(live.fleet.replicas("chat"))
+    assert {server.address for server in live.gateway.servers("chat")} == {
+        replica.address for replica in live.fleet.replicas("chat")
     }
 
 
