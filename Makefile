@@ -20,7 +20,8 @@ status: install ## Say what of the stack is running
 	$(BIN)/skyferry status $(ARGS)
 
 test: install ## Every test that needs no root
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	@# Three at a time on two cores: a third of the time a test waits for a server.
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 live: install ## The tests on real clusters: needs root, and Slurm, munge, sshd and rsync from Debian (minutes)
 	$(BIN)/pytest -m live $(ARGS)

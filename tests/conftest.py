@@ -1,4 +1,4 @@
-"""What several folders of tests share, and what begins first, so that two workers end at about the same time."""
+"""What several folders of tests share, and what begins first, so that all workers end at about the same time."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 
 from tests.live.slurm_lab import running_slurm_lab  # noqa: F401 - the fixture slurm_lab: one for the whole run
 
-LONGEST_FIRST = ("stack", "flows")
+LONGEST_FIRST = ("stack", "flows", "transfer")
 """One real stack takes as long as a third of all tests, and begun last, it would be waited for by everyone."""
 
 

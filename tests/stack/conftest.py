@@ -116,6 +116,11 @@ class RunningStack:
                 process.kill()
                 wait_until(f"the {part.title} is gone", lambda daemon=part.daemon: daemon.find() is None)
 
+    def bring_back(self, title: str) -> None:
+        """Start one part, where `up` would look after all the others as well."""
+        part = next(part for part in self.stack.parts if part.title == title)
+        part.daemon.start(part.command, env=self.stack.env)
+
     def remains(self) -> list[object]:
         """What there should be nothing of once it is down."""
         settings = self.stack.settings
