@@ -246,11 +246,14 @@ def _outcome(mine: bool, cell: str, failed: bool, ms: float, place: int) -> Outc
         address=cell,
         status=500 if failed else 200,
         first_token_ms=None if failed else float(ms),
+        tokens=None,
+        per_token_ms=None,
         total_ms=0,
         user=f"user {place}",
         retried=False,
         by_fallback=False,
         cut_short=False,
+        is_empty=False,
         user_left=False,
     )
 

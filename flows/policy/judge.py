@@ -45,7 +45,8 @@ _FAILED, _REFUSED, _LEFT, _LATE, _TIMED, _HUNG, _SEEN = (1 << bit for bit in ran
 
 def has_failed(outcome: Outcome) -> bool:
     """Whether the slot failed this user, though a retry or a fallback may have hidden it from them."""
-    return outcome.status >= SERVER_ERROR or outcome.retried or outcome.by_fallback or outcome.cut_short
+    hidden = outcome.retried or outcome.by_fallback
+    return hidden or outcome.status >= SERVER_ERROR or outcome.cut_short or outcome.is_empty
 
 
 class Judge:

@@ -78,11 +78,14 @@ def production(stream: Stream, harm: Harm, share: float, slow_ms: tuple[float, .
             address="",
             status=500 if bad else 200,
             first_token_ms=None if bad else float(ms[index]),
+            tokens=None,
+            per_token_ms=None,
             total_ms=0,
             user=names[place] if place < PLACES else None,
             retried=False,
             by_fallback=False,
             cut_short=False,
+            is_empty=False,
             user_left=False,
         )
         elapsed = float(stream.seconds[index])

@@ -39,7 +39,7 @@ MODELS = {
         for revision in ("v1", "v2", "v3")
     }
 }
-FAST_MS = 50.0
+FAST_MS, FAST_TOKEN_MS = 50.0, 20.0
 GOOD = Outcome(
     id="request",
     at=0,
@@ -47,11 +47,14 @@ GOOD = Outcome(
     address="127.0.0.1:9000",
     status=200,
     first_token_ms=FAST_MS,
+    tokens=50,
+    per_token_ms=FAST_TOKEN_MS,
     total_ms=100,
     user=None,
     retried=False,
     by_fallback=False,
     cut_short=False,
+    is_empty=False,
     user_left=False,
 )
 

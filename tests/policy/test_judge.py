@@ -34,11 +34,14 @@ OUTCOME = Outcome(
     address="127.0.0.1:1",
     status=200,
     first_token_ms=100,
+    tokens=50,
+    per_token_ms=20.0,
     total_ms=200,
     user=None,
     retried=False,
     by_fallback=False,
     cut_short=False,
+    is_empty=False,
     user_left=False,
 )
 CELLS = {f"127.0.0.1:{number}": f"cell-{number}" for number in range(4)}
@@ -87,6 +90,7 @@ def play(judge: Judge, requests: Iterator[Outcome], at_most: int = 100_000) -> t
         (replace(OUTCOME, retried=True), True),
         (replace(OUTCOME, by_fallback=True), True),
         (replace(OUTCOME, cut_short=True), True),
+        (replace(OUTCOME, is_empty=True), True),
         (replace(OUTCOME, user_left=True, status=-1), False),
         (replace(OUTCOME, user_left=True, status=503), True),
     ],
