@@ -208,6 +208,7 @@ def world() -> Iterator[World]:
         max_dollars_per_hour=None,
         error_percent=1.0,
         first_token_p95_ms=500.0,
+        token_p95_ms=100.0,
         slower_than_stable=1.1,
         first_token_margin_ms=0.0,
         more_than_stable=1.1,
