@@ -8,7 +8,7 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from itertools import product
@@ -20,16 +20,17 @@ import numpy as np
 
 from benchmarks.gates_rivals import FIRST_SHARE, Judged, argo, flagger, kayenta, told
 from benchmarks.gates_twin import LOOK_EVERY, hold
-from benchmarks.gates_worlds import Harm, Rates, Traffic, World, promised_ms
+from benchmarks.gates_worlds import Harm, Rates, Traffic, World, promised_ms, promised_token_ms
 from blocks.ports import Outcome
 from flows.policy.gates import requests_needed, rule
 from flows.policy.judge import Judge
-from flows.policy.measures import Limits, budget_of_stage
+from flows.policy.measures import Limits, Time, budget_of_stage
 
 STAGES = (0.05, 0.15, 0.3, 0.5, 1.0)
 LIMITS = Limits(
     error_percent=1,
     first_token_p95_ms=500,
+    token_p95_ms=100,
     slower_than_stable=1.1,
     first_token_margin_ms=10,
     more_than_stable=1.1,
@@ -81,6 +82,8 @@ HARMS = (
     Harm("first token times 1.3", slower=1.3, is_of_speed=True),
     Harm("first token times 1.5", slower=1.5, is_of_speed=True),
     Harm("first token times 2", slower=2, is_of_speed=True),
+    Harm("time per token times 1.5", slower_tokens=1.5, is_of_speed=True),
+    Harm("time per token times 2", slower_tokens=2, is_of_speed=True),
     Harm("5 % ten times slower", ten_times_slower_percent=5, is_of_speed=True),
     Harm("1 % of streams cut", more_failing_percent=1),
     Harm("errors on long prompts only, 20 % of them", on_long_prompts_percent=20),
@@ -106,7 +109,7 @@ class Ended:
 def play(traffic: Traffic, harm: Harm, limits: Limits) -> Ended:
     """All stages of one release."""
     begin = failed = requests = 0
-    slow_ms: tuple[float, ...] = ()
+    slow_ms: Mapping[Time, tuple[float, ...]] = {}
     for number, share in enumerate(STAGES):
         count = int(1.2 * requests_needed(limits, share) / share)
         since = float(traffic.take(begin, 1).seconds[0])
@@ -129,7 +132,8 @@ def play(traffic: Traffic, harm: Harm, limits: Limits) -> Ended:
 def limits_of(world: World) -> Limits:
     slowest = requests_needed(LIMITS, FIRST_SHARE) / (FIRST_SHARE * world.requests_per_second)
     deadline = max(LIMITS.deadline_seconds, DEADLINE_TIMES * slowest)
-    return LIMITS.model_copy(update={"deadline_seconds": deadline, "first_token_p95_ms": promised_ms(world)})
+    promised = {"first_token_p95_ms": promised_ms(world), "token_p95_ms": promised_token_ms(world)}
+    return LIMITS.model_copy(update={"deadline_seconds": deadline, **promised})
 
 
 def alike(world: World, releases: int, rivals: int) -> dict[str, Any]:
@@ -213,11 +217,15 @@ def one_bad_cell(releases: int) -> dict[str, Any]:
         mine = stream.user_luck < 0.2
         cell, luck = random.integers(CELLS, size=len(stream)), random.random(len(stream))
         bad = stream.failed(mine, Harm()) | (mine & (cell == 0) & (luck < BAD_CELL_PERCENT / 100))
-        ms = stream.first_token_ms(mine, Harm())
+        ms, token_ms = stream.first_token_ms(mine, Harm()), stream.token_ms(mine, Harm())
         ruling = rule(judge.evidence(), limits, 0)
         while number < len(stream) and ruling.verdict == "hold" and not ruling.bad_cells:
             outcome = _outcome(
-                bool(mine[number]), str(cell[number]), bool(bad[number]), ms[number], stream.place[number]
+                bool(mine[number]),
+                str(cell[number]),
+                bool(bad[number]),
+                (ms[number], token_ms[number]),
+                stream.place[number],
             )
             judge.observe(outcome, float(stream.seconds[number]))
             borne += bool(bad[number] and mine[number])
@@ -238,19 +246,22 @@ def one_bad_cell(releases: int) -> dict[str, Any]:
     }
 
 
-def _outcome(mine: bool, cell: str, failed: bool, ms: float, place: int) -> Outcome:  # noqa: FBT001 - private
+def _outcome(mine: bool, cell: str, failed: bool, ms: tuple[float, float], place: int) -> Outcome:  # noqa: FBT001 - private
     return Outcome(
         id="",
         at=0,
         slot="green" if mine else "blue",
         address=cell,
         status=500 if failed else 200,
-        first_token_ms=None if failed else float(ms),
+        first_token_ms=None if failed else float(ms[0]),
+        tokens=None if failed else 100,
+        per_token_ms=None if failed else float(ms[1]),
         total_ms=0,
         user=f"user {place}",
         retried=False,
         by_fallback=False,
         cut_short=False,
+        is_empty=False,
         user_left=False,
     )
 
@@ -264,7 +275,7 @@ def cost_of_judging() -> dict[str, float]:
         for own, bad, ms, place in zip(
             mine.tolist(),
             stream.failed(mine, Harm()).tolist(),
-            stream.stable_ms.tolist(),
+            zip(stream.stable_ms.tolist(), stream.stable_token_ms.tolist(), strict=True),
             stream.place.tolist(),
             strict=True,
         )
@@ -284,10 +295,10 @@ ABOUT = """## Measured
 
 By `{command}`, with seeds: the same numbers each time.
 Users, requests and harms are made up (`benchmarks/gates_worlds.py`). The limits are the block's defaults but for the
-first token, which is promised within twice the world's true p95; the stages are 5, 15, 30, 50 and 100 %, a minute at
+first token and the time per token, promised within twice the world's true p95; the stages are 5, 15, 30, 50 and 100 %, a minute at
 least.
 Flagger, Argo Rollouts and Kayenta are written from their documentation (`benchmarks/gates_rivals.py`) and see the same
-users.
+users. They look at failures and first tokens, as their documentation does, and so at no time per token.
 
 **Candidate and stable alike**: how many releases were rolled back all the same, in percent. One that could not be
 passed by its deadline (an hour, or ten times what its first stage takes) stands apart. Rivals: of {rivals} releases,

@@ -119,7 +119,7 @@ def told(traffic: Traffic, harm: Harm, rates: Rates, alarm: float) -> Judged:
         stream = traffic.take(begin, size)
         mine = stream.user_luck < FIRST_SHARE
         bad = stream.failed(mine, harm)
-        hits = (stream.first_token_ms(mine, harm) > rates.line if harm.is_of_speed else bad)[mine]
+        hits = (stream.harmed_ms(mine, harm) > rates.line if harm.is_of_speed else bad)[mine]
         steps = np.where(hits, np.log(rates.bad / rates.good), np.log((1 - rates.bad) / (1 - rates.good)))
         worth = total + np.cumsum(steps)
         over = np.flatnonzero(worth >= -np.log(alarm))

@@ -3,7 +3,7 @@
 `tests/benchmarks/test_gates.py` plays the same streams to both.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,8 @@ import numpy as np
 from benchmarks.gates_worlds import Flags, Floats, Harm, Ints, Stream
 from flows.policy.bets import share_at
 from flows.policy.gates import SUSPICIOUS, Verdict
-from flows.policy.judge import REMEMBERED, REQUESTS_A_USER, ROUND_REQUESTS
+from flows.policy.judge import REQUESTS_A_USER, ROUND_REQUESTS
+from flows.policy.latency import REMEMBERED
 from flows.policy.measures import (
     FRACTIONS_OF_STABLE,
     FRACTIONS_OF_THE_LIMIT,
@@ -21,10 +22,13 @@ from flows.policy.measures import (
     LEARNED_FROM,
     LINES,
     P90,
+    TIME_OF,
+    TIMES,
     TIMES_STABLE,
     TIMES_THE_LIMIT,
     Limits,
     Measure,
+    Time,
     limit_of,
     parts_of,
     percentile,
@@ -44,7 +48,7 @@ class Held:
     at: int
     """After so many requests of both slots."""
     gate: str
-    slow_ms: tuple[float, ...]
+    slow_ms: dict[Time, tuple[float, ...]]
     """For the next stage."""
 
 
@@ -60,73 +64,114 @@ class _Counts:
     events: Ints
 
 
-def hold(  # noqa: C901 - as many branches as a stage has ways to end; production is where it is taken apart
+@dataclass(frozen=True)
+class _Timed:
+    """Of one time after each request: what is counted of it, and what the bets on slowness are worth."""
+
+    time: Time
+    ms: Floats
+    counts: dict[Measure, _Counts]
+    slowness: Floats
+    learned_at: int
+    slow_ms: tuple[float, ...]
+
+
+def hold(
     stream: Stream,
     harm: Harm,
     limits: Limits,
     *,
     share: float,
     budget: float,
-    slow_ms: Sequence[float],
+    slow_ms: Mapping[Time, Sequence[float]],
     since: float,
 ) -> Held:
     """Rule on one stage that begins at `since` with the first of these requests."""
     mine = stream.user_luck < share
-    failed, ms = stream.failed(mine, harm), stream.first_token_ms(mine, harm)
-    answered = ~failed
+    failed = stream.failed(mine, harm)
     looks = np.arange(LOOK_EVERY, len(stream) + 1, LOOK_EVERY) - 1
     rounds = np.arange(len(stream)) // ROUND_REQUESTS
     good = _ranked(stream.place + rounds * (stream.place.max() + 1)) < REQUESTS_A_USER
+    times = (stream.first_token_ms(mine, harm), stream.token_ms(mine, harm))
+    timed = [
+        _timed(time, ms, stream.place, mine, ~failed, good, share, limits, slow_ms.get(time, ()))
+        for time, ms in zip(TIMES, times, strict=True)
+    ]
     counts: dict[Measure, _Counts] = {"failed": _count(stream.place, mine, failed, good)}
-    if limits.first_token_p95_ms is not None:
-        late = ms > limits.first_token_p95_ms
-        counts["late"] = _count(stream.place, mine & answered, late & mine & answered, good)
-    learned_at = 0
-    if not slow_ms:
-        learning = np.flatnonzero(answered)[:LEARNED_FROM]
-        if len(learning) == LEARNED_FROM:
-            learned_at = int(learning[-1])
-            slow_ms = tuple(percentile(np.sort(ms[learning]).tolist(), p) or 0.0 for p in LINES)
-    slowness = np.zeros(len(stream))
-    if slow_ms:
-        lines = np.array(slow_ms)
-        own = np.maximum(lines * limits.slower_than_stable, lines + limits.first_token_margin_ms)
-        later = good & answered & (ms > np.where(mine, own[P90], lines[P90]))
-        counted, hits = _sums(good & mine & answered), _sums(later & mine)
-        counts["later than p90"] = _Counts(hits, _sums(later), counted, counted, hits, np.flatnonzero(later & mine))
-        hung = answered & (ms > HUNG_TIMES_P90 * np.where(mine, own[P90], lines[P90]))
-        counts["hung"] = _count(stream.place, mine & answered, hung, good)
-        slowness = _slowness(stream.place, mine, answered, ms, lines, own, share)
+    for one in timed:
+        counts |= one.counts
+
+    def bar(part: Measure) -> float:
+        return float(-np.log(limits.false_alarm_percent / 100 * budget * parts_of(share, limits)[part]))
+
     crossings = [(len(stream), "")]
     for measure, count in counts.items():
-        if measure not in parts_of(share):
-            continue
-        bar = -np.log(limits.false_alarm_percent / 100 * budget * parts_of(share)[measure])
-        if (over := count.events[_harm(measure, count, share, limits) >= bar]).size:
-            crossings.append((max(int(over[0]), learned_at if measure == "hung" else 0), measure))
-    slow_bar = -np.log(limits.false_alarm_percent / 100 * budget * parts_of(share).get("slow", 1))
-    if share < 1 and (over := np.flatnonzero(slowness >= slow_bar)).size:
-        crossings.append((max(int(over[0]), learned_at), "slow"))
-    crossings += _lately(stream.place, mine, failed, share, limits, budget)
+        if (
+            measure in parts_of(share, limits)
+            and (over := count.events[_harm(measure, count, share, limits) >= bar(measure)]).size
+        ):
+            learned_at = next((one.learned_at for one in timed if one.time.hung == measure), 0)
+            crossings.append((max(int(over[0]), learned_at), measure))
+    crossings += _lately(stream.place, mine, failed, share, limits, bar("failed lately"))
+    elapsed = stream.seconds[looks] - since
+    passing = (elapsed >= limits.minimum_seconds) & (_sums(mine)[looks] >= limits.minimum_requests)
+    passing &= _is_good_news(counts, looks, share, limits, bar)
+    for one in timed if share < 1 else ():
+        if (over := np.flatnonzero(one.slowness >= bar(one.time.slow))).size:
+            crossings.append((max(int(over[0]), one.learned_at), one.time.slow))
+        passing &= one.slowness[looks] < bar(one.time.slow) - SUSPICIOUS
+        passing &= _is_like_stable(one, looks, share, limits)
     harm_at, gate = min(crossings)
-    passing = (slowness[looks] < slow_bar - SUSPICIOUS) & _passes(
-        counts, _sums(mine), looks, learned_at, stream.seconds[looks] - since, share, limits, budget, bool(slow_ms)
-    )
-    overdue = stream.seconds[looks] - since >= limits.deadline_seconds
+    overdue = elapsed >= limits.deadline_seconds
     pass_look, late_look = (int(np.argmax(these)) if these.any() else len(looks) for these in (passing, overdue))
     harm_look = int(np.searchsorted(looks, harm_at))
     look = min(pass_look, late_look, harm_look)
     if look == len(looks):
-        return Held("hold", len(stream), "", ())
+        return Held("hold", len(stream), "", {})
     if look == harm_look:
-        return Held("roll back", int(looks[look]) + 1, gate, ())
+        return Held("roll back", int(looks[look]) + 1, gate, {})
     if look < pass_look:
-        return Held("roll back", int(looks[look]) + 1, "deadline", ())
+        return Held("roll back", int(looks[look]) + 1, "deadline", {})
     end = int(looks[look]) + 1
-    stables = np.sort(ms[:end][(~mine & answered)[:end]][-REMEMBERED:]).tolist()
-    if len(stables) >= LEARNED_FROM:
-        slow_ms = tuple(percentile(stables, percent) or 0.0 for percent in LINES)
-    return Held("promote", end, "", tuple(slow_ms))
+    return Held("promote", end, "", {one.time: _next_lines(one, (~mine & ~failed)[:end]) for one in timed})
+
+
+def _timed(
+    time: Time,
+    ms: Floats,
+    place: Ints,
+    mine: Flags,
+    answered: Flags,
+    good: Flags,
+    share: float,
+    limits: Limits,
+    slow_ms: Sequence[float],
+) -> _Timed:
+    counts: dict[Measure, _Counts] = {}
+    if (limit_ms := time.limit_ms(limits)) is not None:
+        counts[time.late] = _count(place, mine & answered, (ms > limit_ms) & mine & answered, good)
+    learned_at = 0
+    if not slow_ms:
+        learning = np.flatnonzero(answered)[:LEARNED_FROM]
+        if len(learning) < LEARNED_FROM:
+            return _Timed(time, ms, counts, np.zeros(len(ms)), 0, ())
+        learned_at = int(learning[-1])
+        slow_ms = tuple(percentile(np.sort(ms[learning]).tolist(), p) or 0.0 for p in LINES)
+    lines, own = np.array(slow_ms), np.array([time.allowed_ms(line, limits) for line in slow_ms])
+    p90 = np.where(mine, own[P90], lines[P90])
+    later = good & answered & (ms > p90)
+    counted, hits = _sums(good & mine & answered), _sums(later & mine)
+    counts[time.later] = _Counts(hits, _sums(later), counted, counted, hits, np.flatnonzero(later & mine))
+    counts[time.hung] = _count(place, mine & answered, answered & (ms > HUNG_TIMES_P90 * p90), good)
+    slowness = _slowness(place, mine, answered, ms, lines, own, share)
+    return _Timed(time, ms, counts, slowness, learned_at, tuple(slow_ms))
+
+
+def _next_lines(timed: _Timed, stables: Flags) -> tuple[float, ...]:
+    times = np.sort(timed.ms[: len(stables)][stables][-REMEMBERED:]).tolist()
+    if len(times) >= LEARNED_FROM:
+        return tuple(percentile(times, percent) or 0.0 for percent in LINES)
+    return timed.slow_ms
 
 
 def _ranked(place: Ints) -> Ints:
@@ -212,15 +257,12 @@ def _worth_of_harm(measure: Measure, count: _Counts, at: Ints, share: float, lim
     limit = limit_of(measure, limits)
     if limit is None:
         return np.zeros(len(at))
-    return _above_limit(count.hits[at], count.of[at], limit * HARM_THAT_MATTERS if measure == "late" else limit)
+    return _above_limit(count.hits[at], count.of[at], limit * HARM_THAT_MATTERS if measure in TIME_OF else limit)
 
 
-def _lately(
-    place: Ints, mine: Flags, failed: Flags, share: float, limits: Limits, budget: float
-) -> list[tuple[int, str]]:
+def _lately(place: Ints, mine: Flags, failed: Flags, share: float, limits: Limits, bar: float) -> list[tuple[int, str]]:
     """Where the bets of each round cross their bars."""
     crossings: list[tuple[int, str]] = []
-    bar = -np.log(limits.false_alarm_percent / 100 * budget * parts_of(share)["failed lately"])
     for number, begin in enumerate(range(0, len(place), ROUND_REQUESTS)):
         part = slice(begin, begin + ROUND_REQUESTS)
         if not (failed[part] & mine[part]).any():
@@ -232,41 +274,32 @@ def _lately(
     return crossings
 
 
-def _passes(
-    counts: dict[Measure, _Counts],
-    requests: Ints,
-    looks: Ints,
-    learned_at: int,
-    elapsed: Floats,
-    share: float,
-    limits: Limits,
-    budget: float,
-    has_lines: bool,  # noqa: FBT001 - private
+def _is_good_news(
+    counts: dict[Measure, _Counts], looks: Ints, share: float, limits: Limits, bar: Callable[[Measure], float]
 ) -> Flags:
-    """At which looks all is good news."""
+    """At which looks every limit is kept and nothing is suspicious."""
     sure = -np.log(limits.missed_harm_percent / 100)
-    good = (elapsed >= limits.minimum_seconds) & (requests[looks] >= limits.minimum_requests)
-    for measure in ("failed", "late"):
-        if (limit := limit_of(measure, limits)) is not None:
-            hits, counted = counts[measure].counted_hits[looks], counts[measure].counted[looks]
-            others = [limit * fraction for fraction in FRACTIONS_OF_THE_LIMIT]
-            good &= worth(hits, counted, _times(limit, HARM_THAT_MATTERS), others) >= sure
+    good = np.ones(len(looks), bool)
     for measure, count in counts.items():
-        if measure in parts_of(share):
-            bar = -np.log(limits.false_alarm_percent / 100 * budget * parts_of(share)[measure])
+        if (limit := limit_of(measure, limits)) is not None:
+            others = [limit * fraction for fraction in FRACTIONS_OF_THE_LIMIT]
+            null = _times(limit, HARM_THAT_MATTERS)
+            good &= worth(count.counted_hits[looks], count.counted[looks], null, others) >= sure
+        if measure in parts_of(share, limits):
             now = np.where(count.hits[looks] > 0, _worth_of_harm(measure, count, looks, share, limits), 0.0)
-            good &= now < bar - SUSPICIOUS
-    if share == 1:
-        return good
-    if limits.first_token_p95_ms is not None:
-        if not has_lines:
-            return np.zeros(len(looks), bool)
-        p90 = counts["later than p90"]
-        hits, all_hits, counted = p90.hits[looks], p90.all_hits[looks], p90.counted[looks]
-        beside = worth(
-            hits, all_hits, share_at(share, HARM_THAT_MATTERS), [share_at(share, f) for f in FRACTIONS_OF_STABLE]
-        )
-        others = [LATER_THAN_P90 * fraction for fraction in FRACTIONS_OF_STABLE]
-        alone = worth(hits, counted, LATER_THAN_P90 * HARM_THAT_MATTERS, others)
-        good &= (np.logaddexp(beside + np.log(4), alone) - np.log(5) >= sure) & (looks >= learned_at)
+            good &= now < bar(measure) - SUSPICIOUS
     return good
+
+
+def _is_like_stable(timed: _Timed, looks: Ints, share: float, limits: Limits) -> Flags:
+    """At which looks the candidate is plainly not later than stable's p90 twice as often as stable."""
+    if not timed.slow_ms:
+        return np.zeros(len(looks), bool)
+    count = timed.counts[timed.time.later]
+    hits, all_hits, counted = count.hits[looks], count.all_hits[looks], count.counted[looks]
+    fractions = [share_at(share, f) for f in FRACTIONS_OF_STABLE]
+    beside = worth(hits, all_hits, share_at(share, HARM_THAT_MATTERS), fractions)
+    others = [LATER_THAN_P90 * fraction for fraction in FRACTIONS_OF_STABLE]
+    alone = worth(hits, counted, LATER_THAN_P90 * HARM_THAT_MATTERS, others)
+    sure = -np.log(limits.missed_harm_percent / 100)
+    return (np.logaddexp(beside + np.log(4), alone) - np.log(5) >= sure) & (looks >= timed.learned_at)

@@ -14,7 +14,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 
-MEDIAN_MS = 120
+MEDIAN_MS, MEDIAN_TOKEN_MS = 120, 25
 AR_BLOCK, AR_MEMORY = 50, 0.9
 """Latency that remembers: one draw for 50 requests, of which the next takes over nine tenths."""
 BURST_REQUESTS = 200
@@ -47,6 +47,7 @@ class Harm:
     on_long_prompts_percent: float = 0
     """Of the long prompts, which some users send more than others, so many fail."""
     slower: float = 1
+    slower_tokens: float = 1
     ten_times_slower_percent: float = 0
     is_of_speed: bool = False
 
@@ -67,6 +68,7 @@ class Stream:
     long_luck: Floats
     """Below 0.1, a long prompt."""
     stable_ms: Floats
+    stable_token_ms: Floats
 
     def __len__(self) -> int:
         return len(self.seconds)
@@ -81,6 +83,13 @@ class Stream:
     def first_token_ms(self, mine: Flags, harm: Harm) -> Floats:
         slower = np.where(self.harm_luck < harm.ten_times_slower_percent / 100, 10.0, harm.slower)
         return np.where(mine, self.stable_ms * slower, self.stable_ms)
+
+    def token_ms(self, mine: Flags, harm: Harm) -> Floats:
+        return np.where(mine, self.stable_token_ms * harm.slower_tokens, self.stable_token_ms)
+
+    def harmed_ms(self, mine: Flags, harm: Harm) -> Floats:
+        """The time that a harm of speed is in."""
+        return self.first_token_ms(mine, harm) if harm.slower_tokens == 1 else self.token_ms(mine, harm)
 
 
 @dataclass(frozen=True)
@@ -100,8 +109,14 @@ class Rates:
 
 @lru_cache
 def promised_ms(world: World) -> float:
-    """What its service promises: twice the true p95, so that a release like stable keeps it."""
+    """What its service promises of the first token: twice the true p95, so that a release like stable keeps it."""
     return 2 * float(np.percentile(Traffic(world, seed=0).take(0, MANY).stable_ms, 95))
+
+
+@lru_cache
+def promised_token_ms(world: World) -> float:
+    """The same per token."""
+    return 2 * float(np.percentile(Traffic(world, seed=0).take(0, MANY).stable_token_ms, 95))
 
 
 class Traffic:
@@ -110,6 +125,8 @@ class Traffic:
     def __init__(self, world: World, seed: int) -> None:
         self.world = world
         self._random = np.random.default_rng(seed)
+        # By itself: the rest is the same as where nobody looks at tokens.
+        self._token_random = np.random.default_rng((seed, 1))
         self._drawn: list[Stream] = []
         self._length = 0
         self._seconds = 0.0
@@ -143,10 +160,10 @@ class Traffic:
         ours, theirs = np.ones(MANY, bool), np.zeros(MANY, bool)
         if not harm.is_of_speed:
             return Rates(0.0, float(many.failed(theirs, harm).mean()), float(many.failed(ours, harm).mean()))
-        slow = many.first_token_ms(ours, harm)
+        slow, stables = many.harmed_ms(ours, harm), many.harmed_ms(theirs, harm)
         choices = [
-            Rates(line, float((many.stable_ms > line).mean()), float((slow > line).mean()))
-            for line in np.percentile(many.stable_ms, (50, 90, 99)).tolist()
+            Rates(line, float((stables > line).mean()), float((slow > line).mean()))
+            for line in np.percentile(stables, (50, 90, 99)).tolist()
         ]
         return max(choices, key=lambda rates: rates.information)
 
@@ -166,9 +183,8 @@ class Traffic:
             luck, always, long_luck = random.random(count), np.zeros(count, bool), random.random(count)
             place = PLACES + self._length + np.arange(count)
         tide = 1 + 0.5 * np.sin(2 * np.pi * seconds / DRIFT_SECONDS) if world.drifts else np.ones(count)
-        ms = MEDIAN_MS * tide * self._tail(count)
-        if world.is_autocorrelated:
-            ms = ms * np.exp(0.3 * self._remembering(count))
+        ms = MEDIAN_MS * tide * self._times(random, count, spread=0.5)
+        token_ms = MEDIAN_TOKEN_MS * tide * self._times(self._token_random, count, spread=0.3)
         return Stream(
             seconds=seconds,
             user_luck=luck,
@@ -178,21 +194,26 @@ class Traffic:
             harm_luck=random.random(count),
             long_luck=long_luck,
             stable_ms=ms,
+            stable_token_ms=token_ms,
         )
 
-    def _tail(self, count: int) -> Floats:
+    def _times(self, random: np.random.Generator, count: int, spread: float) -> Floats:
+        """Around one."""
         if self.world.tail == "Pareto":
-            return (self._random.pareto(2.5, count) + 1) / 2 ** (1 / 2.5)
-        return np.exp(0.5 * self._random.standard_normal(count))
+            times = (random.pareto(2.5, count) + 1) / 2 ** (1 / 2.5)
+        else:
+            times = np.exp(spread * random.standard_normal(count))
+        return times * np.exp(0.3 * _remembering(random, count)) if self.world.is_autocorrelated else times
 
-    def _remembering(self, count: int) -> Floats:
-        blocks = count // AR_BLOCK + 1
-        noise = self._random.standard_normal(blocks) * np.sqrt(1 - AR_MEMORY**2)
-        remembered, last = np.empty(blocks), 0.0
-        for block in range(blocks):
-            last = AR_MEMORY * last + noise[block]
-            remembered[block] = last
-        return np.repeat(remembered, AR_BLOCK)[:count]
+
+def _remembering(random: np.random.Generator, count: int) -> Floats:
+    blocks = count // AR_BLOCK + 1
+    noise = random.standard_normal(blocks) * np.sqrt(1 - AR_MEMORY**2)
+    remembered, last = np.empty(blocks), 0.0
+    for block in range(blocks):
+        last = AR_MEMORY * last + noise[block]
+        remembered[block] = last
+    return np.repeat(remembered, AR_BLOCK)[:count]
 
 
 def _joined(parts: list[Stream]) -> Stream:

@@ -16,6 +16,9 @@ from blocks.ports import Outcome, Reading, Server, Slot, Split
 
 TIMEOUT_SECONDS = 10
 
+A_HANDFUL = 5
+"""Tokens, in fewer of which their pace does not show."""
+
 OUT_OF_TURN = 64
 """HAProxy's threads number their log lines together, so the first line need not have the lowest number."""
 
@@ -191,7 +194,12 @@ class LogLine(BaseModel, frozen=True):
     """With a plus in front where another server got it."""
     unanswered: Annotated[str | None, BeforeValidator(_none_for_dash)]
     active: int = Field(alias="Ta")
-    first_byte: Annotated[float | None, BeforeValidator(_none_for_dash)] = Field(alias="ttft")
+    first_token: Annotated[float | None, BeforeValidator(_none_for_dash)] = Field(alias="ttft")
+    last_token: Annotated[float | None, BeforeValidator(_none_for_dash)] = Field(default=None, alias="last")
+    """This and the next two are not in the lines of a gateway whose configuration an older Skyferry wrote."""
+    tokens: Annotated[int | None, BeforeValidator(_none_for_dash)] = None
+    amiss: str = "-"
+    """What the body itself said: `empty`, or `error` where a stream ended in one."""
     user: Annotated[str | None, BeforeValidator(_none_for_dash)]
 
     @property
@@ -203,20 +211,31 @@ class LogLine(BaseModel, frozen=True):
         answered = status != -1 and self.unanswered is None
         reached = re.fullmatch(r"[rt]\d+", self.server) is not None and phase not in "QC"
         _, _, slot = self.backend.rpartition("-")
+        is_answer = answered and status < HTTPStatus.BAD_REQUEST
+        cut_short = (phase == "D" and who not in "-Cc") or (is_answer and self.amiss == "error")
         return Outcome(
             id=self.id,
             at=self.accepted + max(self.idle, 0) / 1000,
             slot=slot if slot in ("blue", "green") else None,
             address=(f"[{self.ip}]:{self.port}" if ":" in self.ip else f"{self.ip}:{self.port}") if reached else None,
             status=status,
-            first_token_ms=self.first_byte if answered and status < HTTPStatus.BAD_REQUEST else None,
+            first_token_ms=self.first_token if is_answer else None,
+            tokens=self.tokens if is_answer else None,
+            per_token_ms=self._per_token_ms if is_answer else None,
             total_ms=float(self.active),
             user=self.user,
             retried=self.retries.lstrip("+") != "0",
             by_fallback=answered and self.server.startswith("to_"),
-            cut_short=phase == "D" and who not in "-Cc",
+            cut_short=cut_short,
+            is_empty=is_answer and self.amiss == "empty" and not cut_short and not user_left,
             user_left=user_left,
         )
+
+    @property
+    def _per_token_ms(self) -> float | None:
+        if self.first_token is None or self.last_token is None or (self.tokens or 0) < A_HANDFUL:
+            return None
+        return (self.last_token - self.first_token) / (cast("int", self.tokens) - 1)
 
 
 def read_line(line: str) -> LogLine | None:

@@ -419,6 +419,10 @@ class Outcome:
     """The HTTP status that the user got; -1 where the user left first."""
     first_token_ms: float | None
     """None for answers that were not streamed, and for errors."""
+    tokens: int | None
+    """The events of a streamed answer, and one more at its end; None for answers that were not streamed."""
+    per_token_ms: float | None
+    """Between its first token and its last; None where they are too few to tell."""
     total_ms: float
     user: str | None
     """A hash of the user, never the user."""
@@ -427,7 +431,9 @@ class Outcome:
     by_fallback: bool
     """Another slot or the outside provider answered in place of this one."""
     cut_short: bool
-    """The answer began and the replica broke it off."""
+    """The answer began and the replica broke it off, or ended it with an error."""
+    is_empty: bool
+    """It ended well, and there was nothing in it."""
     user_left: bool
     """The user broke it off."""
 

@@ -83,11 +83,19 @@ class Service(Block):
         title="p95 time to first token, at most (ms)",
         description="Nineteen of twenty streamed answers begin within this time; leave it empty where nobody streams.",
     )
+    token_p95_ms: float | None = Field(
+        default=100.0,
+        gt=0,
+        title="p95 time per output token, at most (ms)",
+        description="Nineteen of twenty streamed answers go on at this pace or faster after their first token; leave "
+        "it empty where nobody streams, or where a release changes how many tokens its engine sends at a time.",
+    )
     slower_than_stable: float = Field(
         default=1.1,
         ge=1,
         title="Slower than stable, without harm (times)",
-        description="First tokens that take up to so many times as long as stable's never count as slower.",
+        description="Tokens that take up to so many times as long as stable's, the first or the others, never count as "
+        "slower.",
     )
     first_token_margin_ms: float = Field(
         default=10.0,

@@ -137,16 +137,34 @@ def decision_table(decisions: Sequence[Decision], *, dry_run: bool) -> str:
 
 
 def _users_table(evidence: Evidence) -> str:
-    """What the users of each slot saw; of each user the first failure, the first refusal and the first departure."""
-    p50, p95, stables_p50, stables_p95 = ("no data" if ms is None else f"{ms:.0f} ms" for ms in evidence.first_token_ms)
-    mine = [evidence.count(measure) for measure in ("failed", "refused", "left")]
-    hits, stables = (
-        " | ".join(map(str, row)) for row in zip(*((c.hits, c.all_hits - c.hits) for c in mine), strict=True)
+    """What the users of each slot saw; of each user the first failure, the first refusal and the first departure.
+
+    Five of a hundred requests may be thirty of a hundred tokens, so both shares stand side by side.
+    """
+    requests, tokens = (
+        f"{part} ({100 * part / (part + rest):.1f} %)" if part else "0"
+        for part, rest in ((evidence.requests, evidence.stable_requests), (evidence.tokens, evidence.stable_tokens))
     )
-    return f"""| | requests | users who failed | were refused | gave up | p50 first token | p95 first token |
-|---|---:|---:|---:|---:|---:|---:|
-| candidate | {evidence.requests} | {hits} | {p50} | {p95} |
-| stable | {evidence.stable_requests} | {stables} | {stables_p50} | {stables_p95} |"""
+    met = [evidence.count(measure) for measure in ("failed", "refused", "left")]
+    first = [_milliseconds(ms, 0) for ms in evidence.first_token_ms]
+    each = [_milliseconds(ms, 1) for ms in evidence.each_token.recent_ms]
+    rows = (
+        ("candidate", requests, tokens, *(c.hits for c in met), *first[:2], *each[:2]),
+        (
+            *("stable", evidence.stable_requests, evidence.stable_tokens),
+            *(c.all_hits - c.hits for c in met),
+            *first[2:],
+            *each[2:],
+        ),
+    )
+    head = (
+        "| | requests | tokens | users who failed | were refused | gave up | p50 first token | p95 | p50 a token | p95"
+    )
+    return _table(f"{head} |", "|---" + "|---:" * 9 + "|", (f"| {' | '.join(map(str, row))} |" for row in rows))
+
+
+def _milliseconds(ms: float | None, digits: int) -> str:
+    return "no data" if ms is None else f"{ms:.{digits}f} ms"
 
 
 def _evidence_table(evidence: Evidence, limits: Limits) -> str:

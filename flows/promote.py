@@ -1,6 +1,6 @@
 """Promote a canary: more traffic stage by stage, as long as its gates, and people where asked, say so."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Literal
 
@@ -18,7 +18,7 @@ from flows.plans import PromotePlan
 from flows.policy.gates import Ruling, requests_needed, rule
 from flows.policy.judge import Judge
 from flows.policy.ledger import Release, Stage, go_live, held_by, note_stage, take_over
-from flows.policy.measures import Limits, budget_of_stage
+from flows.policy.measures import Limits, Time, budget_of_stage
 from flows.policy.stages import stages_left
 from flows.tasks.artifacts import Board
 from flows.tasks.fleet import list_replicas
@@ -62,7 +62,7 @@ def _promote_by_stages(service: Service, release: Release, plan: PromotePlan) ->
     board = Board(f"canary-board-{service.name}", f"The canary of {service.name}, stage by stage")
     standing = read_split(service.gateway, service.name).share_of(release.slot)
     limits = _limits(service, plan)
-    slow_ms: tuple[float, ...] = ()
+    slow_ms: Mapping[Time, tuple[float, ...]] = {}
     for share in stages_left(plan.stages_percent, standing):
         if share in plan.approve_before_percent:
             _ask_a_person(release, share, plan.approval_timeout_seconds)

@@ -72,7 +72,7 @@ class GatewaySettings:
     places_per_slot: int = 16
     """How many servers each slot can hold."""
     log_bytes: int = 8 * 1024 * 1024
-    """Memory for each service's request log; a request takes about 400 bytes."""
+    """Memory for each service's request log; a request takes about 450 bytes."""
     admin_tls: AdminTLS | None = None
     replica_ca: Path | None = None
     """PEM: the authority that vouches for replicas which speak TLS; without it there can be none."""
@@ -92,7 +92,7 @@ def write_configuration(settings: GatewaySettings) -> Path:
     """The written `haproxy.cfg`; the splits, servers and keys that stand in the run directory stay."""
     run = settings.run_directory
     run.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for script in ("admin.lua", "ttft.lua"):
+    for script in ("admin.lua", "tokens.lua"):
         shutil.copyfile(HERE / script, run / script)
     _add_splits(run / "split.map", settings.services)
     (run / "keys.map").touch(mode=0o600)

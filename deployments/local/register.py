@@ -43,6 +43,7 @@ def register(home: Home, settings: StackSettings) -> None:
         missed_harm_percent=50,
         warm_up_seconds=2,
         first_token_p95_ms=15_000,
+        token_p95_ms=1000,
         slower_than_stable=3,
         first_token_margin_ms=10_000,
         minimum_requests=12,

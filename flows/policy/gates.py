@@ -10,16 +10,21 @@ from typing import Literal
 
 from flows.policy.bets import share_at, worth
 from flows.policy.measures import (
+    EACH_TOKEN,
+    FIRST_TOKEN,
     HUNG_TIMES_P90,
     LEARNED_FROM,
     LINES,
     P90,
+    TIME_OF,
+    TIMES,
     CellCount,
     Count,
     Evidence,
     Limits,
     Measure,
-    allowed,
+    Part,
+    Time,
     limit_of,
     parts_of,
     worth_like_stable,
@@ -33,6 +38,10 @@ SUSPICIOUS = log(10)
 BLAME = log(20)
 """A bet that harm is one cell's alone, worth this much, spares the rest."""
 MINUTES_FROM = 600
+PROMISED: tuple[Measure, ...] = ("failed", *(time.late for time in TIMES))
+"""What a pass has to be within its limit of."""
+_TIME_IN_WORDS = {FIRST_TOKEN: ("", 0), EACH_TOKEN: ("a token ", 1)}
+"""After "later" or "longer", and how many digits of a millisecond matter."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +72,7 @@ def _harm(evidence: Evidence, limits: Limits) -> dict[Measure, str]:
     """What is beyond bad luck, in words."""
     words: dict[Measure, str] = {}
     for measure, count in evidence.counts.items():
-        if measure in parts_of(evidence.share) and count.harm >= bar(evidence, limits, measure):
+        if measure in parts_of(evidence.share, limits) and count.harm >= bar(evidence, limits, measure):
             luck = f"if it {'were like stable' if evidence.share < 1 else 'kept the limit'}, this would be bad luck of"
             words[measure] = f"{_in_words(measure, evidence, limits)}; {luck} {_chance(count.harm)}"
     if len(words) > 1:
@@ -71,9 +80,9 @@ def _harm(evidence: Evidence, limits: Limits) -> dict[Measure, str]:
     return words
 
 
-def bar(evidence: Evidence, limits: Limits, part: Measure | Literal["cells"]) -> float:
+def bar(evidence: Evidence, limits: Limits, part: Part) -> float:
     """What a bet has to be worth before it says harm."""
-    return -log(limits.false_alarm_percent / 100 * evidence.budget * parts_of(evidence.share)[part])
+    return -log(limits.false_alarm_percent / 100 * evidence.budget * parts_of(evidence.share, limits)[part])
 
 
 def _in_words(measure: Measure, evidence: Evidence, limits: Limits) -> str:
@@ -127,19 +136,21 @@ def _doubt(evidence: Evidence, limits: Limits, elapsed_seconds: float) -> list[s
     doubt: list[str] = []
     if evidence.requests < limits.minimum_requests:
         doubt.append(f"{evidence.requests} of the {limits.minimum_requests} requests that this stage needs")
-    for measure in ("failed", "late"):
+    for measure in PROMISED:
         limit, count = limit_of(measure, limits), evidence.count(measure)
         if limit is not None and worth_within_limit(count, limit) < sure:
             missing = _missing(lambda more, c=count, p=limit: worth_within_limit(_with_more(c, more), p) >= sure)
             pace = _pace(missing, count.counted, elapsed_seconds)
             doubt.append(f"{_seen(measure, evidence, limits)}: about {missing} more good ones{pace} will do")
-    if limits.first_token_p95_ms is not None and evidence.share < 1:
-        if not evidence.slow_ms:
-            doubt.append(f"{evidence.learned} of the {LEARNED_FROM} streamed answers that say what is slow")
-        elif worth_like_stable(evidence.count("later than p90"), evidence.share) < sure:
-            doubt.append(f"{_beside('later than p90', evidence, limits)}: it takes more to tell")
+    for time in _compared(evidence, limits):
+        timing = evidence.timing(time)
+        if not timing.slow_ms:
+            tokens = "" if time is FIRST_TOKEN else " of some tokens"
+            doubt.append(f"{timing.learned} of the {LEARNED_FROM} streamed answers{tokens} that say what is slow")
+        elif worth_like_stable(evidence.count(time.later), evidence.share) < sure:
+            doubt.append(f"{_beside(time.later, evidence, limits)}: it takes more to tell")
     for measure, count in evidence.counts.items():
-        if measure == "failed lately" or measure not in parts_of(evidence.share):
+        if measure == "failed lately" or measure not in parts_of(evidence.share, limits):
             continue  # what failed lately has a bar that rises, and is known to nobody but the judge
         # Refusals and departures have no limit that good news could be told by: they must not even look like harm.
         enough = SUSPICIOUS if measure in {"refused", "left"} else bar(evidence, limits, measure) - SUSPICIOUS
@@ -148,12 +159,14 @@ def _doubt(evidence: Evidence, limits: Limits, elapsed_seconds: float) -> list[s
     return doubt
 
 
+def _compared(evidence: Evidence, limits: Limits) -> list[Time]:
+    """The times that have to be like stable's before a stage is passed."""
+    return [time for time in TIMES if time.limit_ms(limits) is not None and evidence.share < 1]
+
+
 def _good_news(evidence: Evidence, limits: Limits) -> str:
-    news = [_seen("failed", evidence, limits)]
-    if limits.first_token_p95_ms is not None:
-        news.append(_seen("late", evidence, limits))
-        if evidence.share < 1:
-            news.append(_beside("later than p90", evidence, limits))
+    news = [_seen(measure, evidence, limits) for measure in PROMISED if limit_of(measure, limits) is not None]
+    news += [_beside(time.later, evidence, limits) for time in _compared(evidence, limits)]
     return "; ".join(news)
 
 
@@ -170,29 +183,36 @@ class Nearness:
 def nearness(evidence: Evidence, limits: Limits) -> list[Nearness]:
     """What the canary board shows: the evidence closing in on one ruling or the other."""
     sure = -log(limits.missed_harm_percent / 100)
-    harmful, gates = parts_of(evidence.share), list[Nearness]()
+    harmful, gates = parts_of(evidence.share, limits), list[Nearness]()
     for measure, count in evidence.counts.items():
-        if measure == "failed lately" or (measure in {"hung", "slow", "later than p90"} and not evidence.slow_ms):
+        if measure == "failed lately" or not _can_be_told(measure, evidence, limits):
             continue
         harm = count.harm / bar(evidence, limits, measure) if measure in harmful else None
         good = None
-        if measure in {"failed", "late"} and (limit := limit_of(measure, limits)) is not None:
+        if measure in PROMISED and (limit := limit_of(measure, limits)) is not None:
             good = worth_within_limit(count, limit) / sure
-        elif measure == "later than p90" and evidence.share < 1:
+        elif measure in {time.later for time in TIMES} and evidence.share < 1:
             good = worth_like_stable(count, evidence.share) / sure
         if harm is not None or good is not None:
-            words = _seen if measure == "late" else _in_words
+            words = _seen if measure in {time.late for time in TIMES} else _in_words
             gates.append(Nearness(measure, words(measure, evidence, limits), harm, good))
     return gates
+
+
+def _can_be_told(measure: Measure, evidence: Evidence, limits: Limits) -> bool:
+    time = TIME_OF.get(measure)
+    if time is None:
+        return True
+    return time.limit_ms(limits) is not None if measure == time.late else bool(evidence.timing(time).slow_ms)
 
 
 def requests_needed(limits: Limits, share: float) -> int:
     """How many requests of the candidate a stage takes if all goes well; the double is no surprise."""
     sure = -log(limits.missed_harm_percent / 100)
     needs = [limits.minimum_requests]
-    promised = [p for measure in ("failed", "late") if (p := limit_of(measure, limits)) is not None]
+    promised = [p for measure in PROMISED if (p := limit_of(measure, limits)) is not None]
     needs += [_missing(lambda n, p=p: worth_within_limit(Count(counted=n), p) >= sure) for p in promised]
-    if limits.first_token_p95_ms is not None and share < 1:
+    if share < 1 and any(time.limit_ms(limits) is not None for time in TIMES):
         # Alike, the candidate has a tenth of its answers beyond stable's p90, and its share of all such answers.
         alike = _missing(
             lambda hits: worth_like_stable(Count(hits, round(hits / share), counted=10 * hits), share) >= sure
@@ -226,8 +246,10 @@ def _pace(missing: int, seen: int, elapsed_seconds: float) -> str:
 
 def _seen(measure: Measure, evidence: Evidence, limits: Limits) -> str:
     count = evidence.count(measure)
-    if measure == "late":
-        first = f"{count.hits} of {count.of} streamed answers began after {limits.first_token_p95_ms:g} ms"
+    if measure in TIME_OF:
+        time = TIME_OF[measure]
+        late = "began after" if time is FIRST_TOKEN else "took more a token than"
+        first = f"{count.hits} of {count.of} streamed answers {late} {time.limit_ms(limits):g} ms"
         return f"{first}{_percent(count.hits, count.of)}, limit 5 %"
     lately = " lately" if measure == "failed lately" else ""
     of = f"{count.hits} of {count.of} requests failed{lately}{_percent(count.hits, count.of)}"
@@ -238,14 +260,15 @@ def _beside(measure: Measure, evidence: Evidence, limits: Limits) -> str:
     count = evidence.count(measure)
     expected = f"{100 * evidence.share:g} % expected of its share"
     part = f"{count.hits} of {count.all_hits}{_percent(count.hits, count.all_hits)}, {expected}"
-    if measure in {"slow", "later than p90"}:
-        line = evidence.slow_ms[P90]
-        lines = f"{line:.0f} ms, {allowed(line, limits):.0f} ms for the candidate"
-        whose = "users' first answers in this stage" if measure == "slow" else "answers"
-        return f"of the {whose} later than stable's p{LINES[P90]} ({lines}) the candidate has {part}"
-    if measure == "hung":
-        late = f"{HUNG_TIMES_P90} times stable's p90 ({evidence.slow_ms[P90]:.0f} ms)"
-        return f"of the users who waited longer than {late} the candidate has {part}"
+    if measure in TIME_OF:
+        time = TIME_OF[measure]
+        line, what, digits = evidence.timing(time).slow_ms[P90], *_TIME_IN_WORDS[time]
+        if measure == time.hung:
+            late = f"{HUNG_TIMES_P90} times stable's p90 ({line:.{digits}f} ms)"
+            return f"of the users who waited longer {what}than {late} the candidate has {part}"
+        lines = f"{line:.{digits}f} ms, {time.allowed_ms(line, limits):.{digits}f} ms for the candidate"
+        whose = "users' first answers in this stage" if measure == time.slow else "answers"
+        return f"of the {whose} later {what}than stable's p{LINES[P90]} ({lines}) the candidate has {part}"
     what = {"failed": "who met a failure", "failed lately": "who met a failure lately", "refused": "who were refused"}
     return f"of the users {what.get(measure, 'who gave up without an answer')} the candidate has {part}"
 

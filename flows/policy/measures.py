@@ -20,8 +20,18 @@ Measure = Literal[
     "hung",
     "slow",
     "later than p90",
+    "late tokens",
+    "hung tokens",
+    "slow tokens",
+    "tokens later than p90",
 ]
-"""`late` is by the limit, the last three are by stable's p90: `hung` three times as late, `slow` of first answers."""
+"""`late` is by the limit, the next three are by stable's p90: `hung` three times as late, `slow` of first answers.
+
+These are of the time to first token, and the last four are the same of the time per token.
+"""
+
+Part = Measure | Literal["cells"]
+"""What has a part of the error budget."""
 
 TIMES_THE_LIMIT = (2, 4, 8, 16)
 TIMES_STABLE: Mapping[Measure, Sequence[float]] = {
@@ -31,11 +41,13 @@ TIMES_STABLE: Mapping[Measure, Sequence[float]] = {
     "left": (3, 10, 30),
     "hung": (3, 10, 30),
     "slow": (1.5, 2.5, 5),
+    "hung tokens": (3, 10, 30),
+    "slow tokens": (1.5, 2.5, 5),
 }
 """What the bets on harm are on: a rate so many times the limit, or stable's."""
 LINES = (50, 75, 90, 97, 99)
 P90 = LINES.index(90)
-"""Percentiles of stable's time to first token, between which an answer lies in one band or the other."""
+"""Percentiles of stable's times, between which an answer lies in one band or the other."""
 
 
 def _bands(shift: float) -> tuple[float, ...]:
@@ -58,7 +70,7 @@ FRACTIONS_OF_THE_LIMIT = (1 / 8, 1 / 4, 1 / 2)
 FRACTIONS_OF_STABLE = (1 / 8, 1 / 2, 1)
 """What the bets on good news are on."""
 
-BESIDE_STABLE: Mapping[Measure | Literal["cells"], float] = {
+BESIDE_STABLE: Mapping[Part, float] = {
     "failed": 0.5,
     "failed lately": 0.05,
     "refused": 0.05,
@@ -67,8 +79,11 @@ BESIDE_STABLE: Mapping[Measure | Literal["cells"], float] = {
     "slow": 0.22,
     "cells": 0.05,
 }
-ALONE: Mapping[Measure | Literal["cells"], float] = {"failed": 0.6, "failed lately": 0.1, "late": 0.25, "cells": 0.05}
-"""How a stage's part of the error budget is shared, beside stable and at 100 %; each adds up to 1."""
+ALONE: Mapping[Part, float] = {"failed": 0.6, "failed lately": 0.1, "late": 0.25, "cells": 0.05}
+"""How a stage's part of the error budget is shared, beside stable and at 100 %; each adds up to 1.
+
+Where tokens are judged too, they have half of what the first token has here.
+"""
 
 LEARNED_FROM = 100
 """Streamed answers whose times say what is slow."""
@@ -82,8 +97,10 @@ class Limits(BaseModel):
     error_percent: float = Field(gt=0, lt=100)
     first_token_p95_ms: float | None = Field(gt=0)
     """None where the service promises nothing, as where nobody streams."""
+    token_p95_ms: float | None = Field(default=None, gt=0)
+    """None where tokens are not judged at all, as where a release changes how many of them come in one event."""
     slower_than_stable: float = Field(ge=1)
-    """Times stable's time to first token that the candidate's may be: less than this never matters."""
+    """Times stable's time to first token, or per token, that the candidate's may be: less than this never matters."""
     first_token_margin_ms: float = Field(ge=0)
     """A difference from stable's that is smaller than this never matters."""
     more_than_stable: float = Field(ge=1)
@@ -115,6 +132,47 @@ class Limits(BaseModel):
                 f"{self.deadline_seconds:g} s; lower warm_up_seconds or raise stage_deadline_seconds"
             )
         return self
+
+
+@dataclass(frozen=True)
+class Time:
+    """A time of an answer, and the names of what is counted of it."""
+
+    late: Measure
+    hung: Measure
+    slow: Measure
+    later: Measure
+
+    def limit_ms(self, limits: Limits) -> float | None:
+        """The p95 that is promised."""
+        return limits.first_token_p95_ms if self is FIRST_TOKEN else limits.token_p95_ms
+
+    def is_judged(self, limits: Limits) -> bool:
+        return self is FIRST_TOKEN or limits.token_p95_ms is not None
+
+    def allowed_ms(self, stable_ms: float, limits: Limits) -> float:
+        """The time up to which the candidate counts as no slower than stable with this time."""
+        margin_ms = limits.first_token_margin_ms if self is FIRST_TOKEN else 0.0
+        return max(stable_ms * limits.slower_than_stable, stable_ms + margin_ms)
+
+
+FIRST_TOKEN = Time("late", "hung", "slow", "later than p90")
+EACH_TOKEN = Time("late tokens", "hung tokens", "slow tokens", "tokens later than p90")
+TIMES = (FIRST_TOKEN, EACH_TOKEN)
+SLOWNESS = frozenset(time.slow for time in TIMES)
+TIME_OF: Mapping[Measure, Time] = {m: time for time in TIMES for m in (time.late, time.hung, time.slow, time.later)}
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What is known of one time."""
+
+    learned: int = 0
+    """Answers timed so far, where it is not known yet what is slow."""
+    slow_ms: tuple[float, ...] = ()
+    """Stable's percentiles (`LINES`) before it is judged by them; empty while they are learned."""
+    recent_ms: tuple[float | None, ...] = (None, None, None, None)
+    """p50 and p95 of the candidate's last answers, then of stable's: to look at, nothing is judged by them."""
 
 
 @dataclass(frozen=True)
@@ -164,14 +222,21 @@ class Evidence:
     dropped: tuple[str, ...] = ()
     """Cells that were held back; what was seen of them is in no count."""
     learned: int = 0
-    """Streamed answers seen so far, where it is not known yet what is slow."""
+    """This and the next two are the `Timing` of the first token; they stand here in ledgers that know no other."""
     slow_ms: tuple[float, ...] = ()
-    """Stable's percentiles (`LINES`) before it is judged by them; empty while they are learned."""
     first_token_ms: tuple[float | None, ...] = (None, None, None, None)
-    """p50 and p95 of the candidate's last streamed answers, then of stable's: to look at, nothing is judged by them."""
+    each_token: Timing = Timing()
+    tokens: int = 0
+    """Of the candidate's streamed answers, as far as they were taken in."""
+    stable_tokens: int = 0
 
     def count(self, measure: Measure) -> Count:
         return self.counts.get(measure, _NOTHING)
+
+    def timing(self, time: Time) -> Timing:
+        if time is FIRST_TOKEN:
+            return Timing(self.learned, self.slow_ms, self.first_token_ms)
+        return self.each_token
 
 
 _NOTHING = Count()
@@ -187,16 +252,12 @@ def percentile(sorted_values: Sequence[float], percent: float) -> float | None:
     return sorted_values[ceil(len(sorted_values) * percent / 100) - 1] if sorted_values else None
 
 
-def allowed(stable_ms: float, limits: Limits) -> float:
-    """The time up to which the candidate counts as no slower than stable with this time."""
-    return max(stable_ms * limits.slower_than_stable, stable_ms + limits.first_token_margin_ms)
-
-
 def limit_of(measure: Measure, limits: Limits) -> float | None:
     """The rate that is promised: a p95 is under a limit where at most 5 % of the values are over it."""
     if measure in {"failed", "failed lately"}:
         return limits.error_percent / 100
-    return 0.05 if measure == "late" and limits.first_token_p95_ms is not None else None
+    time = TIME_OF.get(measure)
+    return 0.05 if time and measure == time.late and time.limit_ms(limits) is not None else None
 
 
 def worth_of_harm(measure: Measure, count: Count, share: float, limits: Limits) -> float:
@@ -207,7 +268,7 @@ def worth_of_harm(measure: Measure, count: Count, share: float, limits: Limits) 
     if limit is None:
         return 0.0
     # Alone, a bad hour cannot be told from a slow model: late answers are harm where the promise is broken twice over.
-    return worth_above_limit(count, limit * HARM_THAT_MATTERS if measure == "late" else limit)
+    return worth_above_limit(count, limit * HARM_THAT_MATTERS if measure in TIME_OF else limit)
 
 
 def slowness_of(share: float) -> list[list[tuple[float, float]]]:
@@ -219,9 +280,27 @@ def slowness_of(share: float) -> list[list[tuple[float, float]]]:
     return [[(-log(share * r + 1 - share), log(r / (share * r + 1 - share))) for r in bands] for bands in SLOWER]
 
 
-def parts_of(share: float) -> Mapping[Measure | Literal["cells"], float]:
+def _with_tokens(
+    parts: Mapping[Part, float],
+) -> Mapping[Part, float]:
+    """The first token's parts halved, and the other half for what is the same of each token."""
+    first, each = FIRST_TOKEN, EACH_TOKEN
+    pairs: tuple[tuple[Measure, Measure], ...] = (
+        (first.late, each.late),
+        (first.hung, each.hung),
+        (first.slow, each.slow),
+    )
+    halves: dict[Part, float] = {m: parts[pair[0]] / 2 for pair in pairs if pair[0] in parts for m in pair}
+    return {**parts, **halves}
+
+
+_PARTS = {(False, False): BESIDE_STABLE, (True, False): ALONE}
+_PARTS |= {(alone, True): _with_tokens(parts) for (alone, _), parts in _PARTS.items()}
+
+
+def parts_of(share: float, limits: Limits) -> Mapping[Part, float]:
     """Of a stage's budget."""
-    return BESIDE_STABLE if share < 1 else ALONE
+    return _PARTS[share == 1, EACH_TOKEN.is_judged(limits)]
 
 
 def worth_above_limit(count: Count, limit: float) -> float:
@@ -231,10 +310,10 @@ def worth_above_limit(count: Count, limit: float) -> float:
 
 def worth_above_stable(measure: Measure, count: Count, share: float, limits: Limits) -> float:
     """Of the bets against "no more than stable" and against "too rarely to matter": of both, what is worth less."""
-    ratio = 1.0 if measure == "slow" else limits.more_than_stable
+    ratio = 1.0 if measure in SLOWNESS else limits.more_than_stable
     null, others = share_at(share, ratio), [share_at(share, ratio * times) for times in TIMES_STABLE[measure]]
     more = worth(count.hits, count.all_hits, null, others)
-    if measure == "slow" or not limits.error_margin_percent:
+    if measure in SLOWNESS or not limits.error_margin_percent:
         return more
     return min(more, worth_above_limit(count, limits.error_margin_percent / 100))
 

@@ -8,9 +8,11 @@ from pydantic import ValidationError
 from blocks.errors import Refused
 from flows.policy.gates import Ruling, rule
 from flows.policy.ledger import Stage
-from flows.policy.measures import Evidence, Limits, worth_of_harm
+from flows.policy.measures import SLOWNESS, Evidence, Limits, worth_of_harm
 
-COUNTED_BY = frozenset({"first_token_p95_ms", "slower_than_stable", "first_token_margin_ms", "warm_up_seconds"})
+COUNTED_BY = frozenset(
+    {"first_token_p95_ms", "token_p95_ms", "slower_than_stable", "first_token_margin_ms", "warm_up_seconds"}
+)
 """The counts were taken by these; what others would have counted is not kept."""
 BET_BY = frozenset({"error_percent", "more_than_stable", "error_margin_percent"})
 """What a bet was worth at its best depends on these; with others, it is what it would be worth at the stage's end."""
@@ -39,10 +41,10 @@ def _changed(limits: Limits, other_gates: Mapping[str, object]) -> Limits:
 
 
 def _bet_anew(evidence: Evidence, limits: Limits) -> Evidence:
-    """But for `failed lately` and `slow`, which stay: what they were bet on is not all in the evidence."""
+    """But for `failed lately` and the slow ones, which stay: what they were bet on is not all in the evidence."""
     counts = dict(evidence.counts)
     for measure, count in evidence.counts.items():
-        if measure not in {"failed lately", "slow"}:
+        if measure not in {"failed lately", *SLOWNESS}:
             harm = worth_of_harm(measure, count, evidence.share, limits) if count.hits else 0.0
             counts[measure] = replace(count, harm=harm, harm_now=harm)
     return replace(evidence, counts=counts)

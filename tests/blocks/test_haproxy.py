@@ -14,47 +14,68 @@ WORKER = "7acf6d31-fb65-425c-b9d9-773f5beb7cb4"
 PLAIN = (
     f'{{"id":"{WORKER}-21","n":1,"accepted":1795399316.509,"idle":0,"be":"chat-blue","srv":"r1","ip":"127.0.0.1",'
     '"port":"44085","status":200,"end":"--","retries":"0","unanswered":"-","TR":0,"Tw":0,"Tc":1,"Tr":0,"Ta":2,'
-    '"ttft":"2.4","in":195,"out":159,"user":"81B637D8FCD2C6DA"}'
+    '"ttft":"-","last":"-","tokens":"-","amiss":"no","in":195,"out":159,"user":"81B637D8FCD2C6DA"}'
 )
 FAILED = (
     f'{{"id":"{WORKER}-22","n":2,"accepted":1795399316.547,"idle":0,"be":"chat-blue","srv":"r1","ip":"127.0.0.1",'
     '"port":"44085","status":500,"end":"--","retries":"0","unanswered":"-","TR":0,"Tw":0,"Tc":0,"Tr":2,"Ta":2,'
-    '"ttft":"2.0","in":208,"out":178,"user":"81B637D8FCD2C6DA"}'
+    '"ttft":"-","last":"-","tokens":"-","amiss":"no","in":208,"out":178,"user":"81B637D8FCD2C6DA"}'
 )
 BROKEN_OFF = (
     f'{{"id":"{WORKER}-24","n":4,"accepted":1795399316.927,"idle":0,"be":"chat-blue","srv":"r1","ip":"127.0.0.1",'
     '"port":"44085","status":200,"end":"SD","retries":"0","unanswered":"-","TR":0,"Tw":0,"Tc":0,"Tr":1,"Ta":302,'
-    '"ttft":"101.7","in":258,"out":224,"user":"81B637D8FCD2C6DA"}'
+    '"ttft":"101.7","last":"201.8","tokens":"2","amiss":"no","in":258,"out":224,"user":"81B637D8FCD2C6DA"}'
 )
 LEFT_BEFORE = (
     f'{{"id":"{WORKER}-25","n":5,"accepted":1795399317.253,"idle":0,"be":"chat-blue","srv":"r1","ip":"127.0.0.1",'
     '"port":"44085","status":400,"end":"CH","retries":"0","unanswered":"-","TR":0,"Tw":0,"Tc":0,"Tr":-1,"Ta":302,'
-    '"ttft":"-","in":200,"out":206,"user":"-"}'
+    '"ttft":"-","last":"-","tokens":"-","amiss":"-","in":200,"out":206,"user":"-"}'
 )
 LEFT_IN_THE_MIDDLE = (
     f'{{"id":"{WORKER}-26","n":6,"accepted":1795399317.591,"idle":0,"be":"chat-blue","srv":"r1","ip":"127.0.0.1",'
     '"port":"44085","status":200,"end":"CD","retries":"0","unanswered":"-","TR":0,"Tw":0,"Tc":1,"Tr":0,"Ta":105,'
-    '"ttft":"101.7","in":233,"out":188,"user":"-"}'
+    '"ttft":"101.7","last":"101.7","tokens":"1","amiss":"no","in":233,"out":188,"user":"-"}'
 )
 ON_A_KEPT_CONNECTION = (
     f'{{"id":"{WORKER}-28","n":8,"accepted":1795399317.732,"idle":502,"be":"chat-blue","srv":"r1","ip":"127.0.0.1",'
     '"port":"44085","status":200,"end":"--","retries":"0","unanswered":"-","TR":0,"Tw":0,"Tc":0,"Tr":1,"Ta":1,'
-    '"ttft":"1.1","in":183,"out":159,"user":"-"}'
+    '"ttft":"-","last":"-","tokens":"-","amiss":"no","in":183,"out":159,"user":"-"}'
 )
 NO_REQUEST_AT_ALL = (
     f'{{"id":"{WORKER}-30","n":10,"accepted":1795399319.238,"idle":0,"be":"chat","srv":"<NOSRV>","ip":"-","port":"-",'
-    '"status":400,"end":"PR","retries":"0","unanswered":"-","TR":-1,"Tw":-1,"Tc":-1,"Tr":-1,"Ta":0,"ttft":"-","in":0,'
+    '"status":400,"end":"PR","retries":"0","unanswered":"-","TR":-1,"Tw":-1,"Tc":-1,"Tr":-1,"Ta":0,"ttft":"-","last":"-","tokens":"-","amiss":"-","in":0,'
     '"out":0,"user":"-"}'
 )
 RETRIED_ELSEWHERE = (
     f'{{"id":"{WORKER}-36","n":13,"accepted":1795399320.057,"idle":0,"be":"chat-green","srv":"to_blue","ip":"unix",'
     '"port":"0","status":200,"end":"--","retries":"+1","unanswered":"-","TR":0,"Tw":1002,"Tc":0,"Tr":2,"Ta":1004,'
-    '"ttft":"1004.1","in":195,"out":159,"user":"81B637D8FCD2C6DA"}'
+    '"ttft":"-","last":"-","tokens":"-","amiss":"no","in":195,"out":159,"user":"81B637D8FCD2C6DA"}'
 )
 NOBODY_LEFT = (
     f'{{"id":"{WORKER}-40","n":15,"accepted":1795399321.143,"idle":0,"be":"chat-green","srv":"to_blue","ip":"unix",'
     '"port":"0","status":503,"end":"--","retries":"0","unanswered":"1","TR":0,"Tw":0,"Tc":0,"Tr":1002,"Ta":1002,'
-    '"ttft":"1001.9","in":195,"out":235,"user":"81B637D8FCD2C6DA"}'
+    '"ttft":"-","last":"-","tokens":"-","amiss":"-","in":195,"out":235,"user":"81B637D8FCD2C6DA"}'
+)
+
+STREAMED = (
+    f'{{"id":"{WORKER}-41","n":16,"accepted":1795542867.842,"idle":0,"be":"chat-blue","srv":"r1","ip":"127.0.0.1",'
+    '"port":"44085","status":200,"end":"--","retries":"0","unanswered":"-","TR":0,"Tw":0,"Tc":0,"Tr":6,"Ta":134,'
+    '"ttft":"28.7","last":"134.0","tokens":"6","amiss":"no","in":247,"out":369,"user":"81B637D8FCD2C6DA"}'
+)
+EMPTY = (
+    f'{{"id":"{WORKER}-42","n":17,"accepted":1795542867.978,"idle":0,"be":"chat-blue","srv":"r1","ip":"127.0.0.1",'
+    '"port":"44085","status":200,"end":"--","retries":"0","unanswered":"-","TR":0,"Tw":0,"Tc":0,"Tr":0,"Ta":21,'
+    '"ttft":"-","last":"-","tokens":"0","amiss":"empty","in":264,"out":150,"user":"81B637D8FCD2C6DA"}'
+)
+ENDED_IN_AN_ERROR = (
+    f'{{"id":"{WORKER}-43","n":18,"accepted":1795542868.001,"idle":0,"be":"chat-blue","srv":"r1","ip":"127.0.0.1",'
+    '"port":"44085","status":200,"end":"--","retries":"0","unanswered":"-","TR":0,"Tw":0,"Tc":0,"Tr":0,"Ta":21,'
+    '"ttft":"0.8","last":"0.8","tokens":"1","amiss":"error","in":320,"out":195,"user":"81B637D8FCD2C6DA"}'
+)
+FROM_AN_OLDER_CONFIGURATION = (
+    f'{{"id":"{WORKER}-44","n":19,"accepted":1795399316.509,"idle":0,"be":"chat-blue","srv":"r1","ip":"127.0.0.1",'
+    '"port":"44085","status":200,"end":"--","retries":"0","unanswered":"-","TR":0,"Tw":0,"Tc":1,"Tr":0,"Ta":2,'
+    '"ttft":"2.4","in":195,"out":159,"user":"81B637D8FCD2C6DA"}'
 )
 
 ADDRESS = "127.0.0.1:44085"
@@ -68,18 +89,21 @@ def outcome_of(line: str) -> Outcome:
 
 def test_a_good_answer_is_read_whole() -> None:
     """Every part of an outcome comes from its line."""
-    assert outcome_of(PLAIN) == Outcome(
-        id=f"{WORKER}-21",
-        at=1795399316.509,
+    assert outcome_of(STREAMED) == Outcome(
+        id=f"{WORKER}-41",
+        at=1795542867.842,
         slot="blue",
         address=ADDRESS,
         status=200,
-        first_token_ms=2.4,
-        total_ms=2,
+        first_token_ms=28.7,
+        tokens=6,
+        per_token_ms=pytest.approx((134.0 - 28.7) / 5),  # pyright: ignore[reportArgumentType] - stands in for a float
+        total_ms=134,
         user="81B637D8FCD2C6DA",
         retried=False,
         by_fallback=False,
         cut_short=False,
+        is_empty=False,
         user_left=False,
     )
 
@@ -89,6 +113,10 @@ def test_a_good_answer_is_read_whole() -> None:
     [
         pytest.param(FAILED, "blue", ADDRESS, 500, set(), id="the replica answered with an error"),
         pytest.param(BROKEN_OFF, "blue", ADDRESS, 200, {"cut_short"}, id="the replica broke off"),
+        pytest.param(ENDED_IN_AN_ERROR, "blue", ADDRESS, 200, {"cut_short"}, id="a stream ended in an error"),
+        pytest.param(EMPTY, "blue", ADDRESS, 200, {"is_empty"}, id="a stream of nothing"),
+        pytest.param(EMPTY.replace('"--"', '"CD"'), "blue", ADDRESS, 200, {"user_left"}, id="the user did not wait"),
+        pytest.param(EMPTY.replace('"--"', '"SD"'), "blue", ADDRESS, 200, {"cut_short"}, id="nothing, and broken off"),
         pytest.param(LEFT_BEFORE, "blue", ADDRESS, -1, {"user_left"}, id="the user left before the answer"),
         pytest.param(LEFT_IN_THE_MIDDLE, "blue", ADDRESS, 200, {"user_left"}, id="the user left in the middle"),
         pytest.param(NO_REQUEST_AT_ALL, None, None, 400, set(), id="what came was no HTTP"),
@@ -100,13 +128,27 @@ def test_trouble_is_told_apart(line: str, slot: str | None, address: str | None,
     """Who failed, whom the user left, and who stood in is read from how HAProxy says that the request ended."""
     outcome = outcome_of(line)
     assert (outcome.slot, outcome.address, outcome.status) == (slot, address, status)
-    assert {name for name in ("retried", "by_fallback", "cut_short", "user_left") if getattr(outcome, name)} == marks
+    names = ("retried", "by_fallback", "cut_short", "is_empty", "user_left")
+    assert {name for name in names if getattr(outcome, name)} == marks
 
 
-@pytest.mark.parametrize("line", [FAILED, LEFT_BEFORE, NOBODY_LEFT])
-def test_an_error_has_no_first_token(line: str) -> None:
-    """The first byte of an error is not the first token of an answer, and quick errors must not look like speed."""
-    assert outcome_of(line).first_token_ms is None
+@pytest.mark.parametrize("line", [FAILED, LEFT_BEFORE, NOBODY_LEFT, STREAMED.replace('"status":200', '"status":500')])
+def test_an_error_has_no_tokens(line: str) -> None:
+    """What an error says is no answer, and quick errors must not look like speed."""
+    outcome = outcome_of(line)
+    assert (outcome.first_token_ms, outcome.tokens, outcome.per_token_ms) == (None, None, None)
+
+
+def test_a_gateway_that_does_not_count_yet_is_read_as_well() -> None:
+    """Its configuration was written by an older Skyferry: it knows the first token, and nothing of the others."""
+    outcome = outcome_of(FROM_AN_OLDER_CONFIGURATION)
+    assert (outcome.first_token_ms, outcome.tokens, outcome.per_token_ms, outcome.is_empty) == (2.4, None, None, False)
+
+
+@pytest.mark.parametrize(("tokens", "known"), [(4, False), (5, True)])
+def test_a_few_tokens_have_no_pace(tokens: int, known: bool) -> None:  # noqa: FBT001 - a parametrised flag
+    """It takes a handful."""
+    assert (outcome_of(STREAMED.replace('"6"', f'"{tokens}"')).per_token_ms is not None) == known
 
 
 def test_a_request_begins_when_it_comes_and_not_when_the_one_before_it_ended() -> None:

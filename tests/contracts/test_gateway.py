@@ -3,15 +3,17 @@
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from blocks.errors import Refused
 from blocks.ports import Gateway, Outcome, Slot, Split
 from blocks.replica_tls import new_authority, new_identity
+from flows.policy.judge import has_failed
 from tests.fakes.gateway import FakeGateway
 from tests.gateway.replica import Replica
 from tests.gateway.running import RunningGateway, running_gateway, wait_until
@@ -35,6 +37,8 @@ class Case:
     """Where one answers by TLS that another authority vouches for."""
     ask: Callable[[], None]
     """A user of chat asks, and the answer is logged; a replica in blue has to be up."""
+    stream: Callable[[int], None]
+    """The same, of an answer that is streamed and has so many tokens."""
     heard: Callable[[], str | None]
     """What came to a replica as the authorization of the last request; the user's own is USERS_OWN."""
     hold: Callable[[], AbstractContextManager[None]]
@@ -62,6 +66,10 @@ def fake_case() -> Case:
         yield
         gateway.set_in_flight("chat", "blue", address, 0)
 
+    def stream(tokens: int) -> None:
+        times = {"first_token_ms": 5.0, "per_token_ms": 1.0} if tokens else {}
+        gateway.append("chat", replace(an_outcome("stream", address), tokens=tokens, is_empty=not tokens, **times))
+
     def ask() -> None:
         (up,) = (server for server in gateway.servers("chat") if server.state == "up")
         key = gateway.keys.get(("chat", "blue"))
@@ -74,6 +82,7 @@ def fake_case() -> Case:
         tls_address,
         stranger,
         ask,
+        stream,
         heard=lambda: heard[-1],
         hold=hold,
         restart=lambda: gateway.lose_log("chat"),
@@ -88,11 +97,14 @@ def an_outcome(request: str, address: str) -> Outcome:
         address=address,
         status=200,
         first_token_ms=None,
+        tokens=None,
+        per_token_ms=None,
         total_ms=1,
         user=None,
         retried=False,
         by_fallback=False,
         cut_short=False,
+        is_empty=False,
         user_left=False,
     )
 
@@ -101,10 +113,13 @@ def real_case(running: RunningGateway, gateway: Gateway, replica: Replica, tls: 
     def logged() -> int:
         return len(running.by_socket.requests("chat", "none").outcomes)
 
-    def ask() -> None:
+    def ask(**asked: Any) -> None:
         before = logged()
-        assert running.ask(headers={"authorization": USERS_OWN}).status_code == 200
+        assert running.ask(headers={"authorization": USERS_OWN}, **asked).status_code == 200
         wait_until("the request is logged", lambda: logged() > before)
+
+    def stream(tokens: int) -> None:
+        ask(stream=True, tokens=tokens, seconds_per_token=0.01)
 
     @contextmanager
     def hold() -> Iterator[None]:
@@ -122,7 +137,7 @@ def real_case(running: RunningGateway, gateway: Gateway, replica: Replica, tls: 
         assert stranger.seen == []
         return (tls.seen or replica.seen)[-1].get("authorization")
 
-    return Case(gateway, replica.address, tls.address, stranger.address, ask, heard, hold, restart)
+    return Case(gateway, replica.address, tls.address, stranger.address, ask, stream, heard, hold, restart)
 
 
 @pytest.fixture(params=["fake", *(pytest.param(way, marks=pytest.mark.server) for way in ("socket", "tls"))])
@@ -349,8 +364,23 @@ def test_an_outcome_says_who_answered_and_how(case: Case) -> None:
     (outcome,) = case.gateway.requests("chat", start.cursor).outcomes
     slot: Slot = "blue"
     assert (outcome.slot, outcome.address, outcome.status) == (slot, case.address, 200)
-    assert outcome.first_token_ms is None
+    assert (outcome.first_token_ms, outcome.tokens, outcome.per_token_ms) == (None, None, None)
     assert (outcome.retried, outcome.by_fallback, outcome.cut_short, outcome.user_left) == (False,) * 4
+    assert not outcome.is_empty
+
+
+def test_an_outcome_says_how_many_tokens_a_stream_had(case: Case) -> None:
+    """With their times, where there were enough; one without any is an empty answer, which is a failed one."""
+    case.attach()
+    start = case.gateway.requests("chat", None)
+    case.stream(6)
+    case.stream(0)
+    told, empty = case.gateway.requests("chat", start.cursor).outcomes
+    assert (told.tokens, told.is_empty, has_failed(told)) == (6, False, False)
+    assert told.first_token_ms is not None
+    assert told.per_token_ms is not None
+    assert (empty.tokens, empty.is_empty, has_failed(empty)) == (0, True, True)
+    assert (empty.first_token_ms, empty.per_token_ms) == (None, None)
 
 
 def test_a_log_that_was_lost_says_so(case: Case) -> None:

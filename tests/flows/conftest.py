@@ -45,7 +45,7 @@ MODELS = {
         for revision in ("v1", "v2", "v3")
     }
 }
-FAST_MS = 50.0
+FAST_MS, FAST_TOKEN_MS = 50.0, 20.0
 GOOD = Outcome(
     id="request",
     at=0,
@@ -53,11 +53,14 @@ GOOD = Outcome(
     address="127.0.0.1:9000",
     status=200,
     first_token_ms=FAST_MS,
+    tokens=50,
+    per_token_ms=FAST_TOKEN_MS,
     total_ms=100,
     user=None,
     retried=False,
     by_fallback=False,
     cut_short=False,
+    is_empty=False,
     user_left=False,
 )
 
@@ -221,6 +224,7 @@ def new_world() -> World:
         max_dollars_per_hour=None,
         error_percent=1.0,
         first_token_p95_ms=500.0,
+        token_p95_ms=100.0,
         slower_than_stable=1.1,
         first_token_margin_ms=0.0,
         more_than_stable=1.1,

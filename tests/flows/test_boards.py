@@ -42,7 +42,21 @@ def test_the_canary_board_shows_the_evidence_as_a_picture_and_in_numbers() -> No
     assert {element.tag.rpartition("}")[2] for element in picture} >= {"polygon", "polyline", "line", "text"}
     assert "limit 1 %" in shown
     assert re.search(r"\| slow \| `█*░*` \d+ % \|  \| of the users' first answers", shown)
-    assert re.search(r"\| stable \| 3\d{3} \|", shown)
+    assert re.search(r"\| slow tokens \| `█*░*` \d+ % \|  \| of the users' first answers .* later a token", shown)
+    assert re.search(r"\| candidate \| \d{3} \(\d\.\d %\) \| \d{5} \(\d\.\d %\) \|", shown)
+    assert re.search(r"\| stable \| 3\d{3} \| 1\d{5} \|", shown)
+
+
+def test_at_all_traffic_a_service_that_promises_no_times_has_a_board() -> None:
+    """No gate is shown of what is not promised, and stable has nothing."""
+    limits = LIMITS.model_copy(update={"first_token_p95_ms": None, "token_p95_ms": None})
+    judge = Judge(limits, "green", share=1.0)
+    for outcome, _ in zip(users(1, rate=0.01, share=1.0), range(50), strict=False):
+        judge.observe(outcome, 10)
+    evidence = judge.evidence()
+    shown = canary_board(RELEASE, (5, 100), 100, evidence, limits, rule(evidence, limits, 10), 10)
+    assert "late" not in shown
+    assert "| stable | 0 | 0 |" in shown
 
 
 def test_before_the_first_request_there_is_no_picture() -> None:

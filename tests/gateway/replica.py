@@ -7,7 +7,7 @@ import ssl
 import struct
 import threading
 import time
-from typing import Self
+from typing import Any, Self
 
 
 class Replica:
@@ -82,7 +82,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.server.replica.seen.append({name.lower(): value for name, value in self.headers.items()})
         if asked.get("wait_for_release"):
             self.server.replica.release.wait(timeout=30)
-        if asked.get("stream"):
+        if asked.get("pieces") is not None:
+            self._send_pieces(asked)
+        elif asked.get("stream"):
             self._stream(asked)
         else:
             self._answer(asked.get("status", 200), {"from": self.server.replica.name})
@@ -102,6 +104,23 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(b"%x\r\n%s\r\n" % (len(event), event))
             self.wfile.flush()
         self.wfile.write(b"0\r\n\r\n")
+
+    def _send_pieces(self, asked: dict[str, Any]) -> None:
+        """A body as the test has cut it, each piece a moment after the one before."""
+        self.send_response(200)
+        self.send_header("content-type", asked["type"])
+        if encoding := asked.get("encoding"):
+            self.send_header("content-encoding", encoding)
+        if asked["type"] == "application/json":
+            self.send_header("content-length", str(len("".join(asked["pieces"]).encode())))
+        else:
+            self.send_header("connection", "close")
+            self.close_connection = True
+        self.end_headers()
+        for piece in asked["pieces"]:
+            self.wfile.write(piece.encode())
+            self.wfile.flush()
+            time.sleep(asked.get("seconds_per_piece", 0.02))
 
     def _answer(self, status: int, body: dict[str, str]) -> None:
         content = json.dumps(body).encode()

@@ -26,6 +26,7 @@ from deployments.gateway.config import (
     command,
     write_configuration,
 )
+from flows.policy.judge import has_failed
 from tests.gateway.replica import Replica
 from tests.gateway.running import Load, RunningGateway, running_gateway, wait_until
 from tests.servers import serving_context
@@ -364,6 +365,127 @@ def test_the_first_token_is_timed_and_not_the_headers(gateway: RunningGateway) -
     assert not outcome.cut_short
 
 
+CHUNK = '{"id":"1","object":"chat.completion.chunk","choices":[{"index":0,"delta":%s,"finish_reason":%s}]}'
+ROLE = CHUNK % ('{"role":"assistant","content":""}', "null")
+LAST = CHUNK % ('{"content":""}', '"stop"')
+
+
+def says(word: str) -> str:
+    return CHUNK % (json.dumps({"content": word}), "null")
+
+
+def stream(*events: str, end: str = "\n") -> str:
+    return "".join(f"data: {event}{end}{end}" for event in events)
+
+
+WORDS = stream(ROLE, says("data: one"), says("\n\ndata: two"), says("[DONE]"), says("four"), LAST, "[DONE]")
+"""A role, four words, of which some look like what they are not, and an end: five tokens."""
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        pytest.param([WORDS], id="all in one piece"),
+        pytest.param([WORDS[n : n + 37] for n in range(0, len(WORDS), 37)], id="cut anywhere"),
+        pytest.param([WORDS.replace("\n", "\r\n")], id="other line ends"),
+        pytest.param([": a comment\n\n" + WORDS.replace("data: ", "data:")], id="comments, and no blank"),
+    ],
+)
+def test_each_event_of_a_stream_is_a_token_however_it_is_cut(gateway: RunningGateway, pieces: list[str]) -> None:
+    """Neither the role before the first token nor the mark of the end is one."""
+    start = cursor(gateway)
+    body = gateway.ask(pieces=pieces, type="text/event-stream", seconds_per_piece=0.005).text
+    assert body == "".join(pieces)
+    (outcome,) = gateway.outcomes(start, 1)
+    assert (outcome.tokens, outcome.is_empty, outcome.cut_short) == (5, False, False)
+    assert outcome.first_token_ms is not None
+    assert outcome.per_token_ms is not None
+
+
+def test_time_per_token_is_what_lies_between_the_first_and_the_last(gateway: RunningGateway) -> None:
+    """Of seven tokens 50 ms apart it is about 50 ms, whatever came before the first; of three there is none."""
+    start = cursor(gateway)
+    gateway.ask(
+        pieces=["", "", "", "", *map(stream, map(says, "abcdefg"))], type="text/event-stream", seconds_per_piece=0.05
+    )
+    gateway.ask(pieces=[stream(*map(says, "abc"))], type="text/event-stream")
+    first, second = gateway.outcomes(start, 2)
+    assert first.tokens == 7
+    assert first.first_token_ms is not None
+    assert first.per_token_ms is not None
+    assert first.first_token_ms >= 200
+    assert 50 <= first.per_token_ms <= (first.total_ms - first.first_token_ms) / 6 + 1
+    assert (second.tokens, second.per_token_ms) == (3, None)
+
+
+EMPTY_OR_NOT = {
+    "a stream of nothing": ("text/event-stream", "", True),
+    "a stream that only ends": ("text/event-stream", stream("[DONE]"), True),
+    "a stream without a word": ("text/event-stream", stream(ROLE, LAST, "[DONE]"), True),
+    "a tool": ("text/event-stream", stream(CHUNK % ('{"tool_calls":[{"index":0}]}', "null")), False),
+    "a thought": ("text/event-stream", stream(CHUNK % ('{"reasoning_content":"so"}', "null")), False),
+    "a completion": ("text/event-stream", stream('{"choices": [{"text": "so"}]}'), False),
+    "a form nobody knows": ("text/event-stream", stream('{"type":"response.created"}'), False),
+    "no body": ("application/json", "", True),
+    "no word": ("application/json", '{"choices":[{"message":{"content":""}}]}', True),
+    "null": ("application/json", '{"choices":[{"message":{"content":null}}]}', True),
+    "a word": ("application/json", '{"choices": [{"message": {"content": "so"}}]}', False),
+    "an embedding": ("application/json", '{"data":[{"embedding":[0.1]}]}', False),
+}
+
+
+def test_an_empty_answer_is_told(gateway: RunningGateway) -> None:
+    """What of OpenAI's forms has nothing in it; what is of another form is given the benefit of the doubt."""
+    start = cursor(gateway)
+    for kind, body, _ in EMPTY_OR_NOT.values():
+        assert gateway.ask(pieces=[body], type=kind).text == body
+    outcomes = gateway.outcomes(start, len(EMPTY_OR_NOT))
+    assert all(has_failed(outcome) == outcome.is_empty and outcome.status == 200 for outcome in outcomes)
+    told = dict(zip(EMPTY_OR_NOT, (outcome.is_empty for outcome in outcomes), strict=True))
+    assert told == {name: is_empty for name, (_, _, is_empty) in EMPTY_OR_NOT.items()}
+
+
+def test_a_stream_that_ends_in_an_error_is_cut_short(gateway: RunningGateway) -> None:
+    """As of an engine that dies under a stream, though its server ends it in good form."""
+    start = cursor(gateway)
+    body = stream(ROLE, says("so"), '{"error": {"message": "the engine is dead"}}', "[DONE]")
+    gateway.ask(pieces=[body], type="text/event-stream")
+    (outcome,) = gateway.outcomes(start, 1)
+    assert (outcome.cut_short, outcome.is_empty, outcome.tokens, outcome.status) == (True, False, 1, 200)
+
+
+def test_what_is_packed_is_not_looked_into(gateway: RunningGateway) -> None:
+    """Its first byte is its first token, and it is no empty answer."""
+    start = cursor(gateway)
+    with httpx.stream(
+        "POST", gateway.url(), json={"pieces": ["x", "y"], "type": "text/event-stream", "encoding": "zstd"}
+    ) as answer:
+        assert b"".join(answer.iter_raw()) == b"xy"
+    (outcome,) = gateway.outcomes(start, 1)
+    assert outcome.first_token_ms is not None
+    assert (outcome.tokens, outcome.per_token_ms, outcome.is_empty) == (None, None, False)
+
+
+def test_a_line_without_an_end_is_let_through(gateway: RunningGateway) -> None:
+    """It is longer than what the gateway keeps, counts once it ends, and reaches the user whole."""
+    start = cursor(gateway)
+    body = stream(says("x" * 300_000), says("so"))
+    assert gateway.ask(pieces=[body], type="text/event-stream").text == body
+    (outcome,) = gateway.outcomes(start, 1)
+    assert outcome.tokens == 2
+
+
+def test_no_token_is_counted_twice_for_a_user_who_reads_slowly(gateway: RunningGateway) -> None:
+    """The gateway waits for the user again and again in the middle of events, and goes on where it was."""
+    start = cursor(gateway)
+    body = stream(*(says("x" * 500) for _ in range(2000)))
+    narrow = httpx.HTTPTransport(socket_options=[(socket.SOL_SOCKET, socket.SO_RCVBUF, 32768)])
+    with httpx.Client(transport=narrow, timeout=30) as user:
+        assert user.post(gateway.url(), json={"pieces": [body], "type": "text/event-stream"}).text == body
+    (outcome,) = gateway.outcomes(start, 1)
+    assert outcome.tokens == 2000
+
+
 def test_an_answer_that_breaks_off_is_told_from_a_good_one(gateway: RunningGateway) -> None:
     """A replica that dies in the middle of an answer is logged as having cut it short, with its address."""
     start = cursor(gateway)
@@ -371,7 +493,7 @@ def test_an_answer_that_breaks_off_is_told_from_a_good_one(gateway: RunningGatew
         gateway.ask(stream=True, tokens=3, seconds_per_token=0.02, cut_after=2)
     (outcome,) = gateway.outcomes(start, 1)
     assert (outcome.cut_short, outcome.user_left, outcome.status) == (True, False, 200)
-    assert outcome.address is not None
+    assert (outcome.address is not None, outcome.tokens, outcome.is_empty) == (True, 2, False)
 
 
 def test_a_user_who_leaves_is_no_failure_of_the_replica(gateway: RunningGateway, blue: Replica) -> None:
@@ -387,6 +509,7 @@ def test_a_user_who_leaves_is_no_failure_of_the_replica(gateway: RunningGateway,
         (True, False, 200),
         (True, False, -1),
     ]
+    assert not any(outcome.is_empty for outcome in outcomes)
 
 
 def test_the_log_knows_users_only_by_a_hash(gateway: RunningGateway) -> None:

@@ -129,6 +129,7 @@ def world(slurm_lab: SlurmLab, s3_store: S3Store, tmp_path_factory: pytest.TempP
             missed_harm_percent=50,
             warm_up_seconds=1,
             first_token_p95_ms=10_000,
+            token_p95_ms=10_000,
             slower_than_stable=5,
             first_token_margin_ms=10_000,
             minimum_requests=10,

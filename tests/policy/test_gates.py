@@ -18,6 +18,8 @@ from flows.policy.measures import (
     Evidence,
     Limits,
     Measure,
+    Timing,
+    parts_of,
     worth_above_stable,
     worth_of_harm,
 )
@@ -100,6 +102,9 @@ def test_each_gate_has_its_part_of_the_budget() -> None:
     """Just under its bar a bet is no harm: the parts of a stage's budget add up to the whole."""
     assert sum(BESIDE_STABLE.values()) == pytest.approx(1)
     assert sum(ALONE.values()) == pytest.approx(1)
+    with_tokens = LIMITS.model_copy(update={"token_p95_ms": 100})
+    for share in (0.05, 1.0):
+        assert sum(parts_of(share, with_tokens).values()) == pytest.approx(1)
     over, under = (with_count(GOOD, "failed", Count(0, 15, 400, 400, harm=-log(0.003) + by)) for by in (0.01, -0.01))
     assert rule(under, LIMITS, 50).verdict == "promote"
     assert rule(over, LIMITS, 50).verdict == "roll back"
@@ -199,6 +204,23 @@ def test_a_stage_says_beforehand_how_many_requests_it_takes() -> None:
     assert requests_needed(alone.model_copy(update={"minimum_requests": 1000}), 0.05) == 1000
 
 
+def test_a_promised_pace_needs_its_own_good_news() -> None:
+    """As good as the first token's: within its limit, and like stable."""
+    limits = LIMITS.model_copy(update={"token_p95_ms": 100})
+    assert "0 of 0 streamed answers took more a token than 100 ms" in rule(GOOD, limits, 50).reason
+    tokens = replace(
+        with_count(
+            with_count(GOOD, "late tokens", GOOD.count("late")), "tokens later than p90", GOOD.count("later than p90")
+        ),
+        each_token=Timing(slow_ms=(10, 12, 15, 18, 22)),
+    )
+    ruling = rule(tokens, limits, 50)
+    assert ruling.verdict == "promote"
+    assert "later a token than stable's p90 (15.0 ms, 16.5 ms for the candidate)" in ruling.reason
+    late = with_count(tokens, "late tokens", Count(40, 40, 400, 400, 40))
+    assert rule(late, limits, 50).verdict == "hold"
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -208,6 +230,7 @@ def test_a_stage_says_beforehand_how_many_requests_it_takes() -> None:
         ({"error_percent": 0}, "error_percent"),
         ({"error_percent": float("nan")}, "error_percent"),
         ({"first_token_p95_ms": -1}, "first_token_p95_ms"),
+        ({"token_p95_ms": 0}, "token_p95_ms"),
         ({"slower_than_stable": 0.9}, "slower_than_stable"),
         ({"minimum_requests": 0}, "minimum_requests"),
         ({"error_margin_percent": 2}, "would excuse what error_percent 1 forbids"),
@@ -224,7 +247,11 @@ def test_gates_that_cannot_be_are_refused_in_words(change: dict[str, Any], words
 def test_evidence_comes_back_from_json_as_it_was() -> None:
     """The ledger keeps it, and what is ruled on it again is the same."""
     harm = replace(
-        with_count(GOOD, "failed", Count(8, 20, 400, 400, 8, 9, 9)), cells={"a": CellCount(3, {"failed": 1})}, users=3
+        with_count(GOOD, "failed", Count(8, 20, 400, 400, 8, 9, 9)),
+        cells={"a": CellCount(3, {"failed": 1})},
+        users=3,
+        each_token=Timing(3, (10, 12, 15, 18, 22), (1.0, 2.0, None, None)),
+        tokens=7,
     )
     adapter = TypeAdapter(Evidence)
     again = adapter.validate_json(adapter.dump_json(harm))

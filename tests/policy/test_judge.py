@@ -11,11 +11,12 @@ import pytest
 from blocks.ports import Outcome, Slot
 from flows.policy.gates import Ruling, rule
 from flows.policy.judge import PLACES, ROUND_REQUESTS, Judge, has_failed
-from flows.policy.measures import LEARNED_FROM, Limits, budget_of_stage
+from flows.policy.measures import FIRST_TOKEN, LEARNED_FROM, Limits, budget_of_stage
 
 LIMITS = Limits(
     error_percent=1,
     first_token_p95_ms=500,
+    token_p95_ms=100,
     slower_than_stable=1.1,
     first_token_margin_ms=0,
     more_than_stable=1.1,
@@ -34,11 +35,14 @@ OUTCOME = Outcome(
     address="127.0.0.1:1",
     status=200,
     first_token_ms=100,
+    tokens=50,
+    per_token_ms=20.0,
     total_ms=200,
     user=None,
     retried=False,
     by_fallback=False,
     cut_short=False,
+    is_empty=False,
     user_left=False,
 )
 CELLS = {f"127.0.0.1:{number}": f"cell-{number}" for number in range(4)}
@@ -49,10 +53,17 @@ def judge(share: float = 0.05, **others: object) -> Judge:
 
 
 def users(
-    seed: int, *, rate: float, stables: float = 0.002, share: float = 0.05, times: float = 1.0, count: int = 5000
+    seed: int,
+    *,
+    rate: float,
+    stables: float = 0.002,
+    share: float = 0.05,
+    times: float = 1.0,
+    token_times: float = 1.0,
+    count: int = 5000,
 ) -> Iterator[Outcome]:
     """Requests of many users, split by user, where the candidate fails at `rate` and takes so many times as long."""
-    random = Random(seed)  # noqa: S311 - the same each time, and no secret
+    random, token_random = Random(seed), Random(-seed)  # noqa: S311 - the same each time, and no secret
     slots: dict[int, Slot] = {}
     while True:
         user = int(count * random.random() ** 2)  # some come far more often than others
@@ -65,6 +76,7 @@ def users(
             user=str(user),
             status=500 if random.random() < (rate if mine else stables) else 200,
             first_token_ms=100 * random.lognormvariate(0, 0.5) * (times if mine else 1),
+            per_token_ms=20 * token_random.lognormvariate(0, 0.3) * (token_times if mine else 1),
         )
 
 
@@ -87,6 +99,7 @@ def play(judge: Judge, requests: Iterator[Outcome], at_most: int = 100_000) -> t
         (replace(OUTCOME, retried=True), True),
         (replace(OUTCOME, by_fallback=True), True),
         (replace(OUTCOME, cut_short=True), True),
+        (replace(OUTCOME, is_empty=True), True),
         (replace(OUTCOME, user_left=True, status=-1), False),
         (replace(OUTCOME, user_left=True, status=503), True),
     ],
@@ -123,6 +136,48 @@ def test_a_candidate_that_is_half_as_fast_is_harm(seed: int) -> None:
     assert ruling.verdict == "roll back"
     assert "first answers in this stage later than stable's p90" in ruling.reason
     assert requests < 60
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_candidate_whose_tokens_come_half_as_fast_is_harm(seed: int) -> None:
+    """Though its first tokens are as quick, and both are within the limit; where tokens are not judged it passes."""
+    ruling, requests = play(judge(), users(seed, rate=0.002, token_times=2))
+    assert ruling.verdict == "roll back"
+    assert "first answers in this stage later a token than stable's p90" in ruling.reason
+    assert requests < 60
+    ruling, _ = play(judge(token_p95_ms=None), users(seed, rate=0.002, token_times=2))
+    assert ruling.verdict == "promote"
+
+
+def test_alone_tokens_are_judged_by_their_limit() -> None:
+    """A fifth of the answers at more than 100 ms a token, at all traffic."""
+    one = judge(share=1.0)
+    for number in range(200):
+        one.observe(replace(OUTCOME, per_token_ms=150 if number % 5 == 0 else 20), 10)
+    ruling = rule(one.evidence(), LIMITS, 10)
+    assert ruling.verdict == "roll back"
+    assert "streamed answers took more a token than 100 ms" in ruling.reason
+
+
+def test_a_promised_pace_of_which_nothing_was_seen_is_not_kept() -> None:
+    """Answers of a few tokens each say nothing of it: no data is never a pass."""
+    one = judge()
+    for _, outcome in zip(range(20_000), users(1, rate=0.0), strict=False):
+        one.observe(replace(outcome, per_token_ms=None), 10)
+    ruling = rule(one.evidence(), LIMITS, 10)
+    assert ruling.verdict == "hold"
+    assert "0 of the 100 streamed answers of some tokens that say what is slow" in ruling.reason
+
+
+def test_tokens_are_added_up_beside_requests() -> None:
+    """One request in twenty can be a third of all tokens."""
+    one = judge()
+    for number in range(100):
+        mine = number % 20 == 0
+        one.observe(replace(OUTCOME, slot="green" if mine else "blue", tokens=190 if mine else 20), 10)
+    evidence = one.evidence()
+    assert (evidence.requests, evidence.stable_requests) == (5, 95)
+    assert (evidence.tokens, evidence.stable_tokens) == (950, 1900)
 
 
 @pytest.mark.parametrize(
@@ -195,10 +250,10 @@ def test_what_is_slow_is_learned_once_and_from_both_slots() -> None:
     evidence = one.evidence()
     assert evidence.slow_ms == (50, 75, 90, 97, 99)
     assert evidence.count("slow").all_hits == 9  # from 92 on; 91 is the candidate's, and within 1.1 times 90
-    assert one.next_slow_ms() == evidence.slow_ms  # 90 of stable's are too few to learn anew
+    assert one.next_slow_ms()[FIRST_TOKEN] == evidence.slow_ms  # 90 of stable's are too few to learn anew
     for number in range(LEARNED_FROM):
         one.observe(replace(OUTCOME, slot="blue", first_token_ms=1000.0 + number), 10)
-    assert one.next_slow_ms()[1] > 1000
+    assert one.next_slow_ms()[FIRST_TOKEN][1] > 1000
 
 
 def test_a_log_with_a_gap_begins_anew() -> None:

@@ -6,17 +6,18 @@ from blocks.errors import Refused
 from flows.policy.gates import rule
 from flows.policy.judge import Judge
 from flows.policy.ledger import Stage
+from flows.policy.measures import Limits
 from flows.policy.replay import replay
 from tests.policy.test_judge import LIMITS, users
 
 
-def stage(seed: int, rate: float) -> Stage:
+def stage(seed: int, rate: float, limits: Limits = LIMITS) -> Stage:
     """As the flow notes it, there and back through the ledger's JSON."""
-    judge = Judge(LIMITS, "green", share=0.05, budget=0.6)
-    ruling = rule(judge.evidence(), LIMITS, 0)
+    judge = Judge(limits, "green", share=0.05, budget=0.6)
+    ruling = rule(judge.evidence(), limits, 0)
     for number, outcome in enumerate(users(seed, rate=rate), start=1):
         judge.observe(outcome, 10)
-        if number % 20 == 0 and (ruling := rule(judge.evidence(), LIMITS, 12.5)).verdict != "hold":
+        if number % 20 == 0 and (ruling := rule(judge.evidence(), limits, 12.5)).verdict != "hold":
             break
     noted = Stage(
         share_percent=5,
@@ -25,7 +26,7 @@ def stage(seed: int, rate: float) -> Stage:
         requests=judge.evidence().requests,
         seconds=12.5,
         evidence=judge.evidence(),
-        limits=LIMITS,
+        limits=limits,
     )
     return Stage.model_validate_json(noted.model_dump_json())
 
@@ -39,6 +40,17 @@ def test_the_same_gates_say_the_same(rate: float, verdict: str) -> None:
     assert again.reason == kept.reason
 
 
+def test_a_stage_from_before_tokens_were_judged_is_ruled_on_as_it_was() -> None:
+    """What an older ledger does not have is not asked for, and its bars stand where they stood."""
+    limits = LIMITS.model_copy(update={"token_p95_ms": None})
+    kept = stage(1, 0.05, limits).model_dump(mode="json")
+    for name in ("each_token", "tokens", "stable_tokens"):
+        del kept["evidence"][name]
+    del kept["limits"]["token_p95_ms"]
+    again = replay(Stage.model_validate(kept), {})
+    assert (again.verdict, again.reason) == (kept["verdict"], kept["reason"])
+
+
 def test_other_gates_say_what_they_would_have_said() -> None:
     """A release that failed 5 % would have been let go on where up to 10 % never matters."""
     kept = stage(1, 0.05)
@@ -50,7 +62,8 @@ def test_other_gates_say_what_they_would_have_said() -> None:
 
 
 @pytest.mark.parametrize(
-    "gates", [{"first_token_p95_ms": 400}, {"warm_up_seconds": 3}, {"error_percent": 0}, {"joy": 1}]
+    "gates",
+    [{"first_token_p95_ms": 400}, {"token_p95_ms": 50}, {"warm_up_seconds": 3}, {"error_percent": 0}, {"joy": 1}],
 )
 def test_what_cannot_be_replayed_is_refused_by_name(gates: dict[str, float]) -> None:
     """Gates that requests were counted by, and gates that cannot be."""

@@ -1,0 +1,105 @@
+"""One time of the answers in a stage, to the first token or per token: how late is it by the limit and by stable?"""
+
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Sequence
+from math import exp, log
+
+from flows.policy.measures import (
+    HUNG_TIMES_P90,
+    LEARNED_FROM,
+    LINES,
+    P90,
+    SLOWER,
+    Limits,
+    Time,
+    Timing,
+    percentile,
+    slowness_of,
+)
+from flows.policy.tally import PLACES, Tally
+
+REMEMBERED = 500
+
+_LATE, _HUNG, _TIMED = (1 << bit for bit in range(3))
+
+
+class Latency:
+    """Takes in the times of one kind, and counts in the tally what they say."""
+
+    def __init__(self, time: Time, tally: Tally, share: float, limits: Limits, slow_ms: Sequence[float]) -> None:
+        """Judge by `slow_ms` what is slow, or learn it."""
+        self._time, self._tally, self._share, self._limits = time, tally, share, limits
+        self._limit_ms = time.limit_ms(limits)
+        self._is_judged = time.is_judged(limits)
+        self._marks = bytearray(PLACES if self._is_judged else 0)
+        self._slowness_of, self._slowness = slowness_of(share), [0.0] * len(SLOWER)
+        self._learning: list[tuple[float, bool, int | None, str | None, bool]] = []
+        self._recent: dict[bool, deque[float]] = {True: deque(maxlen=REMEMBERED), False: deque(maxlen=REMEMBERED)}
+        self._draw_lines(slow_ms)
+
+    @property
+    def slow_ms(self) -> tuple[float, ...]:
+        return self._lines[False]
+
+    def take(self, ms: float, place: int | None, *, mine: bool, cell: str | None, counts: bool) -> None:
+        self._recent[mine].append(ms)
+        if not self._is_judged:
+            return
+        if mine and self._limit_ms is not None:
+            late = ms > self._limit_ms
+            self._tally.take(self._time.late, place, self._marks, _LATE, mine=True, hit=late, cell=cell, counts=counts)
+        if self.slow_ms:
+            self._compare(ms, place, mine=mine, cell=cell, counts=counts)
+            return
+        self._learning.append((ms, mine, place, cell, counts))
+        if len(self._learning) == LEARNED_FROM:
+            # From both slots together: whoever looks at labels before he draws his lines draws them where he likes.
+            self._draw_lines(_percentiles([ms for ms, *_ in self._learning]))
+            learning, self._learning = self._learning, []
+            for learned_ms, was_mine, its_place, its_cell, counted in learning:
+                self._compare(learned_ms, its_place, mine=was_mine, cell=its_cell, counts=counted)
+
+    def _draw_lines(self, slow_ms: Sequence[float]) -> None:
+        # The candidate's answers are measured by a stick that is as much longer as they may be later.
+        own = tuple(self._time.allowed_ms(line, self._limits) for line in slow_ms)
+        self._lines = {True: own, False: tuple(slow_ms)}
+
+    def _compare(self, ms: float, place: int | None, *, mine: bool, cell: str | None, counts: bool) -> None:
+        lines, tally, marks = self._lines[mine], self._tally, self._marks
+        is_late = ms > lines[P90]
+        if counts:
+            tally.take(self._time.later, None, marks, 0, mine=mine, hit=is_late, cell=None, counts=True)
+        hung = ms > HUNG_TIMES_P90 * lines[P90]
+        tally.take(self._time.hung, place, marks, _HUNG, mine=mine, hit=hung, cell=cell)
+        if place is not None:
+            if marks[place] & _TIMED:
+                return
+            marks[place] |= _TIMED
+        tally.take(self._time.slow, None, marks, 0, mine=mine, hit=is_late, cell=cell)
+        if self._share < 1:
+            band = bisect_left(lines, ms)
+            self._slowness = [
+                worth + bands[band][mine] for worth, bands in zip(self._slowness, self._slowness_of, strict=True)
+            ]
+            best = max(self._slowness)
+            now = best + log(sum(exp(worth - best) for worth in self._slowness) / len(self._slowness))
+            tally.bet_on_slowness(self._time.slow, now)
+
+    def next_slow_ms(self) -> tuple[float, ...]:
+        """What is slow in the next stage: by stable's last answers, or as before where it gave too few."""
+        stables = self._recent[False]
+        return _percentiles(stables) if len(stables) >= LEARNED_FROM else self.slow_ms
+
+    def timing(self) -> Timing:
+        recent = [sorted(self._recent[mine]) for mine in (True, False)]
+        return Timing(
+            learned=len(self._learning),
+            slow_ms=self.slow_ms,
+            recent_ms=tuple(percentile(times, percent) for times in recent for percent in (50, 95)),
+        )
+
+
+def _percentiles(times: Sequence[float] | deque[float]) -> tuple[float, ...]:
+    in_order = sorted(times)
+    return tuple(percentile(in_order, percent) or 0.0 for percent in LINES)
