@@ -109,7 +109,7 @@ def world(slurm_lab: SlurmLab, s3_store: S3Store, tmp_path_factory: pytest.TempP
         task="resources: {cpus: 1, memory: 1}\n"
         + task.replace("SKYFERRY_PYTHON: python3", f"SKYFERRY_PYTHON: {slurm_lab.python}"),
         authority=authority,
-        refresh_seconds=60,  # each asking starts a Python for each replica on these two cores
+        refresh_seconds=20,
         launch_timeout_seconds=120,
     )
     with (
