@@ -48,7 +48,7 @@ def skypilot_fleet(
         task=ECHO,
         authority=authority,
         refresh_seconds=5,
-        launch_timeout_seconds=120,
+        launch_timeout_seconds=240,
     )
     try:
         yield fleet
