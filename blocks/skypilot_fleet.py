@@ -4,7 +4,8 @@ import logging
 import secrets
 import shlex
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -21,6 +22,7 @@ from blocks.errors import CellSaidNo, Refused, Unavailable
 from blocks.files import alone, write_whole
 from blocks.mirrors import files_of
 from blocks.node import CannotServe, File, encode_files
+from blocks.openai_engine import OpenAIEngine
 from blocks.ports import EngineSettings, Offer, Replica, ReplicaOrder, Stock
 from blocks.replica_tls import Authority, new_identity, release_key
 from blocks.s3 import S3Store
@@ -34,6 +36,8 @@ SECRETS = "~/skyferry/secrets.sh"
 ROOT = Path(__file__).parents[1]
 """What relative paths in a task are relative to: where blocks/ and deployments/ lie side by side."""
 READ_SECONDS = 1
+ASKED_SIDE_BY_SIDE = 16
+"""Engines; one that is silent takes seconds."""
 LOG_LINES = 50
 SLURM = "slurm/"
 
@@ -110,8 +114,9 @@ class SkyPilotFleet(Block):
     refresh_seconds: float = Field(
         default=30,
         ge=0,
-        title="Clouds are asked every (s)",
-        description="How often the clouds themselves are asked whether the replicas' machines are still there.",
+        title="Looked after every (s)",
+        description="How often each engine is asked whether it is well, and SkyPilot and the clouds about those that "
+        "do not answer.",
     )
     address_hours: int = Field(
         default=24,
@@ -156,7 +161,7 @@ class SkyPilotFleet(Block):
             raise Unavailable(f"replica {order.name} was launched in {offer.cell} and is gone already; try again")
 
     def replicas(self, service: str) -> tuple[Replica, ...]:
-        """From what SkyPilot last heard, a second old at most; the clouds are asked every `refresh_seconds`.
+        """From what SkyPilot last heard, a second old at most; they are looked after every `refresh_seconds`.
 
         A machine whose engine has ended counts as none: it is replaced by the next launch, or gives itself back.
         """
@@ -164,7 +169,7 @@ class SkyPilotFleet(Block):
 
     def every_replica(self) -> tuple[Replica, ...]:
         """Those of every service that SkyPilot's API server knows of."""
-        found = sorted(self._watch.clusters(self.refresh_seconds), key=lambda cluster: cluster.name)
+        found = sorted(self._watch.clusters(self.refresh_seconds, self._answers), key=lambda cluster: cluster.name)
         return tuple(self._replica(cluster) for cluster in found)
 
     def stop(self, name: str) -> None:
@@ -204,6 +209,8 @@ class SkyPilotFleet(Block):
             return None
         if not _is_ours(known):
             raise Refused(f"a cluster called {name} is there and is not Skyferry's; take it down or rename it")
+        if known.is_up and self._answers(known):
+            return self._replica(known)
         job = skypilot.jobs([known])[known.hash] if known.is_up else "none"
         if job == "unknown" and _named(name, skypilot.look_up([name])) is None:
             self._watch.forget()
@@ -336,6 +343,13 @@ class SkyPilotFleet(Block):
             return f"{cluster.host}:{cluster.told['SKYFERRY_PORT']}"
         return self._watch.endpoint(cluster, int(cluster.told["SKYFERRY_PORT"]))
 
+    def _answers(self, cluster: Cluster) -> bool:
+        """Its engine does, so its machine is there and its job goes on: nobody else need be asked."""
+        with suppress(Refused, Unavailable):
+            replica = self._replica(cluster)
+            return bool(replica.address) and OpenAIEngine(self.key_of, self.replica_ca).is_healthy(replica)
+        return False
+
     def _keep_log(self, name: str) -> None:
         with suppress(Unavailable):  # a machine that answers nobody is taken down all the same
             if printed := self._skypilot.log_tail(name, LOG_LINES):
@@ -366,7 +380,7 @@ class SkyPilotFleet(Block):
 
 
 class Watch:
-    """What stands, asked about once a second for everybody in this process, and the clouds themselves now and then."""
+    """What stands, asked about once a second for everybody in this process; whether it still runs, now and then."""
 
     def __init__(self, skypilot: SkyPilot) -> None:
         self._skypilot = skypilot
@@ -376,10 +390,10 @@ class Watch:
         self._ended: frozenset[str] = frozenset()
         self._endpoints: dict[str, str] = {}
 
-    def clusters(self, refresh_seconds: float) -> tuple[Cluster, ...]:
+    def clusters(self, refresh_seconds: float, answers: Callable[[Cluster], bool]) -> tuple[Cluster, ...]:
         """Skyferry's, without those whose job has ended. Nobody waits for the clouds: what they say shows later."""
         if monotonic() - self._refreshed_at >= refresh_seconds and self._refreshing.acquire(blocking=False):
-            Thread(target=self._refresh, name="skypilot-refresh", daemon=True).start()
+            Thread(target=self._refresh, args=(answers,), name="skypilot-refresh", daemon=True).start()
         with self._reading:
             if monotonic() - self._read_at >= READ_SECONDS:
                 self._read = tuple(filter(_is_ours, self._skypilot.clusters()))
@@ -396,14 +410,18 @@ class Watch:
         """Something was launched or taken down."""
         self._read_at = float("-inf")
 
-    def _refresh(self) -> None:
+    def _refresh(self, answers: Callable[[Cluster], bool]) -> None:
         """Minutes where a cluster answers nobody. What nobody can be asked about counts as being there."""
         try:
             running = [cluster for cluster in self._skypilot.clusters() if cluster.is_up and _is_ours(cluster)]
-            jobs = self._skypilot.jobs(running)
+            # SkyPilot starts two Pythons on a machine to say how its job is; an engine that answers has said it.
+            with ThreadPoolExecutor(ASKED_SIDE_BY_SIDE) as pool:
+                well = [*pool.map(answers, running)]
+            silent = [cluster for cluster, is_well in zip(running, well, strict=True) if not is_well]
+            jobs = self._skypilot.jobs(silent)
             self._ended = frozenset(key for key, job in jobs.items() if job == "ended")
             # A machine that has told of its job is there; of the others their cloud has to tell, which takes longer.
-            self._skypilot.look_up([cluster.name for cluster in running if jobs[cluster.hash] == "unknown"])
+            self._skypilot.look_up([cluster.name for cluster in silent if jobs[cluster.hash] == "unknown"])
         except (Refused, Unavailable) as error:
             logging.getLogger(__name__).warning("What SkyPilot's clusters do is not known: %s", error)
         finally:

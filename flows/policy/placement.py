@@ -236,10 +236,16 @@ def _veto(
         (offer.use_spot and rules.spot == "never", "a spot machine, and the plan allows none"),
         (not offer.use_spot and rules.spot == "only", "no spot machine, and the plan allows no other"),
         (not fit.fits, fit.words),
-        (offer in said_no, f"said no: {said_no.get(offer)}"),
+        *((True, f"said no: {reason}") for no, reason in said_no.items() if _holds_of(no, offer)),
         (stock.answer == "refused" and not even_where_refused, stock.words),
     )
     return next((why for applies, why in checks if applies), "")
+
+
+def _holds_of(no: Offer, offer: Offer) -> bool:
+    """A node that has no four accelerators left has no eight; machines of a public cloud are each in stock or not."""
+    is_alike = (no.cell, no.accelerator, no.use_spot) == (offer.cell, offer.accelerator, offer.use_spot)
+    return no == offer or (is_alike and offer.instance is None and 0 < no.accelerators <= offer.accelerators)
 
 
 def _weigh(

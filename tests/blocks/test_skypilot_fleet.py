@@ -3,6 +3,8 @@
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,8 +17,8 @@ from blocks.node import decode_files
 from blocks.ports import MANIFEST, EngineSettings, Offer, ReplicaOrder
 from blocks.replica_tls import new_authority
 from blocks.s3 import S3Store
-from blocks.skypilot_clusters import not_the_cell, reason
-from blocks.skypilot_fleet import SkyPilotFleet
+from blocks.skypilot_clusters import Cluster, Job, SkyPilot, not_the_cell, reason
+from blocks.skypilot_fleet import SkyPilotFleet, Watch
 from tests.servers import running_seaweedfs  # noqa: F401 - the fixture s3_store
 
 ORDER = ReplicaOrder(
@@ -167,6 +169,41 @@ def test_the_api_servers_own_trouble_is_no_cells() -> None:
     assert isinstance(not_the_cell(ApiServerConnectionError("gone")), Unavailable)
     assert isinstance(not_the_cell(ApiServerAuthenticationError("who?")), Refused)
     assert not_the_cell(ResourcesUnavailableError("none")) is None
+
+
+@dataclass(frozen=True)
+class FakeSkyPilot(SkyPilot):
+    """Its clusters are called after what it says of their jobs."""
+
+    asked_of_jobs: list[str] = field(default_factory=list)
+    looked_up: list[str] = field(default_factory=list)
+
+    def clusters(self) -> tuple[Cluster, ...]:
+        return tuple(
+            Cluster(name, name, is_up=name != "none", host="node", told={"SKYFERRY_REPLICA": name}, launched_at=0)
+            for name in ("ended", "going on", "none", "unknown", "well")
+        )
+
+    def jobs(self, clusters: Sequence[Cluster]) -> Mapping[str, Job]:
+        said: dict[str, Job] = {"ended": "ended", "going on": "going on", "unknown": "unknown"}
+        self.asked_of_jobs.extend(cluster.name for cluster in clusters)
+        return {cluster.hash: said[cluster.name] for cluster in clusters}
+
+    def look_up(self, names: Sequence[str]) -> tuple[Cluster, ...]:
+        self.looked_up.extend(names)
+        return ()
+
+
+def test_only_silent_replicas_are_asked_about() -> None:
+    """SkyPilot says of them which have ended, and those alone are listed no more; their clouds say it of the rest."""
+    skypilot = FakeSkyPilot()
+    watch = Watch(skypilot)
+    watch._refreshing.acquire()
+    watch._refresh(lambda cluster: cluster.name == "well")
+    assert skypilot.asked_of_jobs == ["ended", "going on", "unknown"]
+    assert skypilot.looked_up == ["unknown"]
+    listed = [cluster.name for cluster in watch.clusters(refresh_seconds=60, answers=lambda _: False)]
+    assert listed == ["going on", "none", "unknown", "well"]
 
 
 def test_skypilot_is_not_imported_before_it_is_asked() -> None:

@@ -28,6 +28,7 @@ from tests.tiny_gguf import write_tiny_gguf
 ORDER = ReplicaOrder(
     "chat-1a-0", "chat", "1a", "models/tiny/1/", EngineSettings(context_tokens=512, parallel_requests=1)
 )
+ANOTHER = replace(ORDER, name="chat-2b-0", release="2b")
 
 
 @dataclass(frozen=True)
@@ -76,17 +77,14 @@ def slurm_fleet(
 
 
 @pytest.fixture
-def slurm_case(slurm_fleet: SkyPilotFleet, slurm_lab: SlurmLab) -> Iterator[Case]:
-    """A launch takes half a minute, so what a test leaves of ORDER is adopted by the next one that launches it."""
+def slurm_case(slurm_fleet: SkyPilotFleet, slurm_lab: SlurmLab) -> Case:
+    """A launch takes half a minute, so what a test leaves is adopted by the next one that launches it."""
 
     def cancel(name: str) -> None:
         (job,) = (job for job, (title, _) in slurm_lab.queue("beta").items() if title.startswith(f"{name}-"))
         slurm_lab.cancel("beta", job)
 
-    yield Case(slurm_fleet, cancel, offer_in("beta"), notices_seconds=60)
-    for replica in slurm_fleet.every_replica():
-        if replica.name != ORDER.name:
-            slurm_fleet.stop(replica.name)
+    return Case(slurm_fleet, cancel, offer_in("beta"), notices_seconds=60)
 
 
 CASES = ["fake", pytest.param("local", marks=pytest.mark.server)]
@@ -133,7 +131,7 @@ def test_launching_again_adopts(case: Case) -> None:
 def test_replicas_do_not_share_an_address(case: Case) -> None:
     """Two replicas stand at two addresses, and both are listed, whatever their release."""
     first = case.fleet.launch(ORDER, case.offer)
-    second = case.fleet.launch(replace(ORDER, name="chat-2b-0", release="2b"), case.offer)
+    second = case.fleet.launch(ANOTHER, case.offer)
     assert first.address != second.address
     assert case.fleet.replicas("chat") == (first, second)
 
@@ -141,10 +139,10 @@ def test_replicas_do_not_share_an_address(case: Case) -> None:
 @on_slurm_too
 def test_a_stopped_replica_is_gone(case: Case) -> None:
     """It is not listed any more; stopping it once more, or one that never was, is no error."""
-    case.fleet.launch(ORDER, case.offer)
-    case.fleet.stop(ORDER.name)
-    assert case.fleet.replicas("chat") == ()
-    case.fleet.stop(ORDER.name)
+    case.fleet.launch(ANOTHER, case.offer)
+    case.fleet.stop(ANOTHER.name)
+    assert ANOTHER.name not in {replica.name for replica in case.fleet.replicas("chat")}
+    case.fleet.stop(ANOTHER.name)
     case.fleet.stop("never-was")
 
 

@@ -2,11 +2,10 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 
 from blocks.ports import MANIFEST, Offer
-from blocks.replica_tls import new_authority
+from blocks.replica_tls import Authority
 from blocks.s3 import S3Store
 from blocks.skypilot_fleet import SkyPilotFleet
 from tests.live.slurm_lab import CLUSTERS, SlurmLab
@@ -15,9 +14,10 @@ ECHO = """
 resources: {cpus: 1, memory: 1}
 run: |
   echo "$SKYFERRY_REPLICA is served at port $SKYFERRY_PORT"
+  touch health
   exec python3 -m http.server --bind 127.0.0.1 "$SKYFERRY_PORT"
 """
-"""A task that is ready at once and serves whatever lies where it starts."""
+"""A task that is ready at once and serves what lies where it starts: that it is healthy, and no more."""
 
 
 def offer_in(cluster: str, accelerators: int = 1) -> Offer:
@@ -38,15 +38,17 @@ def publish_nothing(store: S3Store, prefix: str) -> None:
 
 
 @contextmanager
-def skypilot_fleet(directory: Path, store: S3Store, lab: SlurmLab, task: str = ECHO) -> Iterator[SkyPilotFleet]:
-    """It has an authority, and has no replicas left at the end."""
+def skypilot_fleet(
+    directory: Path, store: S3Store, lab: SlurmLab, authority: Authority | None = None
+) -> Iterator[SkyPilotFleet]:
+    """No replica is left at the end; with an authority none counts as well, as they speak no TLS."""
     fleet = SkyPilotFleet(
         directory=directory,
         store=store,
-        task=task,
-        authority=new_authority(datetime.now(UTC)),
-        refresh_seconds=20,
-        launch_timeout_seconds=120,
+        task=ECHO,
+        authority=authority,
+        refresh_seconds=5,
+        launch_timeout_seconds=240,
     )
     try:
         yield fleet

@@ -29,7 +29,7 @@ from blocks.processes import free_port, is_free
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged", "sshd", "ssh-keygen", "rsync", "unshare", "nsenter", "mount")
 HOST = "slurm-lab"
 """What this machine is called inside of a lab."""
-PROVISION_SECONDS = 12
+PROVISION_SECONDS = 8
 """How long SkyPilot waits for a place on a cluster before it gives up."""
 NO_SUCH_PID = 1 + (1 << 22)
 """Linux gives out none above 2^22."""
@@ -291,6 +291,8 @@ class _Layout:
             "SchedulerParameters": "sched_interval=2,bf_interval=2",
             "GresTypes": "gpu",
             "ReturnToService": 2,
+            # How long Slurm's commands, and so SkyPilot's, go on asking a controller that is down.
+            "MessageTimeout": 3,
             "KillWait": 5,
             "InactiveLimit": 0,
             "MinJobAge": 60,

@@ -109,8 +109,8 @@ def world(slurm_lab: SlurmLab, s3_store: S3Store, tmp_path_factory: pytest.TempP
         task="resources: {cpus: 1, memory: 1}\n"
         + task.replace("SKYFERRY_PYTHON: python3", f"SKYFERRY_PYTHON: {slurm_lab.python}"),
         authority=authority,
-        refresh_seconds=60,  # each asking starts a Python for each replica on these two cores
-        launch_timeout_seconds=120,
+        refresh_seconds=20,
+        launch_timeout_seconds=240,
     )
     with (
         local_hub(directory / "hub", MODELS) as hub,
@@ -154,7 +154,7 @@ def release(revision: str, **rest: Any) -> Release:
                 "stage_seconds": 4,
                 "stage_deadline_seconds": 120,
                 "keep_warm_seconds": 0,
-                "ready_timeout_seconds": 120,
+                "ready_timeout_seconds": 240,
                 **rest,
             }
         )
@@ -174,7 +174,7 @@ def provision_plan(revision: str, **rules: Any) -> ProvisionPlan:
         context_tokens=1024,
         parallel_requests=2,
         placement=ON_GPUS.model_copy(update=rules),
-        ready_timeout_seconds=120,
+        ready_timeout_seconds=240,
     )
 
 

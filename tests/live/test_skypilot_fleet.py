@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
@@ -14,6 +15,7 @@ import stamina
 
 from blocks.errors import CellSaidNo, Unavailable
 from blocks.ports import EngineSettings, ReplicaOrder
+from blocks.replica_tls import new_authority
 from blocks.s3 import S3Store
 from blocks.skypilot_clusters import SkyPilot
 from blocks.skypilot_fleet import SkyPilotFleet
@@ -37,7 +39,8 @@ print(fleet.launch(order, offer), flush=True)
 @pytest.fixture(scope="module")
 def fleet(slurm_lab: SlurmLab, s3_store: S3Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SkyPilotFleet]:
     publish_nothing(s3_store, ORDER.mirror_prefix)
-    with skypilot_fleet(tmp_path_factory.mktemp("fleet"), s3_store, slurm_lab) as fleet:
+    authority = new_authority(datetime.now(UTC))
+    with skypilot_fleet(tmp_path_factory.mktemp("fleet"), s3_store, slurm_lab, authority) as fleet:
         yield fleet
 
 

@@ -431,6 +431,23 @@ def test_each_reason_is_named_when_nothing_can_be_rented() -> None:
         assert words in str(refused.value)
 
 
+def test_a_node_without_two_is_not_asked_for_four() -> None:
+    """A no of a cluster holds for more of the same; for fewer, and among machines that are named, each has its own."""
+    two = replace(listed("slurm/alpha").offer, accelerators=2)
+    for no, offer, is_asked in (
+        (two, replace(two, accelerators=4, dollars_per_hour=2.0), False),
+        (two, replace(two, accelerators=1), True),
+        (two, replace(two, accelerators=4, accelerator="A100"), True),
+        (replace(two, instance="g6.12xlarge"), replace(two, accelerators=4, instance="g6.48xlarge"), True),
+    ):
+        market = [Listed(each, stock(), Fit(fits=True, words="fits")) for each in (no, offer)]
+        if is_asked:
+            assert plan(market, said_no=[no]).placed == (offer,)
+        else:
+            with pytest.raises(Refused, match="said no"):
+                plan(market, said_no=[no])
+
+
 def test_many_offers_are_named_in_short() -> None:
     """Ten thousand unfit offers do not make a message of ten thousand names."""
     with pytest.raises(Refused, match=r"and 196 more: needs 40 GiB") as refused:
