@@ -72,6 +72,16 @@ def test_a_bad_replica_is_held_back_and_a_good_model_goes_on(world: World) -> No
     assert [stage.evidence.dropped for stage in second.stages if stage.evidence] == [(f"{second.id}-0",), ()]
 
 
+def test_a_stage_keeps_what_the_engines_did(world: World) -> None:
+    """Of the candidate and of the live release, apart; one that says nothing is told as silent."""
+    release_model(plan("v1"))
+    world.engine.in_flight_at["127.0.0.1:9002"] = None  # the next replica's
+    (_, last) = release_model(plan("v2")).stages
+    assert last.engines is not None
+    assert (last.engines.candidate.replicas, last.engines.candidate.silent) == (2, 1)
+    assert (last.engines.stable.replicas, last.engines.stable.silent) == (2, 0)
+
+
 def candidates(world: World) -> list[str]:
     """The addresses of the last release's replicas, in order of their names."""
     last = world.record.releases[-1].id
