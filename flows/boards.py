@@ -31,12 +31,15 @@ def canary_board(
     limits: Limits,
     ruling: Ruling,
     seconds: float,
+    *,
+    forecast: str,
     engines: Engines,
 ) -> str:
     """Stage, share, what each slot's users saw and its engines did, verdict and reason."""
     return f"""# Canary of {release.id}
 
 **{share} %** of the traffic for {seconds:.0f} s; the stages are {_arrows(stages)}.
+This one takes {forecast}.
 
 **{ruling.verdict.upper()}**: {ruling.reason}
 
@@ -49,6 +52,18 @@ def canary_board(
 {_engines_table(engines)}
 
 Model {release.repo} at commit `{release.commit[:12]}`.
+
+{stage_table(release.stages)}
+"""
+
+
+def waiting_board(release: Release, stages: Sequence[int], share: int, bars: str) -> str:
+    """Before a stage: why it does not begin."""
+    return f"""# Canary of {release.id}
+
+**HOLD** before {share} %; the stages are {_arrows(stages)}.
+
+Stable could not take its traffic back now: {bars}.
 
 {stage_table(release.stages)}
 """

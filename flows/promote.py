@@ -10,22 +10,26 @@ from prefect.input import RunInput
 from pydantic import Field, ValidationError
 
 from blocks.errors import Refused
-from blocks.ports import Replica
+from blocks.ports import Replica, Slot
 from blocks.service import Service
+from flows.boards import waiting_board
 from flows.place import start_replicas
 from flows.plans import PromotePlan
 from flows.policy.judge import Judge
 from flows.policy.ledger import Release, go_live, held_by, note_stage, take_over
 from flows.policy.measures import Limits, budget_of_stage
 from flows.policy.stages import stages_left
-from flows.stage import StageWatch
+from flows.stage import Stable, StageWatch
 from flows.tasks.artifacts import Board
 from flows.tasks.fleet import list_replicas
-from flows.tasks.gateway import give_share, list_servers, read_split
-from flows.tasks.ledger import amend, read_record
+from flows.tasks.gateway import give_share, list_servers, measure_rate, read_split, wait_for_way_back
+from flows.tasks.ledger import amend, read_record, record_of
 from flows.tasks.runs import ended_run_of, own_run_id
 from flows.tasks.service import open_service
 from flows.undo import RolledBack, users_keep_what_they_had
+
+MEASURED_PART = 0.01
+"""Of a stage's deadline, for as long as requests are counted, at most, to know how many come."""
 
 
 class Approval(RunInput):
@@ -63,12 +67,16 @@ def _promote_by_stages(service: Service, release: Release, live: Release, plan: 
     standing = read_split(service.gateway, service.name).share_of(release.slot)
     limits = _limits(service, plan)
     slow_ms: tuple[float, ...] = ()
+    stable = Stable(live, _replicas_of(service, live.id), had=_servers_in(service, live.slot))
+    rate = measure_rate(service.gateway, service.name, plan.stage_deadline_seconds * MEASURED_PART)
     for share in stages_left(plan.stages_percent, standing):
         if share in plan.approve_before_percent:
             _ask_a_person(release, share, plan.approval_timeout_seconds)
         # Somebody else may have ended the release since the last look, above all while a person was asked.
         held_by(read_record(service.store, service.name), own_run_id())
         _mend(service, release, plan.ready_timeout_seconds)
+        if share * 100 > standing:
+            _see_a_way_back(service, release, plan, share, stable, board)
         candidates = _replicas_of(service, release.id)
         judge = Judge(
             limits,
@@ -78,7 +86,7 @@ def _promote_by_stages(service: Service, release: Release, live: Release, plan: 
             slow_ms=slow_ms,
             cells=_cells(candidates),
         )
-        stage = StageWatch(
+        watch = StageWatch(
             service,
             release,
             plan.stages_percent,
@@ -86,14 +94,39 @@ def _promote_by_stages(service: Service, release: Release, live: Release, plan: 
             judge,
             board,
             candidates=candidates,
-            stables=_replicas_of(service, live.id),
-        ).hold()
+            stable=stable,
+            requests_a_second=rate,
+        )
+        stage = watch.hold()
         release = held_by(
             amend(service.store, service.name, partial(note_stage, run_id=own_run_id(), stage=stage)), own_run_id()
         )
         if stage.verdict == "roll back":
             raise RolledBack(f"rolled back at {share} %: {stage.reason}")
         slow_ms = judge.next_slow_ms()
+        rate = watch.outcomes / stage.seconds if stage.seconds else rate
+
+
+def _see_a_way_back(
+    service: Service, release: Release, plan: PromotePlan, share: int, stable: Stable, board: Board
+) -> None:
+    """No share rises while stable could not take all of its traffic back."""
+
+    def bars() -> str:
+        held_by(record_of(service.store, service.name), own_run_id())
+        if words := stable.what_bars_the_way_back(service):
+            board.show(waiting_board(release, plan.stages_percent, share, words))
+        return words
+
+    if words := wait_for_way_back(share, bars, plan.stage_deadline_seconds):
+        raise RolledBack(
+            f"rolled back before {share} %: for {plan.stage_deadline_seconds:g} s stable could not have taken its "
+            f"traffic back: {words}"
+        )
+
+
+def _servers_in(service: Service, slot: Slot) -> int:
+    return sum(server.slot == slot for server in list_servers(service.gateway, service.name))
 
 
 def _mend(service: Service, release: Release, ready_timeout_seconds: float) -> None:

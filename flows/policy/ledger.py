@@ -39,6 +39,8 @@ class Stage(Frozen):
     limits: Limits | None = None
     engines: Engines | None = None
     """What the engines did meanwhile; nothing is ruled by it."""
+    barred_by: str = ""
+    """Why stable could not have taken its traffic back when the gates had passed the stage."""
 
 
 class Release(Frozen):
