@@ -295,8 +295,8 @@ ABOUT = """## Measured
 
 By `{command}`, with seeds: the same numbers each time.
 Users, requests and harms are made up (`benchmarks/gates_worlds.py`). The limits are the block's defaults but for the
-first token and the time per token, promised within twice the world's true p95; the stages are 5, 15, 30, 50 and 100 %, a minute at
-least.
+first token and the time per token, promised within twice the world's true p95; the stages are 5, 15, 30, 50 and
+100 %, a minute at least.
 Flagger, Argo Rollouts and Kayenta are written from their documentation (`benchmarks/gates_rivals.py`) and see the same
 users. They look at failures and first tokens, as their documentation does, and so at no time per token.
 

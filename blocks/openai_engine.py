@@ -1,22 +1,41 @@
 """Any OpenAI-compatible engine asked directly: vLLM, llama.cpp and their like."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from math import isfinite
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import BaseModel, Field, ValidationError
 
 from blocks.errors import Refused, Unavailable
-from blocks.ports import Replica
+from blocks.ports import Load, Replica
 from blocks.replica_tls import SERVER_NAME, context_trusting
 
-IN_FLIGHT_GAUGES = (
-    ("vllm:num_requests_running", "vllm:num_requests_waiting"),
-    ("llamacpp:requests_processing", "llamacpp:requests_deferred"),
+NAMES: tuple[Mapping[str, str], ...] = (
+    {
+        "running": "vllm:num_requests_running",
+        "waiting": "vllm:num_requests_waiting",
+        "prompt_tokens": "vllm:prompt_tokens_total",
+        "generated_tokens": "vllm:generation_tokens_total",
+        "timed_tokens": "vllm:inter_token_latency_seconds_count",
+        "token_seconds": "vllm:inter_token_latency_seconds_sum",
+        "queued_requests": "vllm:request_queue_time_seconds_count",
+        "queue_seconds": "vllm:request_queue_time_seconds_sum",
+        "preemptions": "vllm:num_preemptions_total",
+        "kv_cache": "vllm:kv_cache_usage_perc",
+    },
+    {
+        "running": "llamacpp:requests_processing",
+        "waiting": "llamacpp:requests_deferred",
+        "prompt_tokens": "llamacpp:prompt_tokens_total",
+        "generated_tokens": "llamacpp:tokens_predicted_total",
+        "timed_tokens": "llamacpp:tokens_predicted_total",
+        "token_seconds": "llamacpp:tokens_predicted_seconds_total",
+    },
 )
-"""What each engine calls the requests that it answers and those that wait."""
+"""What each engine calls the fields of `Load`."""
 
 
 @dataclass(frozen=True)
@@ -60,17 +79,25 @@ class OpenAIEngine:
             raise Unavailable(_no_completion(replica, response))
         return completion.choices[0].message.content or ""
 
-    def in_flight(self, replica: Replica) -> int | None:
+    def load(self, replica: Replica) -> Load | None:
         try:
             page = self._ask(replica, "GET", "/metrics", self.probe_timeout_seconds).raise_for_status().text
             samples = [sample for family in text_string_to_metric_families(page) for sample in family.samples]
         except (httpx.HTTPError, ValueError):  # ValueError: no page of metrics
             return None
-        for gauges in IN_FLIGHT_GAUGES:
-            # One sample for each model and each data-parallel rank.
-            values = [[sample.value for sample in samples if sample.name == gauge] for gauge in gauges]
-            if all(values):
-                return int(sum(map(sum, values)))
+        # One sample for each model and each data-parallel rank.
+        values: dict[str, list[float]] = {}
+        for sample in samples:
+            if isfinite(sample.value):
+                values.setdefault(sample.name, []).append(sample.value)
+        for names in NAMES:
+            if names["running"] in values and names["waiting"] in values:
+                found = {
+                    field: max(values[name]) if field == "kv_cache" else sum(values[name])
+                    for field, name in names.items()
+                    if name in values
+                }
+                return Load(int(found.pop("running")), int(found.pop("waiting")), **found)
         return None
 
     def _ask(

@@ -344,6 +344,36 @@ class Fleet(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Load:
+    """What an engine's page of metrics says, of all its models and ranks together.
+
+    Counters have run since the engine started; None where this engine does not count such a thing.
+    """
+
+    running: int
+    """Requests that it answers now."""
+    waiting: int
+    """Requests that wait for their turn."""
+    prompt_tokens: float | None = None
+    """Read so far."""
+    generated_tokens: float | None = None
+    timed_tokens: float | None = None
+    """Of the generated ones, those that `token_seconds` is the time of."""
+    token_seconds: float | None = None
+    queued_requests: float | None = None
+    """Requests that have begun, after waiting for `queue_seconds` together."""
+    queue_seconds: float | None = None
+    preemptions: float | None = None
+    """Requests that were put back into the queue because others needed their memory."""
+    kv_cache: float | None = None
+    """How full its cache for keys and values is, from 0 to 1; of several ranks, the fullest."""
+
+    @property
+    def in_flight(self) -> int:
+        return self.running + self.waiting
+
+
 class Engine(Protocol):
     """A replica asked directly, past the gateway."""
 
@@ -355,8 +385,8 @@ class Engine(Protocol):
         """One real, short completion; Unavailable where none comes back."""
         ...
 
-    def in_flight(self, replica: Replica) -> int | None:
-        """Requests running and waiting; None where that cannot be known, which counts as busy."""
+    def load(self, replica: Replica) -> Load | None:
+        """None where what runs and waits cannot be known: that counts as busy, and never as good news."""
         ...
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from blocks.ports import Model, Offer, Unfinished
 from flows.policy.bets import interval
 from flows.policy.collect import Verdict
+from flows.policy.engines import Engines
 from flows.policy.gates import Ruling, nearness
 from flows.policy.ledger import Release, Stage
 from flows.policy.measures import Evidence, Limits
@@ -30,11 +31,15 @@ def canary_board(
     limits: Limits,
     ruling: Ruling,
     seconds: float,
+    *,
+    forecast: str,
+    engines: Engines,
 ) -> str:
-    """Stage, share, what each slot's users saw, verdict and reason."""
+    """Stage, share, what each slot's users saw and its engines did, verdict and reason."""
     return f"""# Canary of {release.id}
 
 **{share} %** of the traffic for {seconds:.0f} s; the stages are {_arrows(stages)}.
+This one takes {forecast}.
 
 **{ruling.verdict.upper()}**: {ruling.reason}
 
@@ -44,7 +49,21 @@ def canary_board(
 
 {_evidence_table(evidence, limits)}
 
+{_engines_table(engines)}
+
 Model {release.repo} at commit `{release.commit[:12]}`.
+
+{stage_table(release.stages)}
+"""
+
+
+def waiting_board(release: Release, stages: Sequence[int], share: int, bars: str) -> str:
+    """Before a stage: why it does not begin."""
+    return f"""# Canary of {release.id}
+
+**HOLD** before {share} %; the stages are {_arrows(stages)}.
+
+Stable could not take its traffic back now: {bars}.
 
 {stage_table(release.stages)}
 """
@@ -171,6 +190,23 @@ def _evidence_table(evidence: Evidence, limits: Limits) -> str:
     """How near each gate is to its ruling, as bars that every renderer of markdown shows."""
     rows = (f"| {n.gate} | {_bar(n.harm)} | {_bar(n.good_news)} | {n.seen} |" for n in nearness(evidence, limits))
     return "\n".join(("| gate | to a roll-back | to a pass | seen |", "|---|---|---|---|", *rows))
+
+
+def _engines_table(engines: Engines) -> str:
+    """What each slot's engines did in this stage, as they say themselves."""
+    rows = (
+        f"| {slot} | {work.replicas - work.silent} of {work.replicas} | {_number(work.prompt_tokens)}"
+        f" | {_number(work.generated_tokens)} | {_number(work.ms_per_token, '.1f')} | {_number(work.queue_ms)}"
+        f" | {_number(work.most_waiting)} | {_number(work.fullest_kv_cache, '.0%')} | {_number(work.preemptions)}"
+        f" | {work.restarts} |"
+        for slot, work in (("candidate", engines.candidate), ("stable", engines.stable))
+    )
+    head = "| engines | answer | tokens read | written | ms a token | ms in queue | most waiting | KV cache | preempted"
+    return _table(f"{head} | restarts |", "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|", rows)
+
+
+def _number(value: float | None, form: str = ",.0f") -> str:
+    return "no data" if value is None else format(value, form)
 
 
 def _bar(part: float | None) -> str:

@@ -9,24 +9,27 @@ from prefect.exceptions import FlowPauseTimeout
 from prefect.input import RunInput
 from pydantic import Field, ValidationError
 
-from blocks.errors import Refused, Unavailable
-from blocks.ports import Outcome
+from blocks.errors import Refused
+from blocks.ports import Replica, Slot
 from blocks.service import Service
-from flows.boards import canary_board
+from flows.boards import waiting_board
 from flows.place import start_replicas
 from flows.plans import PromotePlan
-from flows.policy.gates import Ruling, requests_needed, rule
 from flows.policy.judge import Judge
-from flows.policy.ledger import Release, Stage, go_live, held_by, note_stage, take_over
+from flows.policy.ledger import Release, go_live, held_by, note_stage, take_over
 from flows.policy.measures import Limits, Time, budget_of_stage
 from flows.policy.stages import stages_left
+from flows.stage import Stable, StageWatch
 from flows.tasks.artifacts import Board
 from flows.tasks.fleet import list_replicas
-from flows.tasks.gateway import drain, give_share, hold_stage, list_servers, read_split
+from flows.tasks.gateway import give_share, list_servers, measure_rate, read_split, wait_for_way_back
 from flows.tasks.ledger import amend, read_record, record_of
 from flows.tasks.runs import ended_run_of, own_run_id
 from flows.tasks.service import open_service
 from flows.undo import RolledBack, users_keep_what_they_had
+
+MEASURED_PART = 0.01
+"""Of a stage's deadline, for as long as requests are counted, at most, to know how many come."""
 
 
 class Approval(RunInput):
@@ -43,11 +46,12 @@ def promote_canary(plan: PromotePlan) -> Release:
     service = open_service(plan.service)
     release = _take_over(service)
     with users_keep_what_they_had(service):
-        if read_record(service.store, service.name).live is None:
+        live = read_record(service.store, service.name).live
+        if live is None:
             get_run_logger().info("The first release of %s has no users to lose: it gets all traffic.", service.name)
             give_share(service.gateway, service.name, release.slot, 100)
         else:
-            _promote_by_stages(service, release, plan)
+            _promote_by_stages(service, release, live, plan)
         record = amend(service.store, service.name, partial(go_live, run_id=own_run_id()))
     return record.release(release.id)
 
@@ -58,41 +62,78 @@ def _take_over(service: Service) -> Release:
     return held_by(amend(service.store, service.name, step), own_run_id())
 
 
-def _promote_by_stages(service: Service, release: Release, plan: PromotePlan) -> None:
+def _promote_by_stages(service: Service, release: Release, live: Release, plan: PromotePlan) -> None:
     board = Board(f"canary-board-{service.name}", f"The canary of {service.name}, stage by stage")
     standing = read_split(service.gateway, service.name).share_of(release.slot)
     limits = _limits(service, plan)
     slow_ms: Mapping[Time, tuple[float, ...]] = {}
+    stable = Stable(live, _replicas_of(service, live.id), had=_servers_in(service, live.slot))
+    rate = measure_rate(service.gateway, service.name, plan.stage_deadline_seconds * MEASURED_PART)
     for share in stages_left(plan.stages_percent, standing):
         if share in plan.approve_before_percent:
             _ask_a_person(release, share, plan.approval_timeout_seconds)
         # Somebody else may have ended the release since the last look, above all while a person was asked.
         held_by(read_record(service.store, service.name), own_run_id())
         _mend(service, release, plan.ready_timeout_seconds)
-        give_share(service.gateway, service.name, release.slot, share)
+        if share * 100 > standing:
+            _see_a_way_back(service, release, plan, share, stable, board)
+        candidates = _replicas_of(service, release.id)
         judge = Judge(
             limits,
             release.slot,
             share=share / 100,
             budget=budget_of_stage(plan.stages_percent.index(share), len(plan.stages_percent)),
             slow_ms=slow_ms,
-            cells=_cells(service, release),
+            cells=_cells(candidates),
         )
-        stage = _hold(service, release, plan, share, judge, board)
+        watch = StageWatch(
+            service,
+            release,
+            plan.stages_percent,
+            share,
+            judge,
+            board,
+            candidates=candidates,
+            stable=stable,
+            requests_a_second=rate,
+        )
+        stage = watch.hold()
         release = held_by(
             amend(service.store, service.name, partial(note_stage, run_id=own_run_id(), stage=stage)), own_run_id()
         )
         if stage.verdict == "roll back":
             raise RolledBack(f"rolled back at {share} %: {stage.reason}")
         slow_ms = judge.next_slow_ms()
+        rate = watch.outcomes / stage.seconds if stage.seconds else rate
+
+
+def _see_a_way_back(
+    service: Service, release: Release, plan: PromotePlan, share: int, stable: Stable, board: Board
+) -> None:
+    """No share rises while stable could not take all of its traffic back."""
+
+    def bars() -> str:
+        held_by(record_of(service.store, service.name), own_run_id())
+        if words := stable.what_bars_the_way_back(service):
+            board.show(waiting_board(release, plan.stages_percent, share, words))
+        return words
+
+    if words := wait_for_way_back(share, bars, plan.stage_deadline_seconds):
+        raise RolledBack(
+            f"rolled back before {share} %: for {plan.stage_deadline_seconds:g} s stable could not have taken its "
+            f"traffic back: {words}"
+        )
+
+
+def _servers_in(service: Service, slot: Slot) -> int:
+    return sum(server.slot == slot for server in list_servers(service.gateway, service.name))
 
 
 def _mend(service: Service, release: Release, ready_timeout_seconds: float) -> None:
     """Start a replica that was lost meanwhile anew, before more users come; its machine may have been taken away."""
     # The gateway knows within a second; a fleet in a cloud may ask for its machines every half minute only.
     down = {server.address for server in list_servers(service.gateway, service.name) if server.state == "down"}
-    standing = [r for r in list_replicas(service.fleet, service.name) if r.release == release.id]
-    whole = [replica for replica in standing if replica.address not in down]
+    whole = [replica for replica in _replicas_of(service, release.id) if replica.address not in down]
     if len(whole) < service.replicas:
         get_run_logger().warning("%d of %d replicas of %s are left.", len(whole), service.replicas, release.id)
         start_replicas(service, release, ready_timeout_seconds)
@@ -106,54 +147,14 @@ def _limits(service: Service, plan: PromotePlan) -> Limits:
         raise Refused(f"the gates of service {service.name!r} and this plan do not fit together: {error}") from error
 
 
-def _cells(service: Service, release: Release) -> dict[str, str]:
+def _replicas_of(service: Service, release: str) -> list[Replica]:
+    return [replica for replica in list_replicas(service.fleet, service.name) if replica.release == release]
+
+
+def _cells(replicas: Sequence[Replica]) -> dict[str, str]:
     """The cell of each address; where all are in one, each replica for itself."""
-    replicas = [r for r in list_replicas(service.fleet, service.name) if r.release == release.id]
     one = len({replica.cell for replica in replicas}) == 1
     return {replica.address: replica.name if one else replica.cell for replica in replicas}
-
-
-def _hold(service: Service, release: Release, plan: PromotePlan, share: int, judge: Judge, board: Board) -> Stage:
-    run_id, limits = own_run_id(), judge.limits
-    get_run_logger().info(
-        "%s %%: this stage takes about %s requests of the candidate if all goes well",
-        *(share, requests_needed(limits, share / 100)),
-    )
-
-    def look(outcomes: Sequence[Outcome], is_complete: bool, seconds: float) -> Ruling:  # noqa: FBT001 - see hold_stage
-        try:
-            # A roll-back by hand ends the stage within a second, and not at its deadline.
-            held_by(record_of(service.store, service.name), run_id)
-        except Unavailable as error:
-            # The next share is not given without the ledger; until then, what users see is what counts.
-            get_run_logger().warning("The ledger cannot be read: %s", error)
-        if not is_complete:
-            judge.begin_anew()
-        for outcome in outcomes:
-            judge.observe(outcome, seconds)
-        evidence = judge.evidence()
-        ruling = rule(evidence, limits, seconds)
-        shown = canary_board(release, plan.stages_percent, share, evidence, limits, ruling, seconds)
-        board.show(shown, at_once=ruling.verdict != "hold")
-        return ruling
-
-    ruling, seconds = hold_stage(service.gateway, service.name, share, look)
-    while ruling.bad_cells:
-        get_run_logger().warning("%s %%: %s", share, ruling.reason)
-        for address in judge.drop(ruling.bad_cells):
-            drain(service.gateway, service.name, release.slot, address)
-        ruling, seconds = hold_stage(service.gateway, service.name, share, look, seconds)
-    get_run_logger().info("%s %%: %s: %s", share, ruling.verdict, ruling.reason)
-    evidence = judge.evidence()
-    return Stage(
-        share_percent=share,
-        verdict=ruling.verdict,
-        reason=ruling.reason,
-        requests=evidence.requests,
-        seconds=seconds,
-        evidence=evidence,
-        limits=limits,
-    )
 
 
 def _ask_a_person(release: Release, share: int, timeout_seconds: int) -> None:

@@ -221,6 +221,19 @@ def requests_needed(limits: Limits, share: float) -> int:
     return max(needs)
 
 
+def forecast(limits: Limits, share: float, requests_a_second: float | None) -> str:
+    """How many requests of the candidate a stage takes, and how long that is at the present rate of the service."""
+    needed = requests_needed(limits, share)
+    words = f"about {needed} requests of the candidate if all goes well"
+    if requests_a_second is None:
+        return f"{words}; nobody knows how many come now"
+    if not requests_a_second:
+        return f"{words}; none come now"
+    seconds = max(needed / (requests_a_second * share), limits.minimum_seconds)
+    late = f", later than its deadline of {limits.deadline_seconds:g} s" if seconds > limits.deadline_seconds else ""
+    return f"{words}: {_duration(seconds)} at the {requests_a_second:.2g} a second that the service has now{late}"
+
+
 def _missing(enough: Callable[[int], bool]) -> int:
     """The smallest number that is enough: a search that doubles, then halves."""
     high = 1
@@ -240,8 +253,11 @@ def _with_more(count: Count, good: int) -> Count:
 def _pace(missing: int, seen: int, elapsed_seconds: float) -> str:
     if not seen or not elapsed_seconds:
         return ""
-    seconds = missing * elapsed_seconds / seen
-    return f" ({seconds:.0f} s at this pace)" if seconds < MINUTES_FROM else f" ({seconds / 60:.0f} min at this pace)"
+    return f" ({_duration(missing * elapsed_seconds / seen)} at this pace)"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < MINUTES_FROM else f"{seconds / 60:.0f} min"
 
 
 def _seen(measure: Measure, evidence: Evidence, limits: Limits) -> str:

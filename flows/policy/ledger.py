@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from blocks.errors import Refused
 from blocks.ports import EngineSettings, ReplicaOrder, Slot
+from flows.policy.engines import Engines
 from flows.policy.gates import Verdict
 from flows.policy.measures import Evidence, Limits
 from flows.policy.placement import PlacementRules
@@ -36,6 +37,10 @@ class Stage(Frozen):
     evidence: Evidence | None = None
     """What it was ruled on, and `limits` by what: `skyferry replay` rules on it again. None where it is long ago."""
     limits: Limits | None = None
+    engines: Engines | None = None
+    """What the engines did meanwhile; nothing is ruled by it."""
+    barred_by: str = ""
+    """Why stable could not have taken its traffic back when the gates had passed the stage."""
 
 
 class Release(Frozen):
@@ -205,7 +210,9 @@ def note_stage(record: ServiceRecord, run_id: str, stage: Stage) -> ServiceRecor
         return record  # the step is taken again where the answer to its writing was lost
     record = record.with_release(release.model_copy(update={"stages": (*release.stages, stage)}))
     for old in record.releases[:-KEPT_EVIDENCE]:
-        bare = tuple(stage.model_copy(update={"evidence": None, "limits": None}) for stage in old.stages)
+        bare = tuple(
+            stage.model_copy(update={"evidence": None, "limits": None, "engines": None}) for stage in old.stages
+        )
         record = record.with_release(old.model_copy(update={"stages": bare}))
     return record
 

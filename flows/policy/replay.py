@@ -9,6 +9,7 @@ from blocks.errors import Refused
 from flows.policy.gates import Ruling, rule
 from flows.policy.ledger import Stage
 from flows.policy.measures import SLOWNESS, Evidence, Limits, worth_of_harm
+from flows.policy.way_back import held_without_way_back
 
 COUNTED_BY = frozenset(
     {"first_token_p95_ms", "token_p95_ms", "slower_than_stable", "first_token_margin_ms", "warm_up_seconds"}
@@ -30,7 +31,8 @@ def replay(stage: Stage, other_gates: Mapping[str, object]) -> Ruling:
             f"leave it out, and change {', '.join(sorted(set(Limits.model_fields) - COUNTED_BY))} only"
         )
     evidence = _bet_anew(stage.evidence, limits) if differ & BET_BY else stage.evidence
-    return rule(evidence, limits, stage.seconds)
+    ruling = rule(evidence, limits, stage.seconds)
+    return held_without_way_back(ruling, stage.barred_by, stage.seconds, limits.deadline_seconds)
 
 
 def _changed(limits: Limits, other_gates: Mapping[str, object]) -> Limits:

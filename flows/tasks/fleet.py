@@ -78,7 +78,7 @@ def list_replicas(fleet: Fleet, service: str) -> tuple[Replica, ...]:
 def wait_until_idle(pool: Pool, engine: Engine, replica: Replica, timeout_seconds: float) -> bool:
     """True once both the gateway and the engine say that nothing is in flight; unknown counts as busy."""
     deadline = time.monotonic() + timeout_seconds
-    while not (_gateway_is_idle(pool, replica) and engine.in_flight(replica) == 0):
+    while not (_gateway_is_idle(pool, replica) and _engine_is_idle(engine, replica)):
         if time.monotonic() > deadline:
             return False
         pause(POLL_SECONDS)
@@ -90,6 +90,11 @@ def _gateway_is_idle(pool: Pool, replica: Replica) -> bool:
         return not any(s.in_flight for s in pool.servers(replica.service) if s.address == replica.address)
     except Unavailable:
         return False
+
+
+def _engine_is_idle(engine: Engine, replica: Replica) -> bool:
+    load = engine.load(replica)
+    return load is not None and not load.in_flight
 
 
 @act(task_run_name="stop-{replica.name}")

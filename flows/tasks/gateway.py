@@ -12,6 +12,8 @@ from flows.tasks import act
 from flows.tasks.waiting import pause
 
 POLL_SECONDS = 1.0
+RATE_REQUESTS = 20
+"""So many tell how many come in a second."""
 
 
 @act(task_run_name="read-split-of-{service}")
@@ -80,3 +82,32 @@ def hold_stage(
         if ruling.verdict != "hold" or ruling.bad_cells:
             return ruling, elapsed
         pause(POLL_SECONDS)
+
+
+@act(task_run_name="measure-traffic-of-{service}")
+def measure_rate(log: RequestLog, service: str, within_seconds: float) -> float | None:
+    """Requests that end in a second now, of both slots; None where the log cannot be read, or has a gap."""
+    begun = time.monotonic()
+    try:
+        cursor = log.requests(service, after=None).cursor
+        while True:
+            reading = log.requests(service, after=cursor)
+            elapsed = time.monotonic() - begun
+            if not reading.is_complete:
+                return None
+            if len(reading.outcomes) >= RATE_REQUESTS or elapsed >= within_seconds:
+                return len(reading.outcomes) / elapsed
+            pause(min(POLL_SECONDS, within_seconds - elapsed))
+    except Unavailable as error:
+        get_run_logger().warning("The request log cannot be read: %s", error)
+        return None
+
+
+@act(task_run_name="see-a-way-back-before-{share_percent}-percent")
+def wait_for_way_back(share_percent: int, bars: Callable[[], str], within_seconds: float) -> str:
+    """Wait until nothing bars the way back to stable; what still does after that time, in words."""
+    deadline = time.monotonic() + within_seconds
+    while (words := bars()) and (left := deadline - time.monotonic()) > 0:
+        get_run_logger().warning("%s %% waits: stable could not take its traffic back now: %s", share_percent, words)
+        pause(min(POLL_SECONDS, left))
+    return words

@@ -14,7 +14,7 @@ import trustme
 
 from blocks.errors import Refused, Unavailable
 from blocks.openai_engine import OpenAIEngine
-from blocks.ports import Engine, EngineSettings, Replica, ReplicaOrder
+from blocks.ports import Engine, EngineSettings, Load, Replica, ReplicaOrder
 from blocks.processes import free_port
 from blocks.replica_tls import Authority, new_authority, new_identity, release_key
 from tests.fakes.fleet import OFFER, FakeEngine, FakeFleet
@@ -31,6 +31,33 @@ vllm:num_requests_running{engine="1",model_name="tiny"} 1.0
 # TYPE vllm:num_requests_waiting gauge
 vllm:num_requests_waiting{engine="0",model_name="tiny"} 0.0
 vllm:num_requests_waiting{engine="1",model_name="tiny"} 2.0
+# HELP vllm:kv_cache_usage_perc KV-cache usage. 1 means 100 percent usage.
+# TYPE vllm:kv_cache_usage_perc gauge
+vllm:kv_cache_usage_perc{engine="0",model_name="tiny"} 0.25
+vllm:kv_cache_usage_perc{engine="1",model_name="tiny"} 0.75
+# HELP vllm:num_preemptions_total Cumulative number of preemption from the engine.
+# TYPE vllm:num_preemptions_total counter
+vllm:num_preemptions_total{engine="0",model_name="tiny"} 4.0
+vllm:num_preemptions_total{engine="1",model_name="tiny"} 1.0
+# HELP vllm:prompt_tokens_total Number of prefill tokens processed.
+# TYPE vllm:prompt_tokens_total counter
+vllm:prompt_tokens_total{engine="0",model_name="tiny"} 1000.0
+vllm:prompt_tokens_total{engine="1",model_name="tiny"} 500.0
+# HELP vllm:generation_tokens_total Number of generation tokens processed.
+# TYPE vllm:generation_tokens_total counter
+vllm:generation_tokens_total{engine="0",model_name="tiny"} 300.0
+vllm:generation_tokens_total{engine="1",model_name="tiny"} NaN
+# HELP vllm:inter_token_latency_seconds Histogram of inter-token latency in seconds.
+# TYPE vllm:inter_token_latency_seconds histogram
+vllm:inter_token_latency_seconds_bucket{engine="0",le="0.025",model_name="tiny"} 200.0
+vllm:inter_token_latency_seconds_bucket{engine="0",le="+Inf",model_name="tiny"} 280.0
+vllm:inter_token_latency_seconds_count{engine="0",model_name="tiny"} 280.0
+vllm:inter_token_latency_seconds_sum{engine="0",model_name="tiny"} 5.6
+# HELP vllm:request_queue_time_seconds Histogram of time spent in WAITING phase for request.
+# TYPE vllm:request_queue_time_seconds histogram
+vllm:request_queue_time_seconds_bucket{engine="0",le="+Inf",model_name="tiny"} 20.0
+vllm:request_queue_time_seconds_count{engine="0",model_name="tiny"} 20.0
+vllm:request_queue_time_seconds_sum{engine="0",model_name="tiny"} 1.5
 """
 
 
@@ -141,12 +168,41 @@ def test_requests_in_flight_are_counted(case: Case, requests: int) -> None:
 def wait_for(case: Case, in_flight: int) -> None:
     for attempt in stamina.retry_context(on=AssertionError, attempts=None, timeout=20, wait_max=0.05):
         with attempt:
-            assert case.engine.in_flight(case.replica) == in_flight
+            load = case.engine.load(case.replica)
+            assert load is not None
+            assert load.in_flight == in_flight
 
 
-def test_in_flight_is_unknown_where_nothing_answers(case: Case) -> None:
+def test_what_a_replica_has_done_is_counted(case: Case) -> None:
+    """A completion adds the tokens that it was made of."""
+
+    def generated() -> float:
+        load = case.engine.load(case.replica)
+        assert load is not None
+        assert load.generated_tokens is not None
+        return load.generated_tokens
+
+    before = generated()
+    case.engine.complete(case.replica)
+    assert generated() > before
+
+
+def test_the_load_is_unknown_where_nothing_answers(case: Case) -> None:
     """Not zero: nobody knows."""
-    assert case.engine.in_flight(at(f"127.0.0.1:{free_port()}")) is None
+    assert case.engine.load(at(f"127.0.0.1:{free_port()}")) is None
+
+
+@pytest.mark.server
+def test_llama_cpp_times_its_tokens(address: str) -> None:
+    """It counts what it reads and writes, and for how long it wrote; it has no preemptions to count."""
+    engine = OpenAIEngine()
+    engine.complete(at(address))
+    load = engine.load(at(address))
+    assert load is not None
+    assert load.prompt_tokens
+    assert load.token_seconds
+    assert load.timed_tokens == load.generated_tokens
+    assert (load.preemptions, load.kv_cache) == (None, None)
 
 
 @pytest.mark.server
@@ -154,7 +210,7 @@ def test_a_replica_that_another_authority_vouches_for_is_not_asked(tls_replica: 
     """Its address may be anybody's by now: it is not healthy, nothing it says is heard, and no key is sent."""
     engine = engine_of(new_authority(NOW))
     assert not engine.is_healthy(tls_replica)
-    assert engine.in_flight(tls_replica) is None
+    assert engine.load(tls_replica) is None
     with pytest.raises(Unavailable, match="certificate verify failed"):
         engine.complete(tls_replica)
 
@@ -176,7 +232,7 @@ def test_a_replica_answers_nobody_without_its_releases_key(tls_replica: Replica)
     """Health needs none, for the gateway asks for that; anything else does, and the error says what came."""
     keyless = OpenAIEngine(replica_ca=AUTHORITY.certificate)
     assert keyless.is_healthy(tls_replica)
-    assert keyless.in_flight(tls_replica) is None
+    assert keyless.load(tls_replica) is None
     with pytest.raises(Unavailable, match="HTTP 401"):
         keyless.complete(tls_replica)
     with pytest.raises(Unavailable, match="HTTP 401"):
@@ -189,20 +245,48 @@ def test_tls_without_an_authority_is_refused() -> None:
         OpenAIEngine().is_healthy(replace(at("127.0.0.1:9"), is_tls=True))
 
 
-def test_in_flight_of_vllm_counts_every_rank() -> None:
-    """Each data-parallel rank has gauges of its own; they add up."""
+def test_the_load_of_vllm_is_that_of_every_rank() -> None:
+    """Each data-parallel rank has samples of its own: they add up, the fullest cache counts, what is no number not."""
     with canned_server(200, body=VLLM_METRICS.encode()) as server:
-        assert OpenAIEngine().in_flight(at(server.address)) == 6
+        load = OpenAIEngine().load(at(server.address))
+    assert load is not None
+    assert load.in_flight == 6
+    assert load == Load(
+        running=4,
+        waiting=2,
+        prompt_tokens=1500,
+        generated_tokens=300,
+        timed_tokens=280,
+        token_seconds=5.6,
+        queued_requests=20,
+        queue_seconds=1.5,
+        preemptions=5,
+        kv_cache=0.75,
+    )
 
 
 @pytest.mark.parametrize(
     ("status", "page"),
-    [(200, "vllm:num_requests_running 1\n"), (200, "{not metrics}"), (200, ""), (404, ""), (503, VLLM_METRICS)],
+    [
+        (200, "vllm:num_requests_running 1\n"),
+        (200, "vllm:num_requests_running 1\nvllm:num_requests_waiting NaN\n"),
+        (200, "{not metrics}"),
+        (200, ""),
+        (404, ""),
+        (503, VLLM_METRICS),
+    ],
 )
-def test_in_flight_is_unknown_where_the_metrics_do_not_tell(status: int, page: str) -> None:
-    """A page that lacks half of them, is none, or comes with an error is no count."""
+def test_the_load_is_unknown_where_the_metrics_do_not_tell(status: int, page: str) -> None:
+    """A page that lacks what waits, is none, or comes with an error is no reading."""
     with canned_server(status, body=page.encode()) as server:
-        assert OpenAIEngine().in_flight(at(server.address)) is None
+        assert OpenAIEngine().load(at(server.address)) is None
+
+
+def test_an_engine_that_counts_less_still_says_what_is_in_flight() -> None:
+    """As one of another version: what it does not count is unknown, and the rest is known."""
+    page = "vllm:num_requests_running 1\nvllm:num_requests_waiting 2\n"
+    with canned_server(200, body=page.encode()) as server:
+        assert OpenAIEngine().load(at(server.address)) == Load(running=1, waiting=2)
 
 
 def test_a_loading_engine_is_not_healthy() -> None:

@@ -111,7 +111,9 @@ def test_llama_cpp_serves_what_it_has_checked(tmp_path: Path) -> None:
             with attempt:
                 assert engine.is_healthy(replica)
         assert engine.complete(replica)
-        assert engine.in_flight(replica) == 0
+        load = engine.load(replica)
+        assert load is not None
+        assert load.in_flight == 0
         command_line = Path(f"/proc/{running.pid}/cmdline").read_text()
         assert "llama_cpp.py" in command_line
         assert KEY not in command_line

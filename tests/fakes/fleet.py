@@ -3,13 +3,13 @@
 What changes while replicas start is no `dict`: Prefect walks through those of a task's arguments, in other threads.
 """
 
-from collections import UserDict, deque
+from collections import Counter, UserDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import count
 
 from blocks.errors import CellSaidNo, SkyferryError, Unavailable
-from blocks.ports import ON_PROCESSORS, Offer, Replica, ReplicaOrder
+from blocks.ports import ON_PROCESSORS, Load, Offer, Replica, ReplicaOrder
 
 OFFER = Offer(
     cell="here",
@@ -88,6 +88,10 @@ class FakeEngine:
     """Addresses."""
     in_flight_at: dict[str, int | None] = field(default_factory=dict)
     """By address; None where it cannot be known, and 0 where nothing is said."""
+    waiting_at: dict[str, int] = field(default_factory=dict)
+    """By address; 0 where nothing is said."""
+    generated: Counter[str] = field(default_factory=Counter)
+    """Tokens, by address."""
     failing_completions: int = 0
     """So many of the next completions raise Unavailable."""
 
@@ -103,10 +107,14 @@ class FakeEngine:
             raise Unavailable(f"{replica.name} was told to fail")
         if not self.is_healthy(replica):
             raise Unavailable(f"nothing answers at {replica.address}")
+        self.generated[replica.address] += 1
         return "hello"
 
-    def in_flight(self, replica: Replica) -> int | None:
-        return None if self._at(replica) is None else self.in_flight_at.get(replica.address, 0)
+    def load(self, replica: Replica) -> Load | None:
+        running = None if self._at(replica) is None else self.in_flight_at.get(replica.address, 0)
+        if running is None:
+            return None
+        return Load(running, self.waiting_at.get(replica.address, 0), generated_tokens=self.generated[replica.address])
 
     def _at(self, asked: Replica) -> Replica | None:
         # A copy: replicas start in threads of their own.

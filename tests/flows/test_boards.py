@@ -7,6 +7,7 @@ from xml.etree import ElementTree as ET
 
 from blocks.ports import EngineSettings
 from flows.boards import canary_board
+from flows.policy.engines import Engines, Work
 from flows.policy.gates import rule
 from flows.policy.judge import Judge
 from flows.policy.ledger import Release
@@ -25,12 +26,20 @@ RELEASE = Release(
 )
 
 
+ENGINES = Engines(Work(replicas=2, silent=1, generated_tokens=1234, ms_per_token=12.34, fullest_kv_cache=0.5), Work())
+
+
+FORECAST = "about 200 requests of the candidate if all goes well"
+
+
 def board(requests: int) -> str:
     judge = Judge(LIMITS, "green", share=0.05, budget=0.6)
     for outcome, _ in zip(users(1, rate=0.01), range(requests), strict=False):
         judge.observe(outcome, 10)
     evidence = judge.evidence()
-    return canary_board(RELEASE, (5, 100), 5, evidence, LIMITS, rule(evidence, LIMITS, 10), 10)
+    return canary_board(
+        RELEASE, (5, 100), 5, evidence, LIMITS, rule(evidence, LIMITS, 10), 10, forecast=FORECAST, engines=ENGINES
+    )
 
 
 def test_the_canary_board_shows_the_evidence_as_a_picture_and_in_numbers() -> None:
@@ -54,7 +63,8 @@ def test_at_all_traffic_a_service_that_promises_no_times_has_a_board() -> None:
     for outcome, _ in zip(users(1, rate=0.01, share=1.0), range(50), strict=False):
         judge.observe(outcome, 10)
     evidence = judge.evidence()
-    shown = canary_board(RELEASE, (5, 100), 100, evidence, limits, rule(evidence, limits, 10), 10)
+    ruling = rule(evidence, limits, 10)
+    shown = canary_board(RELEASE, (5, 100), 100, evidence, limits, ruling, 10, forecast=FORECAST, engines=ENGINES)
     assert "late" not in shown
     assert "| stable | 0 | 0 |" in shown
 
@@ -62,3 +72,11 @@ def test_at_all_traffic_a_service_that_promises_no_times_has_a_board() -> None:
 def test_before_the_first_request_there_is_no_picture() -> None:
     """And no division by nothing."""
     assert "data:image" not in board(0)
+
+
+def test_the_canary_board_shows_what_engines_say_of_themselves() -> None:
+    """Of each slot; what an engine does not count is no data, and not zero."""
+    shown = board(1)
+    assert "| candidate | 1 of 2 | no data | 1,234 | 12.3 | no data | no data | 50% | no data | 0 |" in shown
+    assert f"This one takes {FORECAST}." in shown
+    assert "| stable | 0 of 0 | no data |" in shown

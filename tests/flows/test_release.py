@@ -8,8 +8,10 @@ from prefect.client.schemas.objects import State
 
 from blocks.errors import Refused, SkyferryError, Unavailable
 from blocks.ports import Split
-from flows.plans import ReleasePlan
+from flows.plans import PromotePlan, ReleasePlan
 from flows.policy.ledger import back_out, ledger_key
+from flows.policy.replay import replay
+from flows.promote import promote_canary
 from flows.release import release_model
 from tests.flows.conftest import GOOD, REPO, World
 from tests.flows.test_steps import provision
@@ -69,6 +71,69 @@ def test_a_bad_replica_is_held_back_and_a_good_model_goes_on(live: World) -> Non
     states = {server.address: server.state for server in live.gateway.servers("chat")}
     assert [states[address] for address in candidates(live)] == ["draining", "up"]
     assert [stage.evidence.dropped for stage in second.stages if stage.evidence] == [(f"{second.id}-0",), ()]
+
+
+def test_a_stage_keeps_what_the_engines_did(world: World) -> None:
+    """Of the candidate and of the live release, apart; one that says nothing is told as silent."""
+    release_model(plan("v1"))
+    world.engine.in_flight_at["127.0.0.1:9002"] = None  # the next replica's
+    (_, last) = release_model(plan("v2")).stages
+    assert last.engines is not None
+    assert (last.engines.candidate.replicas, last.engines.candidate.silent) == (2, 1)
+    assert (last.engines.stable.replicas, last.engines.stable.silent) == (2, 0)
+
+
+def stables(world: World) -> list[str]:
+    """The addresses of the first release's replicas."""
+    return [
+        replica.address for replica in world.fleet.replicas("chat") if replica.release == world.record.releases[0].id
+    ]
+
+
+def test_no_share_is_given_that_stable_could_not_take_back(world: World) -> None:
+    """One of its replicas drains: the candidate gets nothing, and is rolled back once the stage's time is over."""
+    release_model(plan("v1"))
+    provision("v2")
+    world.gateway.drain("chat", "blue", stables(world)[0])
+    with pytest.raises(SkyferryError, match=r"before 10 %: .* 1 of its 2 replicas are up \(127.0.0.1:9000 is draining"):
+        promote_canary(
+            PromotePlan(service="chat", stages_percent=(10, 100), stage_seconds=0, stage_deadline_seconds=0.01)
+        )
+    assert 1000 not in world.gateway.splits
+
+
+def test_a_queue_at_stable_bars_the_way_back(world: World) -> None:
+    """More wait than it answers at a time: it has no room for what the candidate would give back."""
+    release_model(plan("v1"))
+    world.engine.waiting_at[stables(world)[0]] = 9
+    with pytest.raises(SkyferryError, match="9 requests wait at its replicas, which answer 8 at a time"):
+        release_model(plan("v2", stage_deadline_seconds=0.01))
+
+
+def test_a_stage_that_has_passed_waits_for_the_way_back(world: World) -> None:
+    """Stable loses a replica meanwhile: the share does not rise, users are still looked at, and then it goes on."""
+    release_model(plan("v1"))
+    (lost, _) = stables(world)
+    world.gateway.on_next_look += [  # the last one first; the look before the first stage counts what comes
+        lambda: world.gateway.attach("chat", "blue", lost, is_tls=False),
+        lambda: world.gateway.drain("chat", "blue", lost),
+        lambda: None,
+    ]
+    release = release_model(plan("v2"))
+    assert release.state == "live"
+    assert release.stages[0].evidence is not None
+    assert release.stages[0].evidence.stable_requests > 4000  # more than one look's
+
+
+def test_a_stage_without_a_way_back_is_rolled_back_at_its_deadline(world: World) -> None:
+    """Though its gates had passed it; a replay says the same, for the ledger keeps what barred it."""
+    release_model(plan("v1"))
+    (lost, _) = stables(world)
+    world.gateway.on_next_look += [lambda: world.gateway.drain("chat", "blue", lost), lambda: None]
+    with pytest.raises(SkyferryError, match=r"rolled back at 10 %: not passed within .* could not take its traffic"):
+        release_model(plan("v2", stage_deadline_seconds=1))
+    (stage,) = world.record.releases[-1].stages
+    assert replay(stage, {}).reason == stage.reason
 
 
 def candidates(world: World) -> list[str]:

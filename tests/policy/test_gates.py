@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from flows.policy.gates import nearness, requests_needed, rule
+from flows.policy.gates import forecast, nearness, requests_needed, rule
 from flows.policy.measures import (
     ALONE,
     BESIDE_STABLE,
@@ -219,6 +219,19 @@ def test_a_promised_pace_needs_its_own_good_news() -> None:
     assert "later a token than stable's p90 (15.0 ms, 16.5 ms for the candidate)" in ruling.reason
     late = with_count(tokens, "late tokens", Count(40, 40, 400, 400, 40))
     assert rule(late, limits, 50).verdict == "hold"
+
+
+def test_a_stage_says_beforehand_how_long_it_takes() -> None:
+    """At the rate of now, never less than its minimum time, and in words where that is too late or nobody knows."""
+    alone = LIMITS.model_copy(update={"first_token_p95_ms": None})
+    needs = "about 172 requests of the candidate if all goes well"
+    assert forecast(alone, 0.5, 20) == f"{needs}: 17 s at the 20 a second that the service has now"
+    assert forecast(alone, 0.5, 1000).startswith(f"{needs}: 10 s at")
+    assert forecast(alone, 0.05, 2).endswith(
+        "29 min at the 2 a second that the service has now, later than its deadline of 100 s"
+    )
+    assert forecast(alone, 0.5, 0) == f"{needs}; none come now"
+    assert forecast(alone, 0.5, None) == f"{needs}; nobody knows how many come now"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,39 @@
+"""Could stable take all of its traffic back now? If not, no share rises: a roll-back would be no rescue."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from blocks.ports import Load, Server
+from flows.policy.gates import Ruling
+
+
+def what_bars_the_way_back(
+    servers: Sequence[Server], loads: Mapping[str, Load | None], *, had: int, parallel_requests: int
+) -> str:
+    """Why stable could not, in words; nothing where it could.
+
+    `servers` are those in its slot, and `had` how many there were when its candidate got the first share; `loads` are
+    what its engines say, by address. A queue is short where no more wait than its replicas answer at the same time.
+    """
+    up = [server.address for server in servers if server.state == "up"]
+    bars: list[str] = []
+    if len(up) < max(had, len(servers)) or not up:
+        states = ", ".join(f"{server.address} is {server.state}" for server in servers if server.state != "up")
+        bars.append(f"{len(up)} of its {max(had, len(servers))} replicas are up{f' ({states})' if states else ''}")
+    known = [loads.get(address) for address in up]
+    if unknown := [address for address, load in zip(up, known, strict=True) if load is None]:
+        bars.append(f"nobody knows how long the queue of {', '.join(unknown)} is")
+    waiting, at_once = sum(load.waiting for load in known if load is not None), len(up) * parallel_requests
+    if waiting > at_once:
+        bars.append(f"{waiting} requests wait at its replicas, which answer {at_once} at a time")
+    return "; ".join(bars)
+
+
+def held_without_way_back(ruling: Ruling, bars: str, elapsed_seconds: float, deadline_seconds: float) -> Ruling:
+    """Of a stage that would be passed: it is held for as long as the way back is barred, up to its deadline."""
+    if ruling.verdict != "promote" or not bars:
+        return ruling
+    reason = f"stable could not take its traffic back now: {bars}"
+    if elapsed_seconds >= deadline_seconds:
+        return replace(ruling, verdict="roll back", reason=f"not passed within {deadline_seconds:g} s: {reason}")
+    return replace(ruling, verdict="hold", reason=reason)

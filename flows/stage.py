@@ -1,0 +1,142 @@
+"""Hold one stage: look at users and engines until the gates rule."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from prefect import get_run_logger
+
+from blocks.errors import Unavailable
+from blocks.ports import Load, Outcome, Replica
+from blocks.service import Service
+from flows.boards import canary_board
+from flows.policy.engines import Engines, Meter
+from flows.policy.gates import Ruling, forecast, rule
+from flows.policy.judge import Judge
+from flows.policy.ledger import Release, Stage, held_by
+from flows.policy.way_back import held_without_way_back, what_bars_the_way_back
+from flows.tasks.artifacts import Board
+from flows.tasks.engine import LoadReader, loads_of
+from flows.tasks.gateway import drain, give_share, hold_stage
+from flows.tasks.ledger import record_of
+from flows.tasks.runs import own_run_id
+
+
+@dataclass(frozen=True)
+class Stable:
+    """The live release, to which every roll-back goes."""
+
+    release: Release
+    replicas: Sequence[Replica]
+    had: int
+    """Servers in its slot when its candidate got the first share."""
+
+    def what_bars_the_way_back(self, service: Service) -> str:
+        """Why it could not take all of the traffic now, in words; nothing where it could."""
+        try:
+            servers = [s for s in service.gateway.servers(service.name) if s.slot == self.release.slot]
+        except Unavailable as error:
+            return f"the gateway does not say how it is: {error}"
+        loads = loads_of(service.engine, self.replicas)
+        return what_bars_the_way_back(
+            servers,
+            {replica.address: loads[replica.name] for replica in self.replicas},
+            had=self.had,
+            parallel_requests=self.release.engine.parallel_requests,
+        )
+
+
+@dataclass
+class StageWatch:
+    """What is looked at while the candidate has one share of the traffic."""
+
+    service: Service
+    release: Release
+    stages_percent: Sequence[int]
+    share: int
+    """In percent."""
+    judge: Judge
+    board: Board
+    candidates: Sequence[Replica]
+    stable: Stable
+    requests_a_second: float | None
+    """Of the service, before this stage; None where nobody knows."""
+    outcomes: int = 0
+    """Requests of both slots that ended in this stage."""
+    _run_id: str = field(default_factory=own_run_id)
+    _reader: LoadReader = field(init=False)
+    _meters: tuple[Meter, Meter] = field(default_factory=lambda: (Meter(), Meter()))
+    _bars: str = ""
+
+    def hold(self) -> Stage:
+        """Give the share, and wait until the gates say promote or roll back; a bad cell is drained on the way."""
+        get_run_logger().info("%s %%: this stage takes %s", self.share, self._forecast)
+        service = self.service
+        # Before the share, so that what it brings is in the differences, and nobody's requests wait to be looked at.
+        self._note_loads(loads_of(service.engine, [*self.candidates, *self.stable.replicas]))
+        give_share(service.gateway, service.name, self.release.slot, self.share)
+        with LoadReader(service.engine, [*self.candidates, *self.stable.replicas]) as self._reader:
+            ruling, seconds = hold_stage(service.gateway, service.name, self.share, self._look)
+            while ruling.bad_cells:
+                get_run_logger().warning("%s %%: %s", self.share, ruling.reason)
+                for address in self.judge.drop(ruling.bad_cells):
+                    drain(service.gateway, service.name, self.release.slot, address)
+                ruling, seconds = hold_stage(service.gateway, service.name, self.share, self._look, seconds)
+        get_run_logger().info("%s %%: %s: %s", self.share, ruling.verdict, ruling.reason)
+        evidence = self.judge.evidence()
+        return Stage(
+            share_percent=self.share,
+            verdict=ruling.verdict,
+            reason=ruling.reason,
+            requests=evidence.requests,
+            seconds=seconds,
+            evidence=evidence,
+            limits=self.judge.limits,
+            engines=self._engines,
+            barred_by=self._bars,
+        )
+
+    def _look(self, outcomes: Sequence[Outcome], is_complete: bool, seconds: float) -> Ruling:  # noqa: FBT001 - see hold_stage
+        try:
+            # A roll-back by hand ends the stage within a second, and not at its deadline.
+            held_by(record_of(self.service.store, self.service.name), self._run_id)
+        except Unavailable as error:
+            # The next share is not given without the ledger; until then, what users see is what counts.
+            get_run_logger().warning("The ledger cannot be read: %s", error)
+        if not is_complete:
+            self.judge.begin_anew()
+        self.outcomes += len(outcomes)
+        for outcome in outcomes:
+            self.judge.observe(outcome, seconds)
+        self._note_loads(self._reader.news())
+        evidence, limits = self.judge.evidence(), self.judge.limits
+        ruling = rule(evidence, limits, seconds)
+        if ruling.verdict == "promote" and self.share < self.stages_percent[-1]:
+            self._bars = self.stable.what_bars_the_way_back(self.service)
+            ruling = held_without_way_back(ruling, self._bars, seconds, limits.deadline_seconds)
+        self.board.show(
+            canary_board(
+                self.release,
+                self.stages_percent,
+                self.share,
+                evidence,
+                limits,
+                ruling,
+                seconds,
+                forecast=self._forecast,
+                engines=self._engines,
+            ),
+            at_once=ruling.verdict != "hold",
+        )
+        return ruling
+
+    def _note_loads(self, read: Mapping[str, Load | None]) -> None:
+        for meter, replicas in zip(self._meters, (self.candidates, self.stable.replicas), strict=True):
+            meter.take({replica.name: read[replica.name] for replica in replicas if replica.name in read})
+
+    @property
+    def _forecast(self) -> str:
+        return forecast(self.judge.limits, self.share / 100, self.requests_a_second)
+
+    @property
+    def _engines(self) -> Engines:
+        return Engines(*(meter.work() for meter in self._meters))

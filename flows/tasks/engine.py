@@ -1,0 +1,47 @@
+"""Ask engines directly, past the gateway."""
+
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Self
+
+from blocks.ports import Engine, Load, Replica
+
+READ_SECONDS = 5.0
+READERS = 16
+
+
+def loads_of(engine: Engine, replicas: Sequence[Replica]) -> dict[str, Load | None]:
+    """What each replica says of itself, by its name; side by side, so that one that hangs costs its own time only."""
+    with ThreadPoolExecutor(READERS) as readers:
+        loads = readers.map(engine.load, replicas)
+        return {replica.name: load for replica, load in zip(replicas, loads, strict=True)}
+
+
+class LoadReader:
+    """Reads the loads of replicas from time to time, aside: nobody who rules on a stage waits for an engine's page."""
+
+    def __init__(self, engine: Engine, replicas: Sequence[Replica]) -> None:
+        self._engine, self._replicas = engine, replicas
+        self._pool = ThreadPoolExecutor(1)
+        self._reading: Future[dict[str, Load | None]] | None = None
+        self._read_at = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def news(self) -> Mapping[str, Load | None]:
+        """The reading that has come in since the last call; empty where none has."""
+        read: dict[str, Load | None] = {}
+        if self._reading is not None and self._reading.done():
+            read, self._reading = self._reading.result(), None
+        if self._reading is None and (now := time.monotonic()) - self._read_at >= READ_SECONDS:
+            self._read_at = now
+            self._reading = self._pool.submit(loads_of, self._engine, self._replicas)
+        return read
