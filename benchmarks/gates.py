@@ -20,7 +20,7 @@ import numpy as np
 
 from benchmarks.gates_rivals import FIRST_SHARE, Judged, argo, flagger, kayenta, told
 from benchmarks.gates_twin import LOOK_EVERY, hold
-from benchmarks.gates_worlds import Harm, Rates, Traffic, World, promised_ms, promised_token_ms
+from benchmarks.gates_worlds import Floats, Harm, Rates, Traffic, World, promised_ms, promised_token_ms
 from blocks.ports import Outcome
 from flows.policy.gates import requests_needed, rule
 from flows.policy.judge import Judge
@@ -217,14 +217,14 @@ def one_bad_cell(releases: int) -> dict[str, Any]:
         mine = stream.user_luck < 0.2
         cell, luck = random.integers(CELLS, size=len(stream)), random.random(len(stream))
         bad = stream.failed(mine, Harm()) | (mine & (cell == 0) & (luck < BAD_CELL_PERCENT / 100))
-        ms, token_ms = stream.first_token_ms(mine, Harm()), stream.token_ms(mine, Harm())
+        both_ms = np.stack([stream.first_token_ms(mine, Harm()), stream.token_ms(mine, Harm())], axis=1)
         ruling = rule(judge.evidence(), limits, 0)
         while number < len(stream) and ruling.verdict == "hold" and not ruling.bad_cells:
             outcome = _outcome(
                 bool(mine[number]),
                 str(cell[number]),
                 bool(bad[number]),
-                (ms[number], token_ms[number]),
+                both_ms[number],
                 stream.place[number],
             )
             judge.observe(outcome, float(stream.seconds[number]))
@@ -246,7 +246,7 @@ def one_bad_cell(releases: int) -> dict[str, Any]:
     }
 
 
-def _outcome(mine: bool, cell: str, failed: bool, ms: tuple[float, float], place: int) -> Outcome:  # noqa: FBT001 - private
+def _outcome(mine: bool, cell: str, failed: bool, ms: Sequence[float] | Floats, place: int) -> Outcome:  # noqa: FBT001 - private
     return Outcome(
         id="",
         at=0,
@@ -295,8 +295,8 @@ ABOUT = """## Measured
 
 By `{command}`, with seeds: the same numbers each time.
 Users, requests and harms are made up (`benchmarks/gates_worlds.py`). The limits are the block's defaults but for the
-first token and the time per token, promised within twice the world's true p95; the stages are 5, 15, 30, 50 and
-100 %, a minute at least.
+two times, to the first token and per token, which are promised within twice the world's true p95; the stages are 5, 15,
+30, 50 and 100 %, a minute at least.
 Flagger, Argo Rollouts and Kayenta are written from their documentation (`benchmarks/gates_rivals.py`) and see the same
 users. They look at failures and first tokens, as their documentation does, and so at no time per token.
 

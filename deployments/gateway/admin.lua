@@ -111,10 +111,17 @@ local function write(path, lines)
   assert(os.rename(draft, path))
 end
 
+-- Stands in split.map as well: a service's name has no dot.
+local function salt_of(service)
+  return service .. ".salt"
+end
+
 local function save_splits()
   local lines = {}
   for _, service in ipairs(services()) do
     lines[#lines + 1] = service .. " " .. splits:lookup(service)
+    local salt = splits:lookup(salt_of(service))
+    lines[#lines + 1] = salt and salt_of(service) .. " " .. salt
   end
   write(split_file, lines)
 end
@@ -175,6 +182,12 @@ function verbs.split(service, basis_points)
     local share = math.tointeger(tonumber(basis_points))
     if not share or share < 0 or share > 10000 then
       error(basis_points .. " is no share; give green's in whole basis points, 0 to 10000", 0)
+    end
+    local before = tonumber(splits:lookup(service))
+    if (before == 0 or before == 10000) and share > 0 and share < 10000 then
+      -- A release gets its first share: others come first than in the last one. Until now the salt decided nothing.
+      local salt = tonumber(splits:lookup(salt_of(service))) or 0
+      core.set_map(split_file, salt_of(service), tostring(salt + 1))
     end
     core.set_map(split_file, service, tostring(share))
     save_splits()

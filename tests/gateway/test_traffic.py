@@ -512,6 +512,31 @@ def test_a_user_who_leaves_is_no_failure_of_the_replica(gateway: RunningGateway,
     assert not any(outcome.is_empty for outcome in outcomes)
 
 
+def test_other_users_come_first_in_each_release(gateway: RunningGateway) -> None:
+    """Within one release a larger share only adds users, also over a reload and a restart; the next draws anew."""
+    users = [f"user-{number}" for number in range(60)]
+
+    def in_green(share: int) -> set[str]:
+        gateway.by_socket.set_split("chat", Split(share))
+        return {user for user in users if gateway.ask(user).json()["from"] == "green"}
+
+    first = in_green(3000)
+    assert 0 < len(first) < len(users)
+    assert first <= in_green(5000)
+    gateway.reload()
+    wait_until("green is up", lambda: [state for slot, _, state in servers(gateway) if slot == "green"] == ["up"])
+    assert in_green(3000) == first
+    gateway.kill()
+    gateway.start()
+    wait_until("both are up", lambda: [state for _, _, state in servers(gateway)] == ["up", "up"])
+    assert in_green(3000) == first
+    for end in (0, WHOLE):
+        gateway.by_socket.set_split("chat", Split(end))
+        following = in_green(3000)
+        assert following != first
+        first = following
+
+
 def test_the_log_knows_users_only_by_a_hash(gateway: RunningGateway) -> None:
     """The same user has the same hash, another has another, and neither name nor prompt is in the log."""
     start = cursor(gateway)
