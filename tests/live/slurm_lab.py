@@ -72,7 +72,7 @@ def what_is_missing() -> str | None:
 
 @pytest.fixture(name="slurm_lab", scope="session")
 def running_slurm_lab() -> Iterator["SlurmLab"]:
-    """One lab for all live tests, in whose environment this process is from then on."""
+    """One lab for all live tests of a worker, in whose environment this process is from then on."""
     if (reason := what_is_missing()) is not None:
         if os.environ.get("CI") == "true":
             pytest.fail(f"{reason} (in CI nothing of the live suite is skipped)")
@@ -144,9 +144,15 @@ class SlurmLab:
         return job
 
     def queue(self, cluster: str) -> dict[str, tuple[str, str]]:
-        """Name and state by id, of all jobs of the cluster that have not ended."""
-        lines = self._slurm(cluster, "squeue", "--noheader", "--format=%i|%j|%T").splitlines()
+        """Name and state by id, of all jobs of the cluster that have not ended; those that are ending it sees off."""
+        self._wait(
+            lambda: "COMPLETING" not in self._squeue(cluster), f"jobs on {cluster} that are ending to have ended"
+        )
+        lines = self._squeue(cluster).splitlines()
         return {job: (name, state) for job, name, state in (line.split("|") for line in lines)}
+
+    def _squeue(self, cluster: str) -> str:
+        return self._slurm(cluster, "squeue", "--noheader", "--format=%i|%j|%T")
 
     def cancel(self, cluster: str, job: str) -> None:
         """Returns once the job is gone."""

@@ -44,16 +44,6 @@ def fleet(slurm_lab: SlurmLab, s3_store: S3Store, tmp_path_factory: pytest.TempP
         yield fleet
 
 
-def test_a_full_cluster_says_no(fleet: SkyPilotFleet, slurm_lab: SlurmLab) -> None:
-    """After SkyPilot's own time for it; nothing of ours is left in the queue or in SkyPilot."""
-    job = slurm_lab.fill("alpha")
-    with pytest.raises(CellSaidNo, match="slurm/alpha said no: Failed to acquire resources"):
-        fleet.launch(ORDER, offer_in("alpha"))
-    assert [*slurm_lab.queue("alpha")] == [job]
-    assert fleet.every_replica() == ()
-    slurm_lab.cancel("alpha", job)
-
-
 def test_a_cluster_whose_controller_is_down_says_no(fleet: SkyPilotFleet, slurm_lab: SlurmLab) -> None:
     """It is one more cell without a machine, and nothing is left for the time when it is back."""
     slurm_lab.stop_controller("alpha")
