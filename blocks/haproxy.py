@@ -12,12 +12,9 @@ from prefect.blocks.core import Block
 from pydantic import BaseModel, BeforeValidator, Field, SecretStr, ValidationError, model_validator
 
 from blocks.errors import Refused, Unavailable
-from blocks.ports import Outcome, Reading, Server, Slot, Split
+from blocks.ports import Outcome, Reading, Server, Slot, Split, pace_ms
 
 TIMEOUT_SECONDS = 10
-
-A_HANDFUL = 5
-"""Tokens, in fewer of which their pace does not show."""
 
 OUT_OF_TURN = 64
 """HAProxy's threads number their log lines together, so the first line need not have the lowest number."""
@@ -221,7 +218,7 @@ class LogLine(BaseModel, frozen=True):
             status=status,
             first_token_ms=self.first_token if is_answer else None,
             tokens=self.tokens if is_answer else None,
-            per_token_ms=self._per_token_ms if is_answer else None,
+            per_token_ms=pace_ms(self.first_token, self.last_token, self.tokens) if is_answer else None,
             total_ms=float(self.active),
             user=self.user,
             retried=self.retries.lstrip("+") != "0",
@@ -230,12 +227,6 @@ class LogLine(BaseModel, frozen=True):
             is_empty=is_answer and self.amiss == "empty" and not cut_short and not user_left,
             user_left=user_left,
         )
-
-    @property
-    def _per_token_ms(self) -> float | None:
-        if self.first_token is None or self.last_token is None or (self.tokens or 0) < A_HANDFUL:
-            return None
-        return (self.last_token - self.first_token) / (cast("int", self.tokens) - 1)
 
 
 def read_line(line: str) -> LogLine | None:

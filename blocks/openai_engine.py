@@ -1,5 +1,6 @@
 """Any OpenAI-compatible engine asked directly: vLLM, llama.cpp and their like."""
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -10,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from pydantic import BaseModel, Field, ValidationError
 
 from blocks.errors import Refused, Unavailable
-from blocks.ports import Load, Replica
+from blocks.ports import Answer, Load, Prompt, Replica
 from blocks.replica_tls import SERVER_NAME, context_trusting
 
 NAMES: tuple[Mapping[str, str], ...] = (
@@ -36,6 +37,26 @@ NAMES: tuple[Mapping[str, str], ...] = (
     },
 )
 """What each engine calls the fields of `Load`."""
+
+
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "answer",
+        "description": "Hand over the answer to the question.",
+        "parameters": {
+            "type": "object",
+            "properties": {"answer": {"type": "string"}},
+            "required": ["answer"],
+        },
+    },
+}
+EXPECTING: Mapping[str, Mapping[str, object]] = {
+    "text": {},
+    "json": {"response_format": {"type": "json_object"}},
+    "tool": {"tools": [TOOL], "tool_choice": "required"},
+}
+"""What a request has besides its prompt, by what its answer has to be."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +100,42 @@ class OpenAIEngine:
             raise Unavailable(_no_completion(replica, response))
         return completion.choices[0].message.content or ""
 
+    def ask(self, replica: Replica, prompt: Prompt) -> Answer:
+        begun = time.monotonic()
+        heard = _Heard()
+        body = {
+            "messages": [{"role": "user", "content": prompt.text}],
+            "max_tokens": prompt.max_tokens,
+            "temperature": 0,
+            "stream": True,
+            **EXPECTING[prompt.expects],
+        }
+        try:
+            with _client(self._authority_of(replica)).stream(
+                "POST",
+                self._url(replica, "/v1/chat/completions"),
+                json=body,
+                headers=self._headers(replica),
+                timeout=self.completion_timeout_seconds,
+                extensions=_extensions(replica),
+            ) as response:
+                heard.status = response.status_code
+                for line in response.iter_lines():
+                    heard.take(line, _ms_since(begun))
+        except httpx.HTTPError:
+            pass  # what was heard so far says how far it came
+        return Answer(
+            status=heard.status,
+            text=heard.text,
+            tool_arguments=heard.tool_arguments,
+            has_thought=heard.has_thought,
+            first_token_ms=heard.first_token_ms,
+            last_token_ms=heard.last_token_ms,
+            tokens=heard.tokens,
+            total_ms=_ms_since(begun),
+            is_whole=heard.is_whole,
+        )
+
     def load(self, replica: Replica) -> Load | None:
         try:
             page = self._ask(replica, "GET", "/metrics", self.probe_timeout_seconds).raise_for_status().text
@@ -103,21 +160,97 @@ class OpenAIEngine:
     def _ask(
         self, replica: Replica, method: str, path: str, timeout_seconds: float, body: object = None
     ) -> httpx.Response:
-        """By TLS an address proves nothing, as it may be another's tomorrow: the certificate has to say the name."""
+        return _client(self._authority_of(replica)).request(
+            method,
+            self._url(replica, path),
+            json=body,
+            headers=self._headers(replica),
+            timeout=timeout_seconds,
+            extensions=_extensions(replica),
+        )
+
+    def _authority_of(self, replica: Replica) -> str | None:
         if replica.is_tls and self.replica_ca is None:
             raise Refused(
                 f"{replica.name} at {replica.address} speaks TLS and its fleet names no authority that vouches for it; "
                 f"give the fleet one"
             )
+        return self.replica_ca if replica.is_tls else None
+
+    def _url(self, replica: Replica, path: str) -> str:
+        return f"{'https' if replica.is_tls else 'http'}://{replica.address}{path}"
+
+    def _headers(self, replica: Replica) -> dict[str, str]:
         key = self.key_of(replica.release)
-        return _client(self.replica_ca if replica.is_tls else None).request(
-            method,
-            f"{'https' if replica.is_tls else 'http'}://{replica.address}{path}",
-            json=body,
-            headers={} if key is None else {"Authorization": f"Bearer {key}"},
-            timeout=timeout_seconds,
-            extensions={"sni_hostname": SERVER_NAME} if replica.is_tls else {},
-        )
+        return {} if key is None else {"Authorization": f"Bearer {key}"}
+
+
+def _extensions(replica: Replica) -> dict[str, str]:
+    """By TLS an address proves nothing, as it may be another's tomorrow: the certificate has to say the name."""
+    return {"sni_hostname": SERVER_NAME} if replica.is_tls else {}
+
+
+def _ms_since(begun: float) -> float:
+    return 1000 * (time.monotonic() - begun)
+
+
+@dataclass
+class _Heard:
+    """A stream of server-sent events, line by line."""
+
+    status: int | None = None
+    text: str = ""
+    tool_arguments: str | None = None
+    has_thought: bool = False
+    first_token_ms: float | None = None
+    last_token_ms: float | None = None
+    tokens: int = 0
+    is_whole: bool = False
+
+    def take(self, line: str, ms: float) -> None:
+        """What is no chunk of a completion is passed over: comments, errors, the usage at the end."""
+        if not line.startswith("data: {"):
+            return
+        try:
+            choices = _Chunk.model_validate_json(line.removeprefix("data: ")).choices
+        except ValidationError:
+            return
+        for choice in choices:
+            delta = choice.delta
+            calls = [call.function.arguments or "" for call in delta.tool_calls or ()]
+            if delta.content or delta.reasoning_content or delta.reasoning or calls:
+                self.first_token_ms = ms if self.first_token_ms is None else self.first_token_ms
+                self.last_token_ms, self.tokens = ms, self.tokens + 1
+            self.text += delta.content or ""
+            self.has_thought = self.has_thought or bool(delta.reasoning_content or delta.reasoning)
+            if calls:
+                self.tool_arguments = (self.tool_arguments or "") + "".join(calls)
+            # vLLM ends its streams with "abort" where it is shut down.
+            self.is_whole = choice.finish_reason not in {None, "abort"}
+
+
+class _Function(BaseModel):
+    arguments: str | None = None
+
+
+class _Call(BaseModel):
+    function: _Function
+
+
+class _Delta(BaseModel):
+    content: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    tool_calls: tuple[_Call, ...] | None = None
+
+
+class _Part(BaseModel):
+    delta: _Delta
+    finish_reason: str | None = None
+
+
+class _Chunk(BaseModel):
+    choices: tuple[_Part, ...]
 
 
 class _Message(BaseModel):

@@ -374,6 +374,46 @@ class Load:
         return self.running + self.waiting
 
 
+@dataclass(frozen=True)
+class Prompt:
+    """A question that a replica is asked as a test of it, and what its answer has to be."""
+
+    text: str
+    max_tokens: int
+    expects: Literal["text", "json", "tool"]
+    """Anything but nothing; a JSON value; a call of the one tool that is offered, with JSON."""
+
+
+A_HANDFUL = 5
+"""Fewer tokens than this tell no pace."""
+
+
+def pace_ms(first_token_ms: float | None, last_token_ms: float | None, tokens: int | None) -> float | None:
+    """The time per token between the first and the last; None where they are too few to tell."""
+    if first_token_ms is None or last_token_ms is None or tokens is None or tokens < A_HANDFUL:
+        return None
+    return (last_token_ms - first_token_ms) / (tokens - 1)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back on a prompt, as far as it came."""
+
+    status: int | None
+    """Of HTTP; None where there was no answer at all."""
+    text: str = ""
+    tool_arguments: str | None = None
+    """What the tool was called with; None where it was not."""
+    has_thought: bool = False
+    """It reasoned, which may have taken all its tokens."""
+    first_token_ms: float | None = None
+    last_token_ms: float | None = None
+    tokens: int = 0
+    total_ms: float = 0
+    is_whole: bool = False
+    """The stream came to its end."""
+
+
 class Engine(Protocol):
     """A replica asked directly, past the gateway."""
 
@@ -383,6 +423,10 @@ class Engine(Protocol):
 
     def complete(self, replica: Replica) -> str:
         """One real, short completion; Unavailable where none comes back."""
+        ...
+
+    def ask(self, replica: Replica, prompt: Prompt) -> Answer:
+        """Streamed, as users ask; whatever comes, or does not, is an answer and no error."""
         ...
 
     def load(self, replica: Replica) -> Load | None:

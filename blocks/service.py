@@ -1,10 +1,12 @@
 """The service block: one endpoint, what it promises, and the parts that it is made of."""
 
 from copy import deepcopy
-from typing import TYPE_CHECKING, Any, Self
+from importlib import resources
+from typing import TYPE_CHECKING, Any, Literal, Self
 
+import yaml
 from prefect.blocks.core import Block
-from pydantic import Field, model_validator
+from pydantic import BaseModel, Field, TypeAdapter, model_validator
 
 from blocks.directory_store import DirectoryStore
 from blocks.google_storage import GoogleStore
@@ -12,7 +14,7 @@ from blocks.haproxy import HAProxyGateway
 from blocks.hugging_face import HuggingFaceHub
 from blocks.local_fleet import LocalFleet
 from blocks.openai_engine import OpenAIEngine
-from blocks.ports import Engine, Store
+from blocks.ports import Engine, Prompt, Store
 from blocks.s3 import S3Store
 from blocks.skypilot_fleet import SkyPilotFleet
 
@@ -31,6 +33,25 @@ else:
             raise  # without `skyferry[azure]` there is no Azure; anything else that is missing is an error
 
 _schemas: dict[object, dict[str, Any]] = {}
+
+
+class GoldenPrompt(BaseModel):
+    """What probes ask, and what has to come back."""
+
+    prompt: str = Field(min_length=1, title="Prompt", description="The question, as a user would ask it.")
+    max_tokens: int = Field(
+        default=64, ge=1, title="Tokens, at most", description="The answer is cut there: probes cost the engines' time."
+    )
+    expects: Literal["text", "json", "tool"] = Field(
+        default="text",
+        title="Expects",
+        description="What the answer has to be: text that is not empty, a JSON value, or a call of the tool offered.",
+    )
+
+
+def _packaged_prompts() -> list[GoldenPrompt]:
+    file = resources.files("blocks") / "golden_prompts.yaml"
+    return TypeAdapter(list[GoldenPrompt]).validate_python(yaml.safe_load(file.read_text()))
 
 
 class Service(Block):
@@ -143,6 +164,20 @@ class Service(Block):
         description="First tokens of requests from before this are not judged, for caches are cold; failures are.",
     )
 
+    probes_per_stage: int = Field(
+        default=400,
+        ge=0,
+        title="Probes a stage, at most",
+        description="Where too few users come to judge a stage in time, so many golden prompts are put to the "
+        "candidate and as many to stable, at most; with 0 none is ever sent.",
+    )
+    golden_prompts: list[GoldenPrompt] = Field(
+        default_factory=_packaged_prompts,
+        min_length=1,
+        title="Golden prompts",
+        description="What probes ask in turn, and what has to come back; answers are compared with stable's.",
+    )
+
     @model_validator(mode="after")
     def _agree(self) -> Self:
         if self.error_margin_percent > self.error_percent:
@@ -164,6 +199,11 @@ class Service(Block):
     def stores(self) -> tuple[Store, ...]:
         """The service's own store first."""
         return (self.store, *self.further_stores)
+
+    @property
+    def prompts(self) -> tuple[Prompt, ...]:
+        """The golden ones, as an engine is asked."""
+        return tuple(Prompt(one.prompt, one.max_tokens, one.expects) for one in self.golden_prompts)
 
     @property
     def engine(self) -> Engine:

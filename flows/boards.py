@@ -7,9 +7,9 @@ from blocks.ports import Model, Offer, Unfinished
 from flows.policy.bets import interval
 from flows.policy.collect import Verdict
 from flows.policy.engines import Engines
-from flows.policy.gates import Ruling, nearness
+from flows.policy.gates import Ruling, answers_in_words, bar_of_answers, nearness
 from flows.policy.ledger import Release, Stage
-from flows.policy.measures import Evidence, Limits
+from flows.policy.measures import Evidence, Limits, Probed
 from flows.policy.mirror import Selection
 from flows.policy.placement import Placement
 from flows.policy.scale import Decision
@@ -34,6 +34,7 @@ def canary_board(
     *,
     forecast: str,
     engines: Engines,
+    probed: Probed | None,
 ) -> str:
     """Stage, share, what each slot's users saw and its engines did, verdict and reason."""
     return f"""# Canary of {release.id}
@@ -48,6 +49,8 @@ This one takes {forecast}.
 {_users_table(evidence)}
 
 {_evidence_table(evidence, limits)}
+
+{_probes_table(probed, limits)}
 
 {_engines_table(engines)}
 
@@ -190,6 +193,19 @@ def _evidence_table(evidence: Evidence, limits: Limits) -> str:
     """How near each gate is to its ruling, as bars that every renderer of markdown shows."""
     rows = (f"| {n.gate} | {_bar(n.harm)} | {_bar(n.good_news)} | {n.seen} |" for n in nearness(evidence, limits))
     return "\n".join(("| gate | to a roll-back | to a pass | seen |", "|---|---|---|---|", *rows))
+
+
+def _probes_table(probed: Probed | None, limits: Limits) -> str:
+    """What golden prompts have shown, apart from users."""
+    if probed is None:
+        return "No probes were sent."
+    sent = f"**Probes**: {probed.evidence.requests} to the candidate and {probed.evidence.stable_requests} to stable."
+    rows = [
+        f"| {n.gate} | {_bar(n.harm)} | {n.seen} |" for n in nearness(probed.evidence, limits) if n.harm is not None
+    ]
+    bar = bar_of_answers(probed, limits)
+    rows += [f"| {c} | {_bar(n.harm / bar)} | {answers_in_words(c, n)} |" for c, n in probed.answers.items()]
+    return f"{sent}\n\n{_table('| of probes | to a roll-back | seen |', '|---|---|---|', rows)}"
 
 
 def _engines_table(engines: Engines) -> str:

@@ -18,6 +18,7 @@ from flows.plans import PromotePlan
 from flows.policy.judge import Judge
 from flows.policy.ledger import Release, go_live, held_by, note_stage, take_over
 from flows.policy.measures import Limits, Time, budget_of_stage
+from flows.policy.probes import PART_OF_THE_BUDGET, ProbeJudge
 from flows.policy.stages import stages_left
 from flows.stage import Stable, StageWatch
 from flows.tasks.artifacts import Board
@@ -78,20 +79,17 @@ def _promote_by_stages(service: Service, release: Release, live: Release, plan: 
         if share * 100 > standing:
             _see_a_way_back(service, release, plan, share, stable, board)
         candidates = _replicas_of(service, release.id)
-        judge = Judge(
-            limits,
-            release.slot,
-            share=share / 100,
-            budget=budget_of_stage(plan.stages_percent.index(share), len(plan.stages_percent)),
-            slow_ms=slow_ms,
-            cells=_cells(candidates),
-        )
+        cells = _cells(candidates)
+        budget = budget_of_stage(plan.stages_percent.index(share), len(plan.stages_percent))
+        of_probes = PART_OF_THE_BUDGET * budget if service.probes_per_stage else 0.0
+        judge = Judge(limits, release.slot, share=share / 100, budget=budget - of_probes, slow_ms=slow_ms, cells=cells)
         watch = StageWatch(
             service,
             release,
             plan.stages_percent,
             share,
             judge,
+            ProbeJudge(limits, release.slot, budget=of_probes, cells=cells),
             board,
             candidates=candidates,
             stable=stable,

@@ -1,9 +1,13 @@
-"""Hold one stage: look at users and engines until the gates rule."""
+"""Hold one stage: look at users and engines, and probe where too few users come, until the gates rule."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from queue import SimpleQueue
+from threading import Event
 
 from prefect import get_run_logger
+from prefect.futures import PrefectFuture
 
 from blocks.errors import Unavailable
 from blocks.ports import Load, Outcome, Replica
@@ -13,9 +17,11 @@ from flows.policy.engines import Engines, Meter
 from flows.policy.gates import Ruling, forecast, rule
 from flows.policy.judge import Judge
 from flows.policy.ledger import Release, Stage, held_by
+from flows.policy.measures import Evidence, Probed
+from flows.policy.probes import Pair, ProbeJudge, probes_missing, seconds_between_rounds
 from flows.policy.way_back import held_without_way_back, what_bars_the_way_back
 from flows.tasks.artifacts import Board
-from flows.tasks.engine import LoadReader, loads_of
+from flows.tasks.engine import LoadReader, loads_of, probe
 from flows.tasks.gateway import drain, give_share, hold_stage
 from flows.tasks.ledger import record_of
 from flows.tasks.runs import own_run_id
@@ -55,6 +61,7 @@ class StageWatch:
     share: int
     """In percent."""
     judge: Judge
+    probe_judge: ProbeJudge
     board: Board
     candidates: Sequence[Replica]
     stable: Stable
@@ -66,6 +73,12 @@ class StageWatch:
     _reader: LoadReader = field(init=False)
     _meters: tuple[Meter, Meter] = field(default_factory=lambda: (Meter(), Meter()))
     _bars: str = ""
+    _rounds: int = 0
+    _next_round_at: float = 0.0
+    """In seconds of the stage."""
+    _answered: "SimpleQueue[PrefectFuture[tuple[Pair, ...]]]" = field(default_factory=SimpleQueue)
+    _is_probing: bool = False
+    _is_over: Event = field(default_factory=Event)
 
     def hold(self) -> Stage:
         """Give the share, and wait until the gates say promote or roll back; a bad cell is drained on the way."""
@@ -74,11 +87,14 @@ class StageWatch:
         # Before the share, so that what it brings is in the differences, and nobody's requests wait to be looked at.
         self._note_loads(loads_of(service.engine, [*self.candidates, *self.stable.replicas]))
         give_share(service.gateway, service.name, self.release.slot, self.share)
-        with LoadReader(service.engine, [*self.candidates, *self.stable.replicas]) as self._reader:
+        with LoadReader(service.engine, [*self.candidates, *self.stable.replicas]) as self._reader, self._until_over():
             ruling, seconds = hold_stage(service.gateway, service.name, self.share, self._look)
             while ruling.bad_cells:
                 get_run_logger().warning("%s %%: %s", self.share, ruling.reason)
-                for address in self.judge.drop(ruling.bad_cells):
+                self.probe_judge.drop(ruling.bad_cells)
+                dropped = self.judge.drop(ruling.bad_cells)
+                self.candidates = [replica for replica in self.candidates if replica.address not in dropped]
+                for address in dropped:
                     drain(service.gateway, service.name, self.release.slot, address)
                 ruling, seconds = hold_stage(service.gateway, service.name, self.share, self._look, seconds)
         get_run_logger().info("%s %%: %s: %s", self.share, ruling.verdict, ruling.reason)
@@ -93,7 +109,15 @@ class StageWatch:
             limits=self.judge.limits,
             engines=self._engines,
             barred_by=self._bars,
+            probed=self._probed,
         )
+
+    @contextmanager
+    def _until_over(self) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            self._is_over.set()
 
     def _look(self, outcomes: Sequence[Outcome], is_complete: bool, seconds: float) -> Ruling:  # noqa: FBT001 - see hold_stage
         try:
@@ -109,7 +133,8 @@ class StageWatch:
             self.judge.observe(outcome, seconds)
         self._note_loads(self._reader.news())
         evidence, limits = self.judge.evidence(), self.judge.limits
-        ruling = rule(evidence, limits, seconds)
+        self._probe(evidence, seconds)
+        ruling = rule(evidence, limits, seconds, self._probed)
         if ruling.verdict == "promote" and self.share < self.stages_percent[-1]:
             self._bars = self.stable.what_bars_the_way_back(self.service)
             ruling = held_without_way_back(ruling, self._bars, seconds, limits.deadline_seconds)
@@ -124,6 +149,7 @@ class StageWatch:
                 seconds,
                 forecast=self._forecast,
                 engines=self._engines,
+                probed=self._probed,
             ),
             at_once=ruling.verdict != "hold",
         )
@@ -132,6 +158,36 @@ class StageWatch:
     def _note_loads(self, read: Mapping[str, Load | None]) -> None:
         for meter, replicas in zip(self._meters, (self.candidates, self.stable.replicas), strict=True):
             meter.take({replica.name: read[replica.name] for replica in replicas if replica.name in read})
+
+    def _probe(self, evidence: Evidence, seconds: float) -> None:
+        """Take in what came back, and send the next round where users will not have told enough in time."""
+        while not self._answered.empty():
+            self._is_probing = False
+            self.probe_judge.observe(self._answered.get().result(), seconds)
+        service, limits = self.service, self.judge.limits
+        missing = probes_missing(evidence, limits, seconds, self.probe_judge.probed(), service.probes_per_stage)
+        if not missing or self._is_probing or seconds < self._next_round_at or not self.stable.replicas:
+            return
+        if not self._rounds:
+            get_run_logger().info("%s %%: too few users come to judge by: probes are sent", self.share)
+        prompts = service.prompts[:missing]
+        asked = probe.submit(
+            service.engine,
+            prompts,
+            self.candidates,
+            self.stable.replicas,
+            release=self.release.id,
+            round_number=self._rounds,
+            is_over=self._is_over.is_set,
+        )
+        asked.add_done_callback(self._answered.put)
+        self._is_probing, self._rounds = True, self._rounds + 1
+        self._next_round_at = seconds + seconds_between_rounds(limits, len(prompts), service.probes_per_stage)
+
+    @property
+    def _probed(self) -> Probed | None:
+        """None where no probe was sent."""
+        return self.probe_judge.probed() if self._rounds else None
 
     @property
     def _forecast(self) -> str:

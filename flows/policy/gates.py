@@ -10,6 +10,7 @@ from typing import Literal
 
 from flows.policy.bets import share_at, worth
 from flows.policy.measures import (
+    CHECKS,
     EACH_TOKEN,
     FIRST_TOKEN,
     HUNG_TIMES_P90,
@@ -19,11 +20,13 @@ from flows.policy.measures import (
     TIME_OF,
     TIMES,
     CellCount,
+    Check,
     Count,
     Evidence,
     Limits,
     Measure,
     Part,
+    Probed,
     Time,
     limit_of,
     parts_of,
@@ -42,6 +45,8 @@ PROMISED: tuple[Measure, ...] = ("failed", *(time.late for time in TIMES))
 """What a pass has to be within its limit of."""
 _TIME_IN_WORDS = {FIRST_TOKEN: ("", 0), EACH_TOKEN: ("a token ", 1)}
 """After "later" or "longer", and how many digits of a millisecond matter."""
+PROBES = "by probes, of which stable gets half: "
+"""What a reason begins with that is not users'."""
 
 
 @dataclass(frozen=True)
@@ -52,20 +57,26 @@ class Ruling:
     """Hold these back: the harm is theirs alone."""
 
 
-def rule(evidence: Evidence, limits: Limits, elapsed_seconds: float) -> Ruling:
-    """Rule on a stage: harm outranks doubt, doubt outranks good news, and no data is never a pass."""
-    harm = _harm(evidence, limits)
-    bad_cells = tuple(_cells_to_blame(evidence, limits, harm))
-    if bad_cells and 2 * (len(bad_cells) + len(evidence.dropped)) <= len(evidence.cells) + len(evidence.dropped):
-        return Ruling("hold", "; ".join(_cell_words(evidence, cell) for cell in bad_cells), bad_cells)
-    if harm:
-        return Ruling("roll back", "; ".join(harm.values()))
-    doubt = _doubt(evidence, limits, elapsed_seconds)
+def rule(evidence: Evidence, limits: Limits, elapsed_seconds: float, probed: Probed | None = None) -> Ruling:
+    """Rule on a stage: harm outranks doubt, doubt outranks good news, and no data is never a pass.
+
+    Probes can show harm, and stand in for users in what is still to be learned, but not for the minimum of requests.
+    """
+    for seen, whose in ((evidence, ""), *(((probed.evidence, PROBES),) if probed else ())):
+        harm = _harm(seen, limits)
+        bad_cells = tuple(_cells_to_blame(seen, limits, harm))
+        if bad_cells and 2 * (len(bad_cells) + len(seen.dropped)) <= len(seen.cells) + len(seen.dropped):
+            return Ruling("hold", whose + "; ".join(_cell_words(seen, cell) for cell in bad_cells), bad_cells)
+        if harm:
+            return Ruling("roll back", whose + "; ".join(harm.values()))
+    if probed is not None and (off := _harm_of_answers(probed, limits)):
+        return Ruling("roll back", PROBES + "; ".join(off))
+    doubt = _doubt(evidence, limits, elapsed_seconds, probed)
     if doubt and elapsed_seconds >= limits.deadline_seconds:
         return Ruling("roll back", f"not passed within {limits.deadline_seconds:g} s: {'; '.join(doubt)}")
     if doubt or elapsed_seconds < limits.minimum_seconds:
         return Ruling("hold", "; ".join(doubt) or f"held for at least {limits.minimum_seconds:g} s")
-    return Ruling("promote", _good_news(evidence, limits))
+    return Ruling("promote", _good_news(evidence, limits, probed))
 
 
 def _harm(evidence: Evidence, limits: Limits) -> dict[Measure, str]:
@@ -83,6 +94,27 @@ def _harm(evidence: Evidence, limits: Limits) -> dict[Measure, str]:
 def bar(evidence: Evidence, limits: Limits, part: Part) -> float:
     """What a bet has to be worth before it says harm."""
     return -log(limits.false_alarm_percent / 100 * evidence.budget * parts_of(evidence.share, limits)[part])
+
+
+def bar_of_answers(probed: Probed, limits: Limits) -> float:
+    return -log(limits.false_alarm_percent / 100 * probed.evidence.budget / len(CHECKS))
+
+
+def _harm_of_answers(probed: Probed, limits: Limits) -> list[str]:
+    return [
+        f"{answers_in_words(check, count)}; if it were like stable, this would be bad luck of {_chance(count.harm)}"
+        for check, count in probed.answers.items()
+        if count.harm >= bar_of_answers(probed, limits)
+    ]
+
+
+def answers_in_words(check: Check, count: Count) -> str:
+    part = f"{count.hits} of {count.all_hits}{_percent(count.hits, count.all_hits)}"
+    if check == "wrong":
+        return (
+            f"of the answers to {count.of} prompts that are wrong where the other's is right the candidate has {part}"
+        )
+    return f"of the answers to {count.of} prompts that are {check} than the other's the candidate has {part}"
 
 
 def _in_words(measure: Measure, evidence: Evidence, limits: Limits) -> str:
@@ -130,25 +162,94 @@ def _is_harm(measure: Measure, count: Count, part: float, beyond: float, evidenc
     return worth_of_harm(measure, count, beside, limits) >= beyond
 
 
-def _doubt(evidence: Evidence, limits: Limits, elapsed_seconds: float) -> list[str]:
+def _doubt(evidence: Evidence, limits: Limits, elapsed_seconds: float, probed: Probed | None) -> list[str]:
     """What is missing before this stage can be passed, in words."""
     sure = -log(limits.missed_harm_percent / 100)
     doubt: list[str] = []
     if evidence.requests < limits.minimum_requests:
-        doubt.append(f"{evidence.requests} of the {limits.minimum_requests} requests that this stage needs")
+        first = f"{evidence.requests} of the {limits.minimum_requests} requests that this stage needs"
+        doubt.append(f"{first}, and probes do not stand in for these" if _were_sent(probed) else first)
     for measure in PROMISED:
-        limit, count = limit_of(measure, limits), evidence.count(measure)
+        limit, count = limit_of(measure, limits), _with_probes(measure, evidence, probed)
         if limit is not None and worth_within_limit(count, limit) < sure:
             missing = _missing(lambda more, c=count, p=limit: worth_within_limit(_with_more(c, more), p) >= sure)
             pace = _pace(missing, count.counted, elapsed_seconds)
             doubt.append(f"{_seen(measure, evidence, limits)}: about {missing} more good ones{pace} will do")
     for time in _compared(evidence, limits):
-        timing = evidence.timing(time)
-        if not timing.slow_ms:
+        if not (told := _told(time, evidence, probed)):
             tokens = "" if time is FIRST_TOKEN else " of some tokens"
-            doubt.append(f"{timing.learned} of the {LEARNED_FROM} streamed answers{tokens} that say what is slow")
-        elif worth_like_stable(evidence.count(time.later), evidence.share) < sure:
-            doubt.append(f"{_beside(time.later, evidence, limits)}: it takes more to tell")
+            learned = evidence.timing(time).learned
+            doubt.append(f"{learned} of the {LEARNED_FROM} streamed answers{tokens} that say what is slow")
+        elif _worth_like_stable(time, evidence, probed) < sure:
+            doubt.append(f"{_beside(time.later, told, limits)}: it takes more to tell")
+    doubt += _suspicions(evidence, limits)
+    if probed is not None:
+        doubt += [PROBES + words for words in _suspicions(probed.evidence, limits)]
+        doubt += [
+            f"{PROBES}{answers_in_words(check, count)}: suspicious"
+            for check, count in probed.answers.items()
+            if count.harm_now >= bar_of_answers(probed, limits) - SUSPICIOUS
+        ]
+    return doubt
+
+
+def _told(time: Time, evidence: Evidence, probed: Probed | None) -> Evidence | None:
+    """Where it is known what is slow: among users, or else among probes."""
+    known = (one for one in (evidence, probed and probed.evidence) if one and one.timing(time).slow_ms)
+    return next(known, None)
+
+
+def _were_sent(probed: Probed | None) -> bool:
+    return probed is not None and probed.evidence.requests > 0
+
+
+def _with_probes(measure: Measure, evidence: Evidence, probed: Probed | None) -> Count:
+    """What good news within a limit stands on: users' requests and, where there are any, probes."""
+    mine = evidence.count(measure)
+    if probed is None:
+        return mine
+    theirs = probed.evidence.count(measure)
+    return replace(mine, counted=mine.counted + theirs.counted, counted_hits=mine.counted_hits + theirs.counted_hits)
+
+
+def _worth_like_stable(time: Time, evidence: Evidence, probed: Probed | None, more_hits: int = 0) -> float:
+    """Of the bets on users and on probes together, one coin carried from one to the other: their logarithms add up.
+
+    With `more_hits` of the candidate's among the probes, and as many of stable's: how much more it takes.
+    """
+    total = worth_like_stable(evidence.count(time.later), evidence.share) if evidence.timing(time).slow_ms else 0.0
+    if probed is not None and (probed.evidence.timing(time).slow_ms or more_hits):
+        count = probed.evidence.count(time.later)
+        more = replace(
+            count,
+            hits=count.hits + more_hits,
+            all_hits=count.all_hits + 2 * more_hits,
+            counted=count.counted + 10 * more_hits,
+        )
+        total += worth_like_stable(more, probed.evidence.share)
+    return total
+
+
+def answers_missing(evidence: Evidence, limits: Limits, probed: Probed) -> int:
+    """How many more good answers of the candidate's to probes take all doubt of what is to be learned."""
+    sure = -log(limits.missed_harm_percent / 100)
+    missing = [0]
+    for measure in PROMISED:
+        limit, count = limit_of(measure, limits), _with_probes(measure, evidence, probed)
+        if limit is not None and worth_within_limit(count, limit) < sure:
+            missing.append(_missing(lambda more, c=count, p=limit: worth_within_limit(_with_more(c, more), p) >= sure))
+    for time in _compared(evidence, limits):
+        if _told(time, evidence, probed) is None:
+            missing.append(-(-(LEARNED_FROM - probed.evidence.timing(time).learned) // 2))
+        elif _worth_like_stable(time, evidence, probed) < sure:
+            # Alike, the candidate has a tenth of its answers beyond stable's p90, and half of all such answers.
+            missing.append(10 * _missing(lambda hits, t=time: _worth_like_stable(t, evidence, probed, hits) >= sure))
+    return max(missing)
+
+
+def _suspicions(evidence: Evidence, limits: Limits) -> list[str]:
+    """What looks like harm, and is none yet."""
+    doubt: list[str] = []
     for measure, count in evidence.counts.items():
         if measure == "failed lately" or measure not in parts_of(evidence.share, limits):
             continue  # what failed lately has a bar that rises, and is known to nobody but the judge
@@ -164,9 +265,14 @@ def _compared(evidence: Evidence, limits: Limits) -> list[Time]:
     return [time for time in TIMES if time.limit_ms(limits) is not None and evidence.share < 1]
 
 
-def _good_news(evidence: Evidence, limits: Limits) -> str:
+def _good_news(evidence: Evidence, limits: Limits, probed: Probed | None) -> str:
     news = [_seen(measure, evidence, limits) for measure in PROMISED if limit_of(measure, limits) is not None]
-    news += [_beside(time.later, evidence, limits) for time in _compared(evidence, limits)]
+    news += [
+        _beside(time.later, _told(time, evidence, probed) or evidence, limits) for time in _compared(evidence, limits)
+    ]
+    if probed is not None and _were_sent(probed):
+        failed = probed.evidence.count("failed")
+        news.append(f"of {probed.evidence.requests} probes {failed.hits} failed")
     return "; ".join(news)
 
 
@@ -186,6 +292,8 @@ def nearness(evidence: Evidence, limits: Limits) -> list[Nearness]:
     harmful, gates = parts_of(evidence.share, limits), list[Nearness]()
     for measure, count in evidence.counts.items():
         if measure == "failed lately" or not _can_be_told(measure, evidence, limits):
+            continue
+        if measure == "late" and limits.first_token_p95_ms is None:
             continue
         harm = count.harm / bar(evidence, limits, measure) if measure in harmful else None
         good = None

@@ -10,7 +10,7 @@ from blocks.errors import Refused
 from blocks.ports import EngineSettings, ReplicaOrder, Slot
 from flows.policy.engines import Engines
 from flows.policy.gates import Verdict
-from flows.policy.measures import Evidence, Limits
+from flows.policy.measures import Evidence, Limits, Probed
 from flows.policy.placement import PlacementRules
 
 State = Literal["under way", "live", "retiring", "stopping", "retired", "rolled back"]
@@ -37,6 +37,8 @@ class Stage(Frozen):
     evidence: Evidence | None = None
     """What it was ruled on, and `limits` by what: `skyferry replay` rules on it again. None where it is long ago."""
     limits: Limits | None = None
+    probed: Probed | None = None
+    """None where no probe was sent, too."""
     engines: Engines | None = None
     """What the engines did meanwhile; nothing is ruled by it."""
     barred_by: str = ""
@@ -211,7 +213,8 @@ def note_stage(record: ServiceRecord, run_id: str, stage: Stage) -> ServiceRecor
     record = record.with_release(release.model_copy(update={"stages": (*release.stages, stage)}))
     for old in record.releases[:-KEPT_EVIDENCE]:
         bare = tuple(
-            stage.model_copy(update={"evidence": None, "limits": None, "engines": None}) for stage in old.stages
+            stage.model_copy(update={"evidence": None, "limits": None, "probed": None, "engines": None})
+            for stage in old.stages
         )
         record = record.with_release(old.model_copy(update={"stages": bare}))
     return record

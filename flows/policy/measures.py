@@ -241,6 +241,24 @@ class Evidence:
 
 _NOTHING = Count()
 
+Check = Literal["wrong", "much shorter", "much longer"]
+CHECKS: tuple[Check, ...] = ("wrong", "much shorter", "much longer")
+"""What a probe's answer can be where the other slot's, to the same prompt, is not."""
+PROBES_SHARE = 0.5
+"""Each prompt is put to both slots."""
+TIMES_ASKED = (3, 10, 30)
+"""What the bets on answers are on: so many times as often as stable's."""
+
+
+@dataclass(frozen=True)
+class Probed:
+    """What golden prompts have shown, apart from users."""
+
+    evidence: Evidence
+    """Of their failures and times; its budget is theirs, and as much again is for the answers."""
+    answers: Mapping[Check, Count] = field(default_factory=dict[Check, Count])
+    """Of the pairs of whole answers, those where one of the two is off and the other is not."""
+
 
 def budget_of_stage(number: int, of: int) -> float:
     """Three fifths of what is left for each stage, and the last one gets the rest: most harm shows at once."""

@@ -30,8 +30,11 @@ def replay(stage: Stage, other_gates: Mapping[str, object]) -> Ruling:
             f"{', '.join(unknown)} cannot be replayed: requests were counted by it while the stage stood; "
             f"leave it out, and change {', '.join(sorted(set(Limits.model_fields) - COUNTED_BY))} only"
         )
-    evidence = _bet_anew(stage.evidence, limits) if differ & BET_BY else stage.evidence
-    ruling = rule(evidence, limits, stage.seconds)
+    evidence, probed = stage.evidence, stage.probed
+    if differ & BET_BY:
+        evidence = _bet_anew(evidence, limits)
+        probed = probed and replace(probed, evidence=_bet_anew(probed.evidence, limits))
+    ruling = rule(evidence, limits, stage.seconds, probed)
     return held_without_way_back(ruling, stage.barred_by, stage.seconds, limits.deadline_seconds)
 
 

@@ -1,12 +1,14 @@
 """Ask engines directly, past the gateway."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Self
 
-from blocks.ports import Engine, Load, Replica
+from blocks.ports import Engine, Load, Prompt, Replica
+from flows.policy.probes import Pair
+from flows.tasks import act
 
 READ_SECONDS = 5.0
 READERS = 16
@@ -45,3 +47,33 @@ class LoadReader:
             self._read_at = now
             self._reading = self._pool.submit(loads_of, self._engine, self._replicas)
         return read
+
+
+@act(task_run_name="probe-{release}-and-stable-{round_number}")
+def probe(
+    engine: Engine,
+    prompts: Sequence[Prompt],
+    candidates: Sequence[Replica],
+    stables: Sequence[Replica],
+    *,
+    release: str,  # noqa: ARG001 - it names the task run
+    round_number: int,
+    is_over: Callable[[], bool],
+) -> tuple[Pair, ...]:
+    """Put each prompt to a replica of both, one request at a time; the replicas take turns, and so does who is first.
+
+    Ends early once it `is_over`, for nobody will look at the rest.
+    """
+    pairs: list[Pair] = []
+    for number, prompt in enumerate(prompts, round_number * len(prompts)):
+        if is_over():
+            break
+        candidate, stable = candidates[number % len(candidates)], stables[number % len(stables)]
+        if (round_number + number) % 2:
+            stables_answer = engine.ask(stable, prompt)
+            mine = engine.ask(candidate, prompt)
+        else:
+            mine = engine.ask(candidate, prompt)
+            stables_answer = engine.ask(stable, prompt)
+        pairs.append(Pair(prompt, candidate, mine, stable, stables_answer))
+    return tuple(pairs)

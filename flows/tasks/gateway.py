@@ -107,7 +107,10 @@ def measure_rate(log: RequestLog, service: str, within_seconds: float) -> float 
 def wait_for_way_back(share_percent: int, bars: Callable[[], str], within_seconds: float) -> str:
     """Wait until nothing bars the way back to stable; what still does after that time, in words."""
     deadline = time.monotonic() + within_seconds
+    has_told = False
     while (words := bars()) and (left := deadline - time.monotonic()) > 0:
-        get_run_logger().warning("%s %% waits: stable could not take its traffic back now: %s", share_percent, words)
+        if not has_told:
+            get_run_logger().warning("%s %%: stable could not take its traffic back now: %s", share_percent, words)
+            has_told = True
         pause(min(POLL_SECONDS, left))
     return words

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, ExitStack, closing, contextmanage
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from http.client import HTTPConnection, HTTPSConnection
+from typing import Literal
 
 import pytest
 import stamina
@@ -14,7 +15,7 @@ import trustme
 
 from blocks.errors import Refused, Unavailable
 from blocks.openai_engine import OpenAIEngine
-from blocks.ports import Engine, EngineSettings, Load, Replica, ReplicaOrder
+from blocks.ports import Answer, Engine, EngineSettings, Load, Prompt, Replica, ReplicaOrder
 from blocks.processes import free_port
 from blocks.replica_tls import Authority, new_authority, new_identity, release_key
 from tests.fakes.fleet import OFFER, FakeEngine, FakeFleet
@@ -185,6 +186,60 @@ def test_what_a_replica_has_done_is_counted(case: Case) -> None:
     before = generated()
     case.engine.complete(case.replica)
     assert generated() > before
+
+
+@pytest.mark.parametrize("expects", ["text", "json", "tool"])
+def test_an_answer_is_heard_to_its_end(case: Case, expects: Literal["text", "json", "tool"]) -> None:
+    """It is streamed, its first token comes before its last, and there is something in it."""
+    answer = case.engine.ask(case.replica, Prompt("Say hello.", 8, expects))
+    assert answer.status == 200
+    assert answer.is_whole
+    assert answer.text or answer.tool_arguments
+    assert answer.first_token_ms is not None
+    assert 0 < answer.first_token_ms <= answer.total_ms
+
+
+def test_no_answer_is_an_answer_too(case: Case) -> None:
+    """Where nothing listens, that is what came back: no status, and nothing else."""
+    answer = case.engine.ask(at(f"127.0.0.1:{free_port()}"), Prompt("Say hello.", 8, "text"))
+    assert replace(answer, total_ms=0) == Answer(status=None)
+
+
+def chunks(*deltas: tuple[dict[str, object], str | None], done: bool = True) -> bytes:
+    events = [json.dumps({"choices": [{"delta": delta, "finish_reason": end}]}) for delta, end in deltas]
+    return "".join(f"data: {event}\n\n" for event in (*events, *(["[DONE]"] if done else []))).encode()
+
+
+def said(text: str) -> dict[str, object]:
+    return {"content": text}
+
+
+def called(arguments: str) -> dict[str, object]:
+    return {"content": None, "tool_calls": [{"index": 0, "function": {"arguments": arguments}}]}
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "heard"),
+    [
+        (200, chunks((said("he"), None), (said("llo"), "stop")), Answer(200, "hello", is_whole=True)),
+        (
+            200,
+            chunks((called('{"a'), None), (called('": 1}'), "tool_calls")),
+            Answer(200, "", '{"a": 1}', is_whole=True),
+        ),
+        (200, chunks(({"reasoning": "Hm."}, "length")), Answer(200, has_thought=True, is_whole=True)),
+        (200, chunks((said("he"), None), done=False), Answer(200, "he")),
+        (200, chunks((said("he"), None), (said(""), "abort")), Answer(200, "he")),
+        (200, b": a comment\n\ndata: {no JSON\n\n" + chunks((said("a"), "stop")), Answer(200, "a", is_whole=True)),
+        (400, b'{"error":{"message":"too long"}}', Answer(400)),
+    ],
+)
+def test_what_is_streamed_is_told_as_far_as_it_came(status: int, body: bytes, heard: Answer) -> None:
+    """Text, a tool's arguments, thoughts; cut off, aborted as vLLM does at its end, or refused."""
+    with canned_server(status, body=body) as server:
+        answer = OpenAIEngine().ask(at(server.address), Prompt("Say hello.", 8, "text"))
+    assert (answer.first_token_ms is not None) == bool(heard.text or heard.tool_arguments or heard.has_thought)
+    assert replace(answer, first_token_ms=None, total_ms=0) == heard
 
 
 def test_the_load_is_unknown_where_nothing_answers(case: Case) -> None:

@@ -5,11 +5,11 @@ What changes while replicas start is no `dict`: Prefect walks through those of a
 
 from collections import Counter, UserDict, deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 
 from blocks.errors import CellSaidNo, SkyferryError, Unavailable
-from blocks.ports import ON_PROCESSORS, Load, Offer, Replica, ReplicaOrder
+from blocks.ports import ON_PROCESSORS, Answer, Load, Offer, Prompt, Replica, ReplicaOrder
 
 OFFER = Offer(
     cell="here",
@@ -90,6 +90,10 @@ class FakeEngine:
     """By address; None where it cannot be known, and 0 where nothing is said."""
     waiting_at: dict[str, int] = field(default_factory=dict)
     """By address; 0 where nothing is said."""
+    asked: Counter[str] = field(default_factory=Counter)
+    """How many prompts, by address."""
+    says: dict[str, Answer] = field(default_factory=dict)
+    """By address, in place of an answer that is right."""
     generated: Counter[str] = field(default_factory=Counter)
     """Tokens, by address."""
     failing_completions: int = 0
@@ -109,6 +113,21 @@ class FakeEngine:
             raise Unavailable(f"nothing answers at {replica.address}")
         self.generated[replica.address] += 1
         return "hello"
+
+    def ask(self, replica: Replica, prompt: Prompt) -> Answer:
+        self.asked[replica.address] += 1
+        if not self.is_healthy(replica):
+            return Answer(status=None, total_ms=1)
+        if replica.address in self.says:
+            return replace(self.says[replica.address], total_ms=100)
+        return Answer(
+            status=200,
+            text='{"hello": 1}',
+            tool_arguments="{}" if prompt.expects == "tool" else None,
+            first_token_ms=50,
+            total_ms=100,
+            is_whole=True,
+        )
 
     def load(self, replica: Replica) -> Load | None:
         running = None if self._at(replica) is None else self.in_flight_at.get(replica.address, 0)

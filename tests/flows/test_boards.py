@@ -11,6 +11,7 @@ from flows.policy.engines import Engines, Work
 from flows.policy.gates import rule
 from flows.policy.judge import Judge
 from flows.policy.ledger import Release
+from flows.policy.measures import Count, Evidence, Probed
 from tests.policy.test_judge import LIMITS, users
 
 RELEASE = Release(
@@ -32,13 +33,22 @@ ENGINES = Engines(Work(replicas=2, silent=1, generated_tokens=1234, ms_per_token
 FORECAST = "about 200 requests of the candidate if all goes well"
 
 
-def board(requests: int) -> str:
+def board(requests: int, probed: Probed | None = None) -> str:
     judge = Judge(LIMITS, "green", share=0.05, budget=0.6)
     for outcome, _ in zip(users(1, rate=0.01), range(requests), strict=False):
         judge.observe(outcome, 10)
     evidence = judge.evidence()
     return canary_board(
-        RELEASE, (5, 100), 5, evidence, LIMITS, rule(evidence, LIMITS, 10), 10, forecast=FORECAST, engines=ENGINES
+        RELEASE,
+        (5, 100),
+        5,
+        evidence,
+        LIMITS,
+        rule(evidence, LIMITS, 10),
+        10,
+        forecast=FORECAST,
+        engines=ENGINES,
+        probed=probed,
     )
 
 
@@ -64,7 +74,9 @@ def test_at_all_traffic_a_service_that_promises_no_times_has_a_board() -> None:
         judge.observe(outcome, 10)
     evidence = judge.evidence()
     ruling = rule(evidence, limits, 10)
-    shown = canary_board(RELEASE, (5, 100), 100, evidence, limits, ruling, 10, forecast=FORECAST, engines=ENGINES)
+    shown = canary_board(
+        RELEASE, (5, 100), 100, evidence, limits, ruling, 10, forecast=FORECAST, engines=ENGINES, probed=None
+    )
     assert "late" not in shown
     assert "| stable | 0 | 0 |" in shown
 
@@ -80,3 +92,16 @@ def test_the_canary_board_shows_what_engines_say_of_themselves() -> None:
     assert "| candidate | 1 of 2 | no data | 1,234 | 12.3 | no data | no data | 50% | no data | 0 |" in shown
     assert f"This one takes {FORECAST}." in shown
     assert "| stable | 0 of 0 | no data |" in shown
+
+
+def test_the_canary_board_shows_probes_apart() -> None:
+    """How many were sent, and how near what they show is to a roll-back."""
+    assert "No probes were sent." in board(1)
+    probed = Probed(
+        Evidence(0.5, 0.03, requests=40, stable_requests=41, counts={"failed": Count(3, 4, 40, 40, 3, harm=1.0)}),
+        {"wrong": Count(2, 3, 40, harm=5.0)},
+    )
+    shown = board(1, probed)
+    assert "**Probes**: 40 to the candidate and 41 to stable." in shown
+    assert "3 of 40 requests failed (7.5 %), limit 1 %" in shown
+    assert "of the answers to 40 prompts that are wrong where the other's is right the candidate has 2 of 3" in shown

@@ -20,6 +20,8 @@ class Replica:
         """The headers of each completion asked of it, names in lower case."""
         self.release = threading.Event()
         """Requests that `wait_for_release` are answered once it is set."""
+        self.fails = False
+        """Every completion ends with HTTP 500."""
         self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.replica = self
         if tls is not None:
@@ -75,17 +77,24 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     server: _Server  # pyright: ignore[reportIncompatibleVariableOverride] - the only server it is used with
 
     def do_GET(self) -> None:
-        self._answer(200 if self.server.replica.is_healthy else 503, {"status": "ok"})
+        if self.path == "/metrics":
+            self._send(200, "text/plain", b"llamacpp:requests_processing 0\nllamacpp:requests_deferred 0\n")
+        else:
+            self._answer(200 if self.server.replica.is_healthy else 503, {"status": "ok"})
 
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
         self.server.replica.seen.append({name.lower(): value for name, value in self.headers.items()})
         if asked.get("wait_for_release"):
             self.server.replica.release.wait(timeout=30)
-        if asked.get("pieces") is not None:
+        if self.server.replica.fails:
+            self._answer(500, {"from": self.server.replica.name})
+        elif asked.get("pieces") is not None:
             self._send_pieces(asked)
         elif asked.get("stream"):
             self._stream(asked)
+        elif "messages" in asked:
+            self._answer(200, {"choices": [{"message": {"content": "hello"}}], "usage": {"completion_tokens": 1}})
         else:
             self._answer(asked.get("status", 200), {"from": self.server.replica.name})
 
@@ -95,12 +104,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("content-type", "text/event-stream")
         self.send_header("transfer-encoding", "chunked")
         self.end_headers()
-        for number in range(int(asked["tokens"])):
-            time.sleep(asked["seconds_per_token"])
+        for number in range(int(asked.get("tokens", 1))):
+            time.sleep(asked.get("seconds_per_token", 0))
             if number == asked.get("cut_after"):
                 _cut(self.connection)
                 return
-            event = f'data: {{"from": "{self.server.replica.name}", "token": {number}}}\n\n'.encode()
+            choice = {"delta": {"content": '{"token": 1}'}, "finish_reason": "stop"}
+            chunk = json.dumps({"from": self.server.replica.name, "token": number, "choices": [choice]})
+            event = f"data: {chunk}\n\n".encode()
             self.wfile.write(b"%x\r\n%s\r\n" % (len(event), event))
             self.wfile.flush()
         self.wfile.write(b"0\r\n\r\n")
@@ -122,10 +133,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.flush()
             time.sleep(asked.get("seconds_per_piece", 0.02))
 
-    def _answer(self, status: int, body: dict[str, str]) -> None:
-        content = json.dumps(body).encode()
+    def _answer(self, status: int, body: object) -> None:
+        self._send(status, "application/json", json.dumps(body).encode())
+
+    def _send(self, status: int, kind: str, content: bytes) -> None:
         self.send_response(status)
-        self.send_header("content-type", "application/json")
+        self.send_header("content-type", kind)
         self.send_header("content-length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)

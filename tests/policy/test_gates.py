@@ -165,7 +165,9 @@ def test_without_streams_a_promised_first_token_holds() -> None:
     """A promise that nothing was seen of is not kept; a service that promises none is not judged by it."""
     plain = replace(GOOD, counts={"failed": GOOD.count("failed")}, slow_ms=())
     assert rule(plain, LIMITS, 50).verdict == "hold"
-    assert rule(plain, LIMITS.model_copy(update={"first_token_p95_ms": None}), 50).verdict == "promote"
+    promises_none = LIMITS.model_copy(update={"first_token_p95_ms": None})
+    assert rule(plain, promises_none, 50).verdict == "promote"
+    assert "late" not in [near.gate for near in nearness(replace(GOOD, share=1.0), promises_none)]
 
 
 def test_a_cell_is_blamed_only_where_the_rest_is_good() -> None:

@@ -1,0 +1,115 @@
+"""Stages under real traffic: a real HAProxy, replicas that do as they are told, and the judge that looks at its log."""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from blocks.errors import SkyferryError
+from blocks.openai_engine import OpenAIEngine
+from blocks.ports import WHOLE, Split
+from blocks.service import GoldenPrompt
+from flows.plans import ReleasePlan
+from flows.policy.ledger import Release
+from flows.release import release_model
+from tests.flows.conftest import FakeService, World
+from tests.flows.test_release import plan
+from tests.gateway.replica import Replica
+from tests.gateway.running import Load, RunningGateway, running_gateway, wait_until
+
+
+@dataclass
+class Live:
+    world: World
+    gateway: RunningGateway
+    replicas: Sequence[Replica]
+    """Two of the live release, then two of its candidate."""
+
+    @property
+    def candidate(self) -> Release:
+        return self.world.record.releases[-1]
+
+    def once_half_is_given(self, act: Callable[[], object]) -> None:
+        """As a replica that fails before its release has any traffic is never given some."""
+        wait_until(
+            "the share is given", lambda: self.gateway.by_socket.split("chat") == Split(WHOLE // 2), timeout_seconds=60
+        )
+        act()
+
+    def fail(self, *numbers: int) -> None:
+        for number in numbers:
+            self.replicas[number].fails = True
+
+    def ask(self, times: int) -> None:
+        for _ in range(times):
+            self.gateway.ask()
+
+
+@pytest.fixture
+def live(world: World, tmp_path: Path) -> Iterator[Live]:
+    """v1 is live on a real gateway, with two replicas; nobody calls yet, and nobody promises a first token."""
+    with running_gateway(tmp_path / "run") as gateway, ExitStack() as stack:
+        replicas = [stack.enter_context(Replica(name)) for name in ("stable-0", "stable-1", "new-0", "new-1")]
+        world.fleet._ports = iter([replica.port for replica in replicas])
+        service = world.service
+        assert isinstance(service, FakeService)
+        service._engine = OpenAIEngine()
+        service.gateway, service.first_token_p95_ms = gateway.by_socket, None
+        # A long round: a look takes a second, and so does what it brings.
+        service.golden_prompts = [GoldenPrompt(prompt="Hello?")] * 60
+        release_model(plan("v1"))
+        yield Live(world, gateway, replicas)
+
+
+def released(stages: tuple[int, ...], deadline_seconds: float) -> ReleasePlan:
+    return plan("v2", stages, stage_deadline_seconds=deadline_seconds)
+
+
+def test_a_candidate_that_is_bad_in_one_cell_goes_on_without_it(live: Live) -> None:
+    """One of its two replicas fails every request: it is drained, and users have the other one in the end."""
+    with ThreadPoolExecutor(1) as meanwhile, Load(live.gateway.url()):
+        meanwhile.submit(live.once_half_is_given, lambda: live.fail(2))
+        release = release_model(released((50, 100), 60))
+    assert release.state == "live"
+    first = release.stages[0].evidence
+    assert first is not None
+    assert first.dropped == (f"{release.id}-0",)
+    states = {server.address: server.state for server in live.gateway.by_socket.servers("chat")}
+    assert states == {live.replicas[2].address: "draining", live.replicas[3].address: "up"}
+
+
+def test_where_nobody_calls_probes_are_sent_and_do_not_promote(live: Live) -> None:
+    """They reach both releases past the gateway; the stage is held, and rolled back at its deadline in words."""
+    with pytest.raises(SkyferryError, match=r"not passed within 4 s: 0 of the 20 requests that this stage needs, and"):
+        release_model(released((50, 100), 4))
+    (stage,) = live.candidate.stages
+    assert stage.probed is not None
+    assert stage.probed.evidence.requests == stage.probed.evidence.stable_requests > 0
+    assert (stage.requests, stage.evidence and stage.evidence.stable_requests) == (0, 0)
+    assert live.gateway.by_socket.split("chat") == Split(0)
+
+
+def test_probes_find_a_bad_candidate_that_nobody_calls(live: Live) -> None:
+    """It fails each of them and stable none: it is taken back long before the deadline, and no user was harmed."""
+    reason = r"rolled back at 50 %: by probes, of which stable gets half: (\d+) of \1 requests failed"
+    with ThreadPoolExecutor(1) as meanwhile:
+        meanwhile.submit(live.once_half_is_given, lambda: live.fail(2, 3))
+        with pytest.raises(SkyferryError, match=reason):
+            release_model(released((50, 100), 20))
+
+
+def test_traffic_that_stops_half_way_is_made_up_for_once(live: Live) -> None:
+    """Some fifty users of the candidate are no 172: probes are the rest. In the next stage nobody calls at all."""
+    with ThreadPoolExecutor(1) as users:
+        asked = users.submit(live.once_half_is_given, lambda: live.ask(100))
+        with pytest.raises(SkyferryError, match=r"rolled back at 100 %: not passed within 12 s: 0 of the 20"):
+            release_model(released((50, 100), 12))
+        asked.result()
+    passed, idle = live.candidate.stages
+    assert (passed.verdict, idle.verdict) == ("promote", "roll back")
+    assert 20 <= passed.requests < 100
+    assert passed.probed is not None
+    assert passed.requests + passed.probed.evidence.requests >= 172
