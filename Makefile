@@ -22,7 +22,7 @@ status: install ## Say what of the stack is running
 test: install ## Every test that needs no root
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-live: install ## The tests on real clusters: needs root, and Slurm, munge, sshd and rsync from Debian (ten minutes)
+live: install ## The tests on real clusters: needs root, and Slurm, munge, sshd and rsync from Debian (minutes)
 	$(BIN)/pytest -m live -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: install ## What people, pre-commit and CI share: format, lint, types, import rules, fast tests
