@@ -221,16 +221,20 @@ def called(arguments: str) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("status", "body", "heard"),
     [
-        (200, chunks((said("he"), None), (said("llo"), "stop")), Answer(200, "hello", is_whole=True)),
+        (200, chunks((said("he"), None), (said("llo"), "stop")), Answer(200, "hello", tokens=2, is_whole=True)),
         (
             200,
             chunks((called('{"a'), None), (called('": 1}'), "tool_calls")),
-            Answer(200, "", '{"a": 1}', is_whole=True),
+            Answer(200, "", '{"a": 1}', tokens=2, is_whole=True),
         ),
-        (200, chunks(({"reasoning": "Hm."}, "length")), Answer(200, has_thought=True, is_whole=True)),
-        (200, chunks((said("he"), None), done=False), Answer(200, "he")),
-        (200, chunks((said("he"), None), (said(""), "abort")), Answer(200, "he")),
-        (200, b": a comment\n\ndata: {no JSON\n\n" + chunks((said("a"), "stop")), Answer(200, "a", is_whole=True)),
+        (200, chunks(({"reasoning": "Hm."}, "length")), Answer(200, has_thought=True, tokens=1, is_whole=True)),
+        (200, chunks((said("he"), None), done=False), Answer(200, "he", tokens=1)),
+        (200, chunks((said("he"), None), (said(""), "abort")), Answer(200, "he", tokens=1)),
+        (
+            200,
+            b": a comment\n\ndata: {no JSON\n\n" + chunks((said("a"), "stop")),
+            Answer(200, "a", tokens=1, is_whole=True),
+        ),
         (400, b'{"error":{"message":"too long"}}', Answer(400)),
     ],
 )
@@ -239,7 +243,7 @@ def test_what_is_streamed_is_told_as_far_as_it_came(status: int, body: bytes, he
     with canned_server(status, body=body) as server:
         answer = OpenAIEngine().ask(at(server.address), Prompt("Say hello.", 8, "text"))
     assert (answer.first_token_ms is not None) == bool(heard.text or heard.tool_arguments or heard.has_thought)
-    assert replace(answer, first_token_ms=None, total_ms=0) == heard
+    assert replace(answer, first_token_ms=None, last_token_ms=None, total_ms=0) == heard
 
 
 def test_the_load_is_unknown_where_nothing_answers(case: Case) -> None:
