@@ -200,9 +200,9 @@ def _probes_table(probed: Probed | None, limits: Limits) -> str:
     if probed is None:
         return "No probes were sent."
     sent = f"**Probes**: {probed.evidence.requests} to the candidate and {probed.evidence.stable_requests} to stable."
-    rows = [
-        f"| {n.gate} | {_bar(n.harm)} | {n.seen} |" for n in nearness(probed.evidence, limits) if n.harm is not None
-    ]
+    # A probe never leaves.
+    gates = [near for near in nearness(probed.evidence, limits) if near.harm is not None and near.gate != "left"]
+    rows = [f"| {near.gate} | {_bar(near.harm)} | {near.seen} |" for near in gates]
     bar = bar_of_answers(probed, limits)
     rows += [f"| {c} | {_bar(n.harm / bar)} | {answers_in_words(c, n)} |" for c, n in probed.answers.items()]
     return f"{sent}\n\n{_table('| of probes | to a roll-back | seen |', '|---|---|---|', rows)}"
