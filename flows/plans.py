@@ -35,6 +35,14 @@ ReadyTimeout = Annotated[
         description="A replica that answers nothing by then is taken down again, and the run fails.",
     ),
 ]
+OrphanedAfterHours = Annotated[
+    float,
+    Field(
+        ge=1,
+        title="Orphaned after (hours)",
+        description="Uploads that began earlier and are no object yet are aborted: no file takes longer.",
+    ),
+]
 REPO = r"^[\w.-]+/[\w.-]+$"
 P = TypeVar("P", bound="Plan")
 
@@ -109,12 +117,7 @@ class CollectPlan(Plan):
     keep_newest: int = Field(
         default=2, ge=1, title="Keep the newest", description="So many mirrors of each repository stay in any case."
     )
-    orphaned_after_hours: float = Field(
-        default=48,
-        ge=1,
-        title="Orphaned after (hours)",
-        description="Uploads that began earlier and are no object yet are aborted: no file takes longer.",
-    )
+    orphaned_after_hours: OrphanedAfterHours = 48
     dry_run: bool = Field(default=True, title="Dry run", description="Show what would be deleted, and delete nothing.")
 
 
@@ -250,7 +253,7 @@ class ScaleDownPlan(Plan):
 
 
 class ReapPlan(Plan):
-    """Stop the replicas that belong to nobody."""
+    """Stop the replicas, and abort the uploads, that belong to nobody."""
 
     grace_seconds: float = Field(
         default=3600,
@@ -258,7 +261,10 @@ class ReapPlan(Plan):
         title="Grace (seconds)",
         description="A replica that is younger than this is left alone, whatever the ledger says of it.",
     )
-    dry_run: bool = Field(default=True, title="Dry run", description="Show what would be stopped, and stop nothing.")
+    orphaned_after_hours: OrphanedAfterHours = 48
+    dry_run: bool = Field(
+        default=True, title="Dry run", description="Show what would be stopped and aborted, and do neither."
+    )
 
 
 class ScaleUpPlan(Plan):
