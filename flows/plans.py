@@ -90,6 +90,12 @@ class MirrorPlan(ModelPlan):
         title="Pickled weights too",
         description="Mirror weights that run code when they are loaded; only from a maker whom you trust with that.",
     )
+    egress_dollars_per_gb: float | None = Field(
+        default=None,
+        ge=0,
+        title="Price of traffic ($ per GB)",
+        description="What you pay for bytes that leave your cloud; without it, list prices are shown.",
+    )
 
 
 class VerifyPlan(Plan):
