@@ -1,4 +1,4 @@
-"""Reap: stop the replicas, and abort the uploads, that belong to nobody, which would otherwise only show on the bill."""
+"""Reap: stop the replicas, and abort the uploads, that belong to nobody and would otherwise only show on the bill."""
 
 import time
 from dataclasses import dataclass
