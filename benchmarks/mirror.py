@@ -3,9 +3,9 @@
 All move the same files from the same server into the same sink, in turn and interleaved, several rounds. Wall time,
 the client's CPU seconds per GB (all its processes, from their start), and the memory of its largest process are
 medians. The sink reads and counts each byte; a way whose count is short is an error. `bare` is this machine's limit:
-read, hash, write. Ours imports Prefect before it begins, which costs seconds that a real model is large enough to
-forget; `startup_cpu_seconds` says how many. The peers come from PyPI into an environment of their own, which is removed
-afterwards.
+read, hash, write. Ours imports Prefect before it begins, which costs seconds however large the model:
+`startup_cpu_seconds` says how many, and the claims give the ratio as measured, without them, and as it is for 100 GB.
+The peers come from PyPI into an environment of their own, which is removed afterwards.
 """
 
 import argparse
@@ -184,7 +184,7 @@ def medians(runs: Sequence[Run]) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, required=True)
-    parser.add_argument("--gib", type=float, default=4)
+    parser.add_argument("--gib", type=float, default=8)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", nargs="*", choices=WAYS, default=list(WAYS), help="some of the ways")
     parser.add_argument("--no-seaweedfs", action="store_true", help="the counting sink alone")
@@ -222,7 +222,7 @@ def main() -> None:
         "fan_out": costs,
         "seaweedfs": into_seaweedfs,
         "startup_cpu_seconds": startup,
-        "claims": claims(found, startup / (size_bytes / GB)),
+        "claims": claims(found, startup, size_bytes),
     }
     given.json.write_text(json.dumps(report, indent=1))
     print(json.dumps(report, indent=1))  # noqa: T201 - for whoever runs it
@@ -282,16 +282,18 @@ def startup_cpu_seconds() -> float:
     return round(measure([[sys.executable, "-c", "import benchmarks.ours"]], os.environ, int(GB)).cpu_seconds_per_gb, 2)
 
 
-def claims(found: Mapping[str, Mapping[str, float]], startup_per_gb: float) -> dict[str, float]:
+def claims(found: Mapping[str, Mapping[str, float]], startup_seconds: float, size_bytes: int) -> dict[str, float]:
     """Ratios: at most 0.5, at most 1, and so on, is what the issue asks for."""
     peers = [way for way in found if way != "ours" and not way.startswith("bare")]
     if "ours" not in found or not peers:
         return {}
     mine = found["ours"]
+    least = min(found[way]["cpu_seconds_per_gb"] for way in peers)
+    marginal = mine["cpu_seconds_per_gb"] - startup_seconds / (size_bytes / GB)
     ratios = {
-        "cpu_to_best_peer": mine["cpu_seconds_per_gb"] / min(found[way]["cpu_seconds_per_gb"] for way in peers),
-        "cpu_without_startup_to_best_peer": (mine["cpu_seconds_per_gb"] - startup_per_gb)
-        / min(found[way]["cpu_seconds_per_gb"] for way in peers),
+        "cpu_to_best_peer": mine["cpu_seconds_per_gb"] / least,
+        "cpu_without_startup_to_best_peer": marginal / least,
+        "cpu_for_100_gb_to_best_peer": (marginal + startup_seconds / 100) / least,
         "wall_to_best_peer": mine["wall_seconds"] / min(found[way]["wall_seconds"] for way in peers),
         "peak_mib": mine["peak_mib"],
     }

@@ -198,6 +198,7 @@ class AzureStore(Block):
         return isinstance(source, AzureStore) and source.account_url == self.account_url
 
     def copy_from(self, source: Objects, source_key: str, key: str) -> None:
+        """The copy has the source's blocks: their names, which hold their checksums, and their sizes are compared."""
         if not isinstance(source, AzureStore) or not self.copies_from(source):
             raise Refused(f"{source.url_of(source_key)} is of another provider; send its bytes to {self.url_of(key)}")
         with self._translated(f"copy {source.url_of(source_key)} to {key}"):
@@ -205,8 +206,13 @@ class AzureStore(Block):
             blob.start_copy_from_url(source._container.get_blob_client(source_key).url, timeout=TIMEOUT_SECONDS)  # noqa: SLF001 - of the same class
             while (copy := blob.get_blob_properties(timeout=TIMEOUT_SECONDS).copy).status == "pending":
                 time.sleep(1)  # large blobs of another tier take their time
-        if copy.status != "success":
-            raise Unavailable(f"{self.url_of(key)} was not copied: {copy.status} {copy.status_description}")
+            if copy.status != "success":
+                raise Unavailable(f"{self.url_of(key)} was not copied: {copy.status} {copy.status_description}")
+            if self._committed(key) != source._committed(source_key):  # noqa: SLF001 - of the same class
+                self.delete(key)
+                raise Unavailable(
+                    f"{self.url_of(key)} has other blocks than {source.url_of(source_key)}; copy it again"
+                )
 
     def create_container(self) -> None:
         """There already is no error."""
@@ -229,6 +235,11 @@ class AzureStore(Block):
                 raise
             return []
         return [(_as_named(block.id or ""), block.size or 0) for block in waiting]
+
+    def _committed(self, key: str) -> Sequence[tuple[str, int]]:
+        """The names and sizes of the blocks that a blob is made of; none where it was written in one piece."""
+        committed, _ = self._container.get_blob_client(key).get_block_list("committed", timeout=TIMEOUT_SECONDS)
+        return [(_as_named(block.id or ""), block.size or 0) for block in committed]
 
     def _is_gone(self, upload: Unfinished) -> NoReturn:
         raise Conflict(

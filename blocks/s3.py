@@ -1,15 +1,13 @@
 """Amazon S3, and whatever else speaks its protocol: SeaweedFS, MinIO, Ceph, Cloudflare R2."""
 
-import base64
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from functools import lru_cache, reduce
+from functools import lru_cache
 from http import HTTPStatus
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
-from awscrt.checksums import combine_crc64nvme, crc64nvme
 from boto3.session import Session
 from botocore.config import Config
 from botocore.exceptions import (
@@ -21,11 +19,13 @@ from botocore.exceptions import (
     IncompleteReadError,
 )
 from botocore.exceptions import ConnectionError as NoConnectionError
+from botocore.handlers import add_expect_header
 from prefect.blocks.core import Block
 from pydantic import Field, SecretStr
 
 from blocks.errors import Conflict, Refused, SkyferryError, Unavailable
 from blocks.ports import Found, Objects, Part, PartLimits, StoredObject, Unfinished
+from blocks.s3_checksums import CHECKSUMS, Algorithm, Checksum
 
 CHUNK_BYTES = 8 << 20
 GIB = 1 << 30
@@ -50,6 +50,9 @@ BROKEN_OFF = (
     FlexibleChecksumError,
     CredentialRetrievalError,
 )
+
+UNKNOWN_CHECKSUM = {"NotImplemented", "InvalidArgument", "InvalidRequest", "MalformedXML"}
+"""What stores say that are asked for a checksum that they do not have, and of other things too."""
 
 RETRIABLE = {
     "SlowDown",
@@ -102,6 +105,16 @@ class S3Store(Block):
         title="Secret access key",
         description="The secret of the access key id; left empty together with it.",
     )
+    checksum_algorithm: Algorithm = Field(
+        default="crc64nvme",
+        title="Checksum",
+        description="What the store checks each part by; crc32c or md5 for one that does not know crc64nvme.",
+    )
+    addressing: Literal["auto", "path", "virtual"] = Field(
+        default="auto",
+        title="Addressing",
+        description="Whether the bucket's name is in the path or in the host's name; Alibaba's OSS wants virtual.",
+    )
 
     def create_bucket(self) -> None:
         """The account's own already is no error."""
@@ -139,7 +152,10 @@ class S3Store(Block):
     def write(self, key: str, body: bytes | memoryview) -> None:
         with self.translated(f"write {key}"):
             self._part_client.put_object(
-                Bucket=self.bucket, Key=key, Body=_View(body), ChecksumCRC64NVME=self.checksum(memoryview(body))
+                Bucket=self.bucket,
+                Key=key,
+                Body=_View(body),
+                **self._checksum.sent_with(self.checksum(memoryview(body))),
             )
 
     def read(self, key: str, start: int = 0, size_bytes: int | None = None) -> Iterator[bytes]:
@@ -179,14 +195,12 @@ class S3Store(Block):
         return PART_LIMITS
 
     def checksum(self, body: memoryview) -> str:
-        """CRC64NVME as S3 writes it: of the checksums that it keeps of a whole object, the cheapest by far."""
-        return _written(crc64nvme(body))  # pyright: ignore[reportArgumentType] - it takes any buffer
+        """By default CRC64NVME: of the checksums that S3 keeps of a whole object, the cheapest by far."""
+        return self._checksum.of(body)
 
     def begin(self, key: str) -> Unfinished:
         with self.translated(f"begin an upload of {key}"):
-            begun = self.client.create_multipart_upload(
-                Bucket=self.bucket, Key=key, ChecksumAlgorithm="CRC64NVME", ChecksumType="FULL_OBJECT"
-            )
+            begun = self.client.create_multipart_upload(Bucket=self.bucket, Key=key, **self._checksum.declared)
         return Unfinished(key, begun["UploadId"], time.time())
 
     def send(self, upload: Unfinished, number: int, body: memoryview) -> Part:
@@ -194,15 +208,15 @@ class S3Store(Block):
         with self.translated(f"write part {number} of {upload.key}"):
             try:
                 sent = self._part_client.upload_part(
-                    **self._named(upload), PartNumber=number, Body=_View(body), ChecksumCRC64NVME=checksum
+                    **self._named(upload), PartNumber=number, Body=_View(body), **self._checksum.sent_with(checksum)
                 )
             except ClientError as error:
                 if _code(error) == "NoSuchUpload":
                     self._is_stale(upload, error)
                 raise
-        if sent.get("ChecksumCRC64NVME", checksum) != checksum:
+        if (has := self._checksum.found_in(sent)) not in (None, checksum):
             raise Unavailable(
-                f"{self.url_of(upload.key)}: the store has the CRC64NVME {sent['ChecksumCRC64NVME']} of part {number} "
+                f"{self.url_of(upload.key)}: the store has the {self.checksum_algorithm} {has} of part {number} "
                 f"where {checksum} was sent; send it again"
             )
         return Part(number, len(body), sent["ETag"], checksum)
@@ -212,7 +226,7 @@ class S3Store(Block):
         with self.translated(f"list the parts of {upload.key}"):
             try:
                 return tuple(
-                    Part(part["PartNumber"], part["Size"], part["ETag"], part.get("ChecksumCRC64NVME"))
+                    Part(part["PartNumber"], part["Size"], part["ETag"], self._checksum.found_in(part))
                     for page in pages
                     for part in page.get("Parts", ())
                 )
@@ -222,13 +236,17 @@ class S3Store(Block):
                 raise
 
     def complete(self, upload: Unfinished, parts: Sequence[Part]) -> None:
-        """The store compares the checksum of the whole object, which the parts' checksums combine to."""
+        """The store compares the checksum of the whole object, which the parts' checksums combine to, if it has one."""
+        listed = [
+            {"PartNumber": part.number, "ETag": part.receipt, **self._checksum.listed_with(part.checksum)}
+            for part in parts
+        ]
+        if any(self._checksum.found_in(one) != part.checksum for one, part in zip(listed, parts, strict=True)):
+            raise Conflict(f"{self.url_of(upload.key)}: the parts are not what was sent; see there, and begin anew")
         request = {
             **self._named(upload),
-            "MultipartUpload": {"Parts": [_as_listed(part) for part in parts]},
-            "ChecksumCRC64NVME": _combined(parts),
-            "ChecksumType": "FULL_OBJECT",
-            "MpuObjectSize": sum(part.size_bytes for part in parts),
+            "MultipartUpload": {"Parts": listed},
+            **self._checksum.whole(parts),
         }
         with self.translated(f"complete {upload.key}"):
             try:
@@ -269,19 +287,22 @@ class S3Store(Block):
             raise Refused(f"{source.url_of(source_key)} is of another provider; send its bytes to {self.url_of(key)}")
         origin, goal = {"Bucket": source.bucket, "Key": source_key}, {"Bucket": self.bucket, "Key": key}
         with self.translated(f"copy {source.url_of(source_key)} to {key}"):
-            found = source.client.head_object(**origin, ChecksumMode="ENABLED")
+            of_whole = self._checksum.is_of_whole
+            found = source.client.head_object(**origin, **({"ChecksumMode": "ENABLED"} if of_whole else {}))
             if found["ContentLength"] <= COPIED_AT_ONCE_BYTES:
-                copied = self.client.copy_object(**goal, CopySource=origin, ChecksumAlgorithm="CRC64NVME")
+                copied = self.client.copy_object(**goal, CopySource=origin, **self._checksum.declared_for_copies)
                 copied = copied["CopyObjectResult"]
             else:
                 copied = self._copy_in_parts(origin, goal, found["ContentLength"])
-        was, has = found.get("ChecksumCRC64NVME"), copied.get("ChecksumCRC64NVME")
-        if was and has and was != has:
+        was, has = found.get(self._checksum.field), copied.get(self._checksum.field)
+        if of_whole and was and has and was != has:
             self.delete(key)
-            raise Unavailable(f"{self.url_of(key)} was copied with the CRC64NVME {has} where the source has {was}")
+            raise Unavailable(f"{self.url_of(key)} was copied with the checksum {has} where the source has {was}")
 
     def _copy_in_parts(self, origin: dict[str, str], goal: dict[str, str], size_bytes: int) -> dict[str, Any]:
-        begun = self.client.create_multipart_upload(**goal, ChecksumAlgorithm="CRC64NVME", ChecksumType="FULL_OBJECT")
+        begun = self.client.create_multipart_upload(
+            **goal, **(self._checksum.declared if self._checksum.is_of_whole else {})
+        )
         upload = {**goal, "UploadId": begun["UploadId"]}
         try:
             parts = []
@@ -306,6 +327,10 @@ class S3Store(Block):
         ) from error
 
     @property
+    def _checksum(self) -> Checksum:
+        return CHECKSUMS[self.checksum_algorithm]
+
+    @property
     def client(self) -> Any:
         """boto3's client for these settings, shared by every copy of the block in this process."""
         return self._client(for_parts=False)
@@ -317,7 +342,13 @@ class S3Store(Block):
     def _client(self, *, for_parts: bool) -> Any:
         with _one_at_a_time:
             return _client(
-                self.endpoint_url, self.region, self.access_key_id, self.secret_access_key, for_parts=for_parts
+                self.endpoint_url,
+                self.region,
+                self.access_key_id,
+                self.secret_access_key,
+                self.addressing,
+                adds_checksums=self._checksum.is_of_whole,
+                for_parts=for_parts,
             )
 
     @contextmanager
@@ -371,12 +402,21 @@ def _session() -> Session:
 # A client takes a tenth of a second to build and cannot be pickled, and Prefect pickles a block for every task.
 @lru_cache(maxsize=16)
 def _client(
-    endpoint_url: str | None, region: str, access_key_id: str | None, secret: SecretStr | None, *, for_parts: bool
+    endpoint_url: str | None,
+    region: str,
+    access_key_id: str | None,
+    secret: SecretStr | None,
+    addressing: str,
+    *,
+    adds_checksums: bool,
+    for_parts: bool,
 ) -> Any:
     # Parts carry a checksum, which is signed: to hash them for their signature as well, which boto3 does where the
     # store speaks plain HTTP, costs as much as all the rest. Whoever sends them tries again.
-    lean = {"s3": {"payload_signing_enabled": False}} if for_parts else {}
-    return _session().client(
+    lean = {"payload_signing_enabled": False} if for_parts else {}
+    # Of themselves boto3 adds checksums that a store without CRC64NVME may refuse.
+    when = "when_supported" if adds_checksums else "when_required"
+    client = _session().client(
         "s3",
         endpoint_url=endpoint_url,
         region_name=region,
@@ -389,24 +429,14 @@ def _client(
             max_pool_connections=32,
             signature_version="s3v4",  # for signed addresses boto3 would use an older one, which few stores know
             user_agent="skyferry",  # else boto3 composes a long one anew for each part
-            **lean,
+            request_checksum_calculation=when,
+            response_checksum_validation=when,
+            s3={"addressing_style": addressing, **lean},
         ),
     )
-
-
-def _written(checksum: int) -> str:
-    return base64.b64encode(checksum.to_bytes(8, "big")).decode()
-
-
-def _combined(parts: Sequence[Part]) -> str:
-    def add(whole: int, part: Part) -> int:
-        return combine_crc64nvme(whole, int.from_bytes(base64.b64decode(part.checksum or ""), "big"), part.size_bytes)
-
-    return _written(reduce(add, parts, 0))
-
-
-def _as_listed(part: Part) -> dict[str, Any]:
-    return {"PartNumber": part.number, "ETag": part.receipt, "ChecksumCRC64NVME": part.checksum}
+    # To ask before each body whether the store wants it costs a round trip a part, and it always does.
+    client.meta.events.unregister("before-call.s3", add_expect_header)
+    return client
 
 
 def _code(error: ClientError) -> str:
@@ -417,6 +447,8 @@ def _translation(error: ClientError, said: str) -> SkyferryError:
     code, status = _code(error), error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     if (step := NEXT_STEPS.get(code)) is not None:
         return Refused(f"{said}: {code}; {step}")
+    if code in UNKNOWN_CHECKSUM:
+        return Refused(f"{said}: {error}; if it does not know the block's checksum, choose another one there")
     if status == HTTPStatus.INTERNAL_SERVER_ERROR:
         # SeaweedFS says no more than this when no volume has room.
         return Unavailable(f"{said}: {code}; try again later, and if the store is your own, see that its disk has room")

@@ -1,7 +1,7 @@
 """What people see in the Prefect UI: data in, markdown out."""
 
 from base64 import b64encode
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from blocks.ports import Model, Offer, Unfinished
 from flows.policy.bets import interval
@@ -300,6 +300,18 @@ def verification_table(findings: Sequence[Finding]) -> str:
     return "\n".join(
         ("# What was read back", "", "| object | found | sha256 in the manifest |", "|---|---|---|", *rows)
     )
+
+
+def uploads_table(
+    uploads: Sequence[tuple[str, Unfinished]], orphans: Collection[Unfinished], *, now: float, dry_run: bool
+) -> str:
+    """Uploads come with the address of what they are to become."""
+    rows = (
+        f"| {url} | {(now - upload.started_at) / 3600:.1f} | {'**abort**' if upload in orphans else 'keep'} |"
+        for url, upload in uploads
+    )
+    table = _table("| upload | hours old | |", "|---|---:|---|", rows)
+    return f"# What to abort{' (dry run: nothing was aborted)' if dry_run else ''}\n\n{table}\n"
 
 
 def collection_table(store: str, verdicts: Sequence[Verdict], orphans: Sequence[Unfinished], *, dry_run: bool) -> str:

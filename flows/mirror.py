@@ -45,7 +45,8 @@ def mirror_model(plan: MirrorPlan) -> Manifest:
     targets = [_open(store, model) for store in service.stores]
     own = targets[0]
     if own.error is None and (lacking := [target for target in targets if target.lacks]):
-        get_run_logger().info("Mirroring %.3f GB. %s", model.size_bytes / 1e9, traffic_words(model.size_bytes))
+        words = traffic_words(model.size_bytes, plan.egress_dollars_per_gb)
+        get_run_logger().info("Mirroring %.3f GB. %s", model.size_bytes / 1e9, words)
         _fill(service.hub, model, wanted, lacking)
     for target in targets[1:]:
         if target.error is not None:

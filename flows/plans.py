@@ -35,6 +35,14 @@ ReadyTimeout = Annotated[
         description="A replica that answers nothing by then is taken down again, and the run fails.",
     ),
 ]
+OrphanedAfterHours = Annotated[
+    float,
+    Field(
+        ge=1,
+        title="Orphaned after (hours)",
+        description="Uploads that began earlier and are no object yet are aborted: no file takes longer.",
+    ),
+]
 REPO = r"^[\w.-]+/[\w.-]+$"
 P = TypeVar("P", bound="Plan")
 
@@ -82,6 +90,12 @@ class MirrorPlan(ModelPlan):
         title="Pickled weights too",
         description="Mirror weights that run code when they are loaded; only from a maker whom you trust with that.",
     )
+    egress_dollars_per_gb: float | None = Field(
+        default=None,
+        ge=0,
+        title="Price of traffic ($ per GB)",
+        description="What you pay for bytes that leave your cloud; without it, list prices are shown.",
+    )
 
 
 class VerifyPlan(Plan):
@@ -109,12 +123,7 @@ class CollectPlan(Plan):
     keep_newest: int = Field(
         default=2, ge=1, title="Keep the newest", description="So many mirrors of each repository stay in any case."
     )
-    orphaned_after_hours: float = Field(
-        default=48,
-        ge=1,
-        title="Orphaned after (hours)",
-        description="Uploads that began earlier and are no object yet are aborted: no file takes longer.",
-    )
+    orphaned_after_hours: OrphanedAfterHours = 48
     dry_run: bool = Field(default=True, title="Dry run", description="Show what would be deleted, and delete nothing.")
 
 
@@ -250,7 +259,7 @@ class ScaleDownPlan(Plan):
 
 
 class ReapPlan(Plan):
-    """Stop the replicas that belong to nobody."""
+    """Stop the replicas, and abort the uploads, that belong to nobody."""
 
     grace_seconds: float = Field(
         default=3600,
@@ -258,7 +267,10 @@ class ReapPlan(Plan):
         title="Grace (seconds)",
         description="A replica that is younger than this is left alone, whatever the ledger says of it.",
     )
-    dry_run: bool = Field(default=True, title="Dry run", description="Show what would be stopped, and stop nothing.")
+    orphaned_after_hours: OrphanedAfterHours = 48
+    dry_run: bool = Field(
+        default=True, title="Dry run", description="Show what would be stopped and aborted, and do neither."
+    )
 
 
 class ScaleUpPlan(Plan):

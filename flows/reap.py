@@ -1,27 +1,42 @@
-"""Reap: stop the replicas that belong to nobody, which would otherwise only show on the bill."""
+"""Reap: stop the replicas, and abort the uploads, that belong to nobody and would otherwise only show on the bill."""
 
 import time
+from dataclasses import dataclass
 
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 
-from blocks.ports import Replica
-from flows.boards import decision_table
+from blocks.ports import Replica, Unfinished
+from blocks.service import Service
+from flows.boards import decision_table, uploads_table
 from flows.drain import stop_replicas
 from flows.plans import ReapPlan
+from flows.policy.collect import which_are_orphans
 from flows.policy.reap import what_to_reap
 from flows.tasks.fleet import list_replicas
 from flows.tasks.ledger import read_record
+from flows.tasks.mirror import abort_upload, list_uploads
 from flows.tasks.service import open_service
 
 DRAIN_SECONDS = 15.0
 """Nobody sends requests to a replica that belongs to nobody; one that cannot be asked must not stay for that."""
 
 
+@dataclass(frozen=True)
+class Orphans:
+    replicas: tuple[Replica, ...]
+    uploads: tuple[Unfinished, ...]
+
+
 @flow(name="reap-orphans", flow_run_name="reap-orphans-of-{plan.service}")
-def reap_orphans(plan: ReapPlan) -> tuple[Replica, ...]:
-    """List the service's replicas of which the ledger knows nothing good, and stop them unless it is a dry run."""
+def reap_orphans(plan: ReapPlan) -> Orphans:
+    """Show what belongs to nobody, and end it unless it is a dry run; replicas first, for they cost the most."""
     service = open_service(plan.service)
+    return Orphans(_reap_replicas(service, plan), _reap_uploads(service, plan))
+
+
+def _reap_replicas(service: Service, plan: ReapPlan) -> tuple[Replica, ...]:
+    """Those of which the ledger knows nothing good."""
     decisions = what_to_reap(
         list_replicas(service.fleet, service.name),
         read_record(service.store, service.name),
@@ -39,4 +54,23 @@ def reap_orphans(plan: ReapPlan) -> tuple[Replica, ...]:
     for orphan in orphans:
         get_run_logger().warning("%s in %s belongs to nobody and is stopped.", orphan.name, orphan.cell)
     stop_replicas(service, orphans, drain_timeout_seconds=DRAIN_SECONDS, even_if_busy=True)
+    return orphans
+
+
+def _reap_uploads(service: Service, plan: ReapPlan) -> tuple[Unfinished, ...]:
+    """Those of any of the service's stores that began too long ago for anybody to be at them."""
+    now = time.time()
+    found = [(store, upload) for store in service.stores for upload in list_uploads(store)]
+    orphans = which_are_orphans((upload for _, upload in found), now, plan.orphaned_after_hours * 3600)
+    create_markdown_artifact(
+        uploads_table(
+            [(store.url_of(upload.key), upload) for store, upload in found], orphans, now=now, dry_run=plan.dry_run
+        ),
+        key=f"orphaned-uploads-{service.name}",
+        description=f"{len(orphans)} of {len(found)} uploads belong to nobody",
+    )
+    if not plan.dry_run:
+        for store, upload in found:
+            if upload in orphans:
+                abort_upload(store, upload)
     return orphans

@@ -11,7 +11,8 @@ from blocks.errors import Refused
 from blocks.ports import MANIFEST, Model, ModelFile, PartLimits, StoredObject, Unfinished
 
 MIB = 1 << 20
-PART_BYTES = 16 * MIB
+PART_BYTES = 24 * MIB
+"""Each part costs milliseconds whatever its size; four workers' buffers and the process stay below 256 MiB."""
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".dill")
 """Loading such weights runs whatever code somebody has put into them."""
 
@@ -124,7 +125,7 @@ def what_to_mirror(
 def part_bytes(size_bytes: int, limits: Iterable[PartLimits]) -> int:
     """How large the parts of a file are, in whole MiB: the same in each run, so that one can go on with another's.
 
-    16 MiB, or as much more as the store with the fewest parts needs; Refused where a store takes no such part.
+    24 MiB, or as much more as the store with the fewest parts needs; Refused where a store takes no such part.
     """
     wanted = PART_BYTES
     for limit in limits:
@@ -164,11 +165,31 @@ def _matches(path: str, patterns: Iterable[str]) -> bool:
     return any(fnmatchcase(path, f"{pattern}*" if pattern.endswith("/") else pattern) for pattern in patterns)
 
 
-EGRESS_DOLLARS_PER_GB = {"aws": 0.09, "gcp": 0.12, "azure": 0.087, "alibaba": 0.117, "cloudflare": 0.0}
-"""List prices for the first terabytes that leave a cloud for the internet; into one, bytes are free everywhere."""
+@dataclass(frozen=True)
+class EgressPrice:
+    """What a cloud asks for bytes that leave it for the internet: the list price of the first terabytes of a month."""
+
+    cloud: str
+    dollars_per_gb: float
+    source: str
+    """Where it was read, and of when it is."""
 
 
-def traffic_words(size_bytes: int) -> str:
-    """What it costs to bring so many bytes into one store."""
-    prices = ", ".join(f"{cloud} ${price * size_bytes / 1e9:.2f}" for cloud, price in EGRESS_DOLLARS_PER_GB.items())
-    return f"nothing into a store of the cloud that this worker runs in, or from outside any; out of {prices}"
+EGRESS_PRICES = (
+    EgressPrice("aws", 0.09, "https://www.egresscost.com/aws, 2026; above 100 GB a month"),
+    EgressPrice(
+        "gcp", 0.12, "https://cloud.google.com/vpc/network-pricing, premium tier, as of 2026-09-20; by the GiB"
+    ),
+    EgressPrice("azure", 0.087, "https://cloudtoolstack.com/blog/cloud-egress-cost-optimization, early 2026"),
+    EgressPrice("cloudflare", 0.0, "https://developers.cloudflare.com/r2/pricing/, as of 2026-08-03"),
+)
+"""Of public pages, not all of them the clouds' own; into a cloud, bytes are free. Whoever pays other rates says so."""
+
+
+def traffic_words(size_bytes: int, dollars_per_gb: float | None) -> str:
+    """What it costs to bring so many bytes into one store, at the rate of whoever pays, or at list prices."""
+    free = "nothing into a store of the cloud that this worker runs in, or from outside any"
+    if dollars_per_gb is not None:
+        return f"{free}; out of it ${dollars_per_gb * size_bytes / 1e9:.2f} a store, at your ${dollars_per_gb:g} per GB"
+    prices = ", ".join(f"{price.cloud} ${price.dollars_per_gb * size_bytes / 1e9:.2f}" for price in EGRESS_PRICES)
+    return f"{free}; at list prices, a store, out of {prices}"

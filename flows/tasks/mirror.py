@@ -230,6 +230,12 @@ def delete_mirror(store: Store, stores: Sequence[Store], mirror: Mirror) -> bool
     return True
 
 
+@act(task_run_name="list-uploads")
+def list_uploads(store: Store) -> tuple[Unfinished, ...]:
+    """Every upload of a mirror that is no object yet, the oldest first."""
+    return store.unfinished(MIRRORS)
+
+
 @act(task_run_name="abort-{upload.key}")
 def abort_upload(store: Store, upload: Unfinished) -> None:
     store.abort(upload)

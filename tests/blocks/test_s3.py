@@ -5,11 +5,13 @@ from pathlib import Path
 import cloudpickle
 import httpx
 import pytest
+from botocore.exceptions import ClientError
 
 from blocks.errors import Conflict, Refused, SkyferryError, Unavailable
 from blocks.ports import Part, Unfinished
 from blocks.processes import free_port
 from blocks.s3 import S3Store
+from blocks.s3_checksums import CHECKSUMS, Algorithm
 from tests.servers import canned_server, running_seaweedfs, seaweedfs  # noqa: F401 - the fixture s3_store
 
 MIB = 1 << 20
@@ -158,6 +160,38 @@ def test_the_store_keeps_a_checksum_of_the_whole_object(s3_store: S3Store) -> No
     s3_store.complete(upload, parts)
     found = s3_store.client.head_object(Bucket=s3_store.bucket, Key="checked", ChecksumMode="ENABLED")
     assert found["ChecksumCRC64NVME"] == s3_store.checksum(body)
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("algorithm", CHECKSUMS)
+def test_each_checksum_is_compared_by_the_store(s3_store: S3Store, algorithm: Algorithm) -> None:
+    """A part whose checksum is not the one that is sent with it is refused, whichever is chosen."""
+    upload = changed(s3_store, checksum_algorithm=algorithm).begin("compared")
+    checksum = CHECKSUMS[algorithm]
+    wrong = checksum.sent_with(checksum.of(memoryview(b"other")))
+    named = {"Bucket": s3_store.bucket, "Key": upload.key, "UploadId": upload.id}
+    with pytest.raises(ClientError, match="BadDigest"):
+        s3_store.client.upload_part(**named, PartNumber=1, Body=b"bytes", **wrong)
+    s3_store.abort(upload)
+
+
+def test_a_store_that_does_not_know_the_checksum_says_where_to_choose() -> None:
+    """Whoever meets such a store is told of the setting."""
+    body = b"<Error><Code>NotImplemented</Code><Message>x-amz-checksum-algorithm</Message></Error>"
+    with (
+        canned_server(501, {"Content-Type": "application/xml"}, body) as server,
+        pytest.raises(Refused, match="choose another one"),
+    ):
+        store_at(server.address).begin("key")
+
+
+@pytest.mark.parametrize("algorithm", ["crc32c", "md5"])
+def test_a_store_without_checksums_is_asked_for_none_of_its_own(algorithm: Algorithm) -> None:
+    """boto3 would add one to each request, which such a store refuses."""
+    with canned_server(200, {"ETag": '"1"'}, b"") as server:
+        changed(store_at(server.address), checksum_algorithm=algorithm).put("key", b"one", replacing=None)
+    (headers,) = [headers for _, _, headers in server.requests]
+    assert not [name for name in headers if "checksum" in name.lower() or "trailer" in name.lower()]
 
 
 def test_bytes_that_change_on_their_way_are_sent_again() -> None:

@@ -20,6 +20,8 @@ STORES = [
     "fake",
     "directory",
     pytest.param("s3", marks=pytest.mark.server),
+    pytest.param("s3 with crc32c", marks=pytest.mark.server),
+    pytest.param("s3 with md5", marks=pytest.mark.server),
     pytest.param("google", marks=pytest.mark.server),
     pytest.param("azure", marks=pytest.mark.live),
 ]
@@ -32,6 +34,9 @@ def store(request: pytest.FixtureRequest) -> Store:
             return FakeStore()
         case "directory":
             return DirectoryStore(directory=request.getfixturevalue("tmp_path") / "store")
+        case "s3 with crc32c" | "s3 with md5" as name:
+            other = {"checksum_algorithm": name.rpartition(" ")[2]}
+            return request.getfixturevalue("s3_store").model_copy(update=other)
         case name:
             return request.getfixturevalue(f"{name}_store")
 

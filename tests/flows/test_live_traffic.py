@@ -1,5 +1,6 @@
 """Stages under real traffic: a real HAProxy, replicas that do as they are told, and the judge that looks at its log."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -15,6 +16,7 @@ from blocks.service import GoldenPrompt
 from flows.plans import ReleasePlan
 from flows.policy.ledger import Release
 from flows.release import release_model
+from flows.tasks.waiting import pausing_with
 from tests.flows.conftest import FakeService, World
 from tests.flows.test_release import plan
 from tests.gateway.replica import Replica
@@ -50,16 +52,18 @@ class Live:
 
 @pytest.fixture
 def live(world: World, tmp_path: Path) -> Iterator[Live]:
-    """v1 is live on a real gateway, with two replicas; nobody calls yet, and nobody promises a first token."""
+    """v1 is live on a real gateway, with two replicas; nobody calls yet, and no times are promised."""
     with running_gateway(tmp_path / "run") as gateway, ExitStack() as stack:
         replicas = [stack.enter_context(Replica(name)) for name in ("stable-0", "stable-1", "new-0", "new-1")]
         world.fleet._ports = iter([replica.port for replica in replicas])
         service = world.service
         assert isinstance(service, FakeService)
         service._engine = OpenAIEngine()
-        service.gateway, service.first_token_p95_ms = gateway.by_socket, None
-        # A long round: a look takes a second, and so does what it brings.
+        service.gateway, service.first_token_p95_ms, service.token_p95_ms = gateway.by_socket, None, None
+        # A long round, so that a stage is not over after a few looks.
         service.golden_prompts = [GoldenPrompt(prompt="Hello?")] * 60
+        # Real traffic takes its time, and between two looks there has to be some.
+        stack.enter_context(pausing_with(lambda seconds: time.sleep(seconds / 5)))
         release_model(plan("v1"))
         yield Live(world, gateway, replicas)
 

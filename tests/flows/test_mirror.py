@@ -1,5 +1,6 @@
 """Mirroring into several stores, verifying what is there, and collecting what nobody needs, as flows."""
 
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,13 +13,14 @@ from blocks.google_storage import GoogleStore
 from blocks.haproxy import HAProxyGateway
 from blocks.hugging_face import HuggingFaceHub
 from blocks.local_fleet import LocalFleet
-from blocks.ports import EngineSettings
+from blocks.ports import EngineSettings, Unfinished
 from blocks.s3 import S3Store
 from blocks.service import Service
 from flows.collect import collect_mirrors
 from flows.mirror import mirror_model
-from flows.plans import CollectPlan, MirrorPlan, VerifyPlan
+from flows.plans import CollectPlan, MirrorPlan, ReapPlan, VerifyPlan
 from flows.policy.ledger import Release, ServiceRecord, ledger_key, mirror_prefix
+from flows.reap import reap_orphans
 from flows.verify import verify_mirror
 from tests.fakes.store import FakeStore
 from tests.flows.conftest import REPO, World
@@ -127,6 +129,17 @@ def test_garbage_is_shown_and_then_collected(world: World, further: FakeStore) -
     for store in (world.store, further):
         assert {prefix for prefix in prefixes if prefix + MANIFEST in store.objects} == {prefixes[0], prefixes[2]}
         assert not [key for key in store.objects if key.startswith(prefixes[1])]
+
+
+def test_the_reaper_aborts_orphaned_uploads_too(world: World, further: FakeStore) -> None:
+    """A dry run only names them; then the old ones of every store go, and a young one stays."""
+    old = [store.begin("models/a/b/c/weights") for store in (world.store, further)]
+    young = Unfinished("models/a/b/c/more", "young", time.time())
+    further.uploads[young] = {}
+    assert reap_orphans(ReapPlan(service="chat")).uploads == tuple(old)
+    assert len(world.store.uploads) == 1
+    reap_orphans(ReapPlan(service="chat", dry_run=False))
+    assert (world.store.unfinished(""), further.unfinished("")) == ((), (young,))
 
 
 def test_orphaned_uploads_are_aborted(world: World) -> None:

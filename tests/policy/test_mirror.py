@@ -1,5 +1,6 @@
 """What belongs into a mirror, what it lacks, and in which pieces it comes."""
 
+import re
 from datetime import UTC, datetime
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from blocks.errors import Refused
 from blocks.ports import MANIFEST, Model, ModelFile, PartLimits, StoredObject, Unfinished
 from flows.policy.mirror import (
+    EGRESS_PRICES,
     PART_BYTES,
     Manifest,
     MirroredFile,
@@ -131,5 +133,17 @@ def test_wrong_is_whatever_differs() -> None:
 
 def test_traffic_has_its_price() -> None:
     """What leaves a cloud is priced for each; what comes in costs nothing."""
-    assert "aws $90.00" in traffic_words(10**12)
-    assert traffic_words(10**12).startswith("nothing into")
+    words = traffic_words(10**12, None)
+    assert words.startswith("nothing into")
+    assert "aws $90.00" in words
+
+
+def test_whoever_pays_another_rate_sees_that_one() -> None:
+    """List prices say nothing to somebody with a contract, and free traffic has a price too: nothing."""
+    assert "$50.00 a store, at your $0.05 per GB" in traffic_words(10**12, 0.05)
+    assert "aws" not in traffic_words(10**12, 0)
+
+
+def test_every_price_says_where_and_when_it_was_read() -> None:
+    """A price without them is a rumour."""
+    assert all(re.search(r"https://\S+, .*202\d", price.source) for price in EGRESS_PRICES)
