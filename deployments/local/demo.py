@@ -186,10 +186,11 @@ def claims(
         "v3 touched at most about a stage's share of the users": bool(shares)
         and third.noticed.users_who_saw_a_failure <= 2 * shares[-1] / 100 * users["users"],
         "v4's run says that it failed": fourth.exit_code != 0,
-        "v4, half as fast, was taken back for its time to first token": any(
+        # Where something else keeps the cores busy all are slow, and it may take until the stage's deadline.
+        "v4, half as fast, was taken back for its times": any(
             words in release.closing_reason
             for release in releases[3:4]
-            for words in ("first answers in this stage later than stable's", "users who waited longer than")
+            for words in ("later than stable's", "later a token than stable's", "users who waited longer")
         ),
         "nobody saw v4 fail: it is no worse than slow": fourth.noticed.model_dump(exclude={"sent"}) == unharmed,
         "no request was lost and no stream cut, ever": (users["lost"], users["streams_cut"]) == (0, 0),
