@@ -47,6 +47,7 @@ def register(home: Home, settings: StackSettings) -> None:
         slower_than_stable=1.3,
         first_token_margin_ms=20,
         minimum_requests=16,
+        probes_per_stage=0,  # they would take the core that users' answers need
     ).save(SERVICE, overwrite=True)
     with get_client(sync_client=True) as client:
         try:
