@@ -158,7 +158,8 @@ def _is_harm_in_cell(measure: Measure, cell: CellCount, evidence: Evidence, limi
 def _is_harm(measure: Measure, count: Count, part: float, beyond: float, evidence: Evidence, limits: Limits) -> bool:
     """Whether a part of the candidate is beyond bad luck by itself, beside stable where there is one."""
     share = evidence.share * part
-    beside = share / (share + 1 - evidence.share)
+    # In brackets: at 100 % it is 1 and no float beside it, or a part would be compared with a stable that is not there.
+    beside = share / (share + (1 - evidence.share))
     return worth_of_harm(measure, count, beside, limits) >= beyond
 
 

@@ -170,6 +170,14 @@ def test_without_streams_a_promised_first_token_holds() -> None:
     assert "late" not in [near.gate for near in nearness(replace(GOOD, share=1.0), promises_none)]
 
 
+@pytest.mark.parametrize("requests", range(1, 40))
+def test_at_all_traffic_a_cell_of_any_size_is_judged_by_limits(requests: int) -> None:
+    """There is no stable to compare it with, however its part of the requests comes out in floats."""
+    cells = {"a": CellCount(requests, {"slow": 1, "failed": 0}), "b": CellCount(400 - requests)}
+    alone = replace(GOOD, share=1.0, slow_ms=(), cells=cells)
+    assert rule(alone, LIMITS, 50).verdict == "promote"
+
+
 def test_a_cell_is_blamed_only_where_the_rest_is_good() -> None:
     """All eight failures in one of four cells are its own; four and four in two are the model's."""
     harm = with_count(GOOD, "failed", Count(8, 20, 400, 400, 8, harm=9, harm_now=9))
