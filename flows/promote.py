@@ -29,8 +29,8 @@ from flows.tasks.runs import ended_run_of, own_run_id
 from flows.tasks.service import open_service
 from flows.undo import RolledBack, users_keep_what_they_had
 
-MEASURED_PART = 0.01
-"""Of a stage's deadline, for as long as requests are counted, at most, to know how many come."""
+MEASURED_SECONDS = 5
+"""For so long requests are counted, at most, to know how many come."""
 
 
 class Approval(RunInput):
@@ -69,7 +69,7 @@ def _promote_by_stages(service: Service, release: Release, live: Release, plan: 
     limits = _limits(service, plan)
     slow_ms: Mapping[Time, tuple[float, ...]] = {}
     stable = Stable(live, _replicas_of(service, live.id), had=_servers_in(service, live.slot))
-    rate = measure_rate(service.gateway, service.name, plan.stage_deadline_seconds * MEASURED_PART)
+    rate = measure_rate(service.gateway, service.name, min(MEASURED_SECONDS, plan.stage_deadline_seconds / 100))
     for share in stages_left(plan.stages_percent, standing):
         if share in plan.approve_before_percent:
             _ask_a_person(release, share, plan.approval_timeout_seconds)
