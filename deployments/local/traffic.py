@@ -230,7 +230,8 @@ async def main() -> None:
     parser.add_argument("--rate", type=float, required=True, help="requests a second, on average")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--report", type=Path, required=True, help="the JSON file that is rewritten every second")
-    parser.add_argument("--users", type=int, default=200)
+    # Who is in a stage of 5 % is drawn anew for each release: of 200 it could be three, who call too rarely to tell.
+    parser.add_argument("--users", type=int, default=1000)
     parser.add_argument("--long-share", type=float, default=0.1, help="of the requests, those with long prompts")
     parser.add_argument("--long-tokens", type=int, default=300, help="about how long those are")
     given = parser.parse_args()
