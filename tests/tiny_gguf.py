@@ -93,13 +93,9 @@ def tiny_replica(
     parallel: int = 2,
     identity: Identity | None = None,
     api_key: str = "",
-    weights: Path | None = None,
 ) -> Iterator[tuple[str, psutil.Process]]:
-    """A ready llama.cpp replica of the model, or of other weights; by TLS where it has an identity.
-
-    Its address and its process.
-    """
-    weights = weights or write_tiny_gguf(directory / "tiny.gguf")
+    """A ready llama.cpp replica of the model: its address and its process; by TLS where it has an identity."""
+    weights = write_tiny_gguf(directory / "tiny.gguf")
     address = f"127.0.0.1:{(port := free_port())}"
     options = {"weights": weights, "port": port, "context-tokens": context_tokens, "parallel": parallel}
     if identity is not None:

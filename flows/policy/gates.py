@@ -171,10 +171,8 @@ def _doubt(evidence: Evidence, limits: Limits, elapsed_seconds: float, probed: P
         first = f"{evidence.requests} of the {limits.minimum_requests} requests that this stage needs"
         doubt.append(f"{first}, and probes do not stand in for these" if _were_sent(probed) else first)
     for measure in PROMISED:
-        limit, count = limit_of(measure, limits), _with_probes(measure, evidence, probed)
-        if limit is not None and worth_within_limit(count, limit) < sure:
-            missing = _missing(lambda more, c=count, p=limit: worth_within_limit(_with_more(c, more), p) >= sure)
-            pace = _pace(missing, count.counted, elapsed_seconds)
+        if missing := _good_ones_missing(measure, evidence, limits, probed):
+            pace = _pace(missing, _with_probes(measure, evidence, probed).counted, elapsed_seconds)
             doubt.append(f"{_seen(measure, evidence, limits)}: about {missing} more good ones{pace} will do")
     for time in _compared(evidence, limits):
         if not (told := _told(time, evidence, probed)):
@@ -213,6 +211,15 @@ def _with_probes(measure: Measure, evidence: Evidence, probed: Probed | None) ->
     return replace(mine, counted=mine.counted + theirs.counted, counted_hits=mine.counted_hits + theirs.counted_hits)
 
 
+def _good_ones_missing(measure: Measure, evidence: Evidence, limits: Limits, probed: Probed | None) -> int:
+    """How many more without a hit make it plain that the limit is not broken twice over; 0 where it is, or is none."""
+    sure = -log(limits.missed_harm_percent / 100)
+    limit, count = limit_of(measure, limits), _with_probes(measure, evidence, probed)
+    if limit is None or worth_within_limit(count, limit) >= sure:
+        return 0
+    return _missing(lambda more: worth_within_limit(_with_more(count, more), limit) >= sure)
+
+
 def _worth_like_stable(time: Time, evidence: Evidence, probed: Probed | None, more_hits: int = 0) -> float:
     """Of the bets on users and on probes together, one coin carried from one to the other: their logarithms add up.
 
@@ -234,11 +241,7 @@ def _worth_like_stable(time: Time, evidence: Evidence, probed: Probed | None, mo
 def answers_missing(evidence: Evidence, limits: Limits, probed: Probed) -> int:
     """How many more good answers of the candidate's to probes take all doubt of what is to be learned."""
     sure = -log(limits.missed_harm_percent / 100)
-    missing = [0]
-    for measure in PROMISED:
-        limit, count = limit_of(measure, limits), _with_probes(measure, evidence, probed)
-        if limit is not None and worth_within_limit(count, limit) < sure:
-            missing.append(_missing(lambda more, c=count, p=limit: worth_within_limit(_with_more(c, more), p) >= sure))
+    missing = [_good_ones_missing(measure, evidence, limits, probed) for measure in PROMISED]
     for time in _compared(evidence, limits):
         if _told(time, evidence, probed) is None:
             missing.append(-(-(LEARNED_FROM - probed.evidence.timing(time).learned) // 2))
@@ -293,8 +296,6 @@ def nearness(evidence: Evidence, limits: Limits) -> list[Nearness]:
     harmful, gates = parts_of(evidence.share, limits), list[Nearness]()
     for measure, count in evidence.counts.items():
         if measure == "failed lately" or not _can_be_told(measure, evidence, limits):
-            continue
-        if measure == "late" and limits.first_token_p95_ms is None:
             continue
         harm = count.harm / bar(evidence, limits, measure) if measure in harmful else None
         good = None

@@ -298,9 +298,7 @@ def slowness_of(share: float) -> list[list[tuple[float, float]]]:
     return [[(-log(share * r + 1 - share), log(r / (share * r + 1 - share))) for r in bands] for bands in SLOWER]
 
 
-def _with_tokens(
-    parts: Mapping[Part, float],
-) -> Mapping[Part, float]:
+def _with_tokens(parts: Mapping[Part, float]) -> Mapping[Part, float]:
     """The first token's parts halved, and the other half for what is the same of each token."""
     first, each = FIRST_TOKEN, EACH_TOKEN
     pairs: tuple[tuple[Measure, Measure], ...] = (

@@ -8,6 +8,7 @@ nobody calls they cannot make up for.
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 
 from blocks.ports import Answer, Outcome, Prompt, Replica, Slot, other, pace_ms
 from flows.policy.bets import share_at, worth
@@ -25,8 +26,6 @@ SPREAD_OVER = 1 / 3
 """Of the deadline: all the probes that a stage may have take so long at least, for engines have users to answer."""
 LENGTHS_APART = 3
 """An answer that is so many times shorter or longer than stable's to the same prompt is counted."""
-NO_ANSWER_STATUS = 504
-"""What a gateway would have said."""
 
 
 @dataclass(frozen=True)
@@ -103,19 +102,22 @@ class ProbeJudge:
         return Probed(self._judge.evidence(), dict(self._counts))
 
 
+def _has_begun(answer: Answer) -> bool:
+    return answer.status is not None and answer.status < HTTPStatus.MULTIPLE_CHOICES
+
+
 def _came(answer: Answer) -> bool:
-    return answer.status is not None and answer.status < 300 and answer.is_whole  # noqa: PLR2004 - HTTP's successes
+    return _has_begun(answer) and answer.is_whole
 
 
 def _outcome(slot: Slot, replica: Replica, answer: Answer) -> Outcome:
     """As the gateway would have logged it."""
-    status = NO_ANSWER_STATUS if answer.status is None else answer.status
     return Outcome(
         id="probe",
         at=0,
         slot=slot,
         address=replica.address,
-        status=status,
+        status=HTTPStatus.GATEWAY_TIMEOUT if answer.status is None else answer.status,
         first_token_ms=answer.first_token_ms,
         tokens=answer.tokens,
         per_token_ms=pace_ms(answer.first_token_ms, answer.last_token_ms, answer.tokens),
@@ -123,7 +125,7 @@ def _outcome(slot: Slot, replica: Replica, answer: Answer) -> Outcome:
         user=None,
         retried=False,
         by_fallback=False,
-        cut_short=status < 300 and not answer.is_whole,  # noqa: PLR2004 - HTTP's successes
+        cut_short=_has_begun(answer) and not answer.is_whole,
         is_empty=False,  # what the answer is has a check of its own
         user_left=False,
     )

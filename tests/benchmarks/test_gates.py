@@ -14,23 +14,10 @@ from benchmarks.gates_worlds import Harm, Rates, Stream, Traffic, World
 from blocks.ports import Outcome
 from flows.policy.gates import rule
 from flows.policy.judge import PLACES, Judge
-from flows.policy.measures import EACH_TOKEN, FIRST_TOKEN, Limits, Time
+from flows.policy.measures import EACH_TOKEN, FIRST_TOKEN, Time
+from tests import limits
 
-LIMITS = Limits(
-    error_percent=1,
-    first_token_p95_ms=500,
-    token_p95_ms=100,
-    slower_than_stable=1.1,
-    first_token_margin_ms=20,
-    more_than_stable=1.1,
-    error_margin_percent=0.25,
-    false_alarm_percent=1,
-    missed_harm_percent=5,
-    minimum_requests=100,
-    warm_up_seconds=0,
-    minimum_seconds=60,
-    deadline_seconds=3600,
-)
+LIMITS = limits.LIMITS.model_copy(update={"token_p95_ms": 100, "minimum_seconds": 60, "deadline_seconds": 3600})
 WORLDS = (
     World("nameless"),
     World("sticky", users=400, always_failing_percent_of_users=1, drifts=True, is_autocorrelated=True),

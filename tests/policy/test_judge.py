@@ -11,22 +11,11 @@ import pytest
 from blocks.ports import Outcome, Slot
 from flows.policy.gates import Ruling, rule
 from flows.policy.judge import PLACES, ROUND_REQUESTS, Judge, has_failed
-from flows.policy.measures import FIRST_TOKEN, LEARNED_FROM, Limits, budget_of_stage
+from flows.policy.measures import FIRST_TOKEN, LEARNED_FROM, budget_of_stage
+from tests import limits
 
-LIMITS = Limits(
-    error_percent=1,
-    first_token_p95_ms=500,
-    token_p95_ms=100,
-    slower_than_stable=1.1,
-    first_token_margin_ms=0,
-    more_than_stable=1.1,
-    error_margin_percent=0.25,
-    false_alarm_percent=1,
-    missed_harm_percent=5,
-    minimum_requests=100,
-    warm_up_seconds=0,
-    minimum_seconds=0,
-    deadline_seconds=3600,
+LIMITS = limits.LIMITS.model_copy(
+    update={"token_p95_ms": 100, "first_token_margin_ms": 0, "minimum_seconds": 0, "deadline_seconds": 3600}
 )
 OUTCOME = Outcome(
     id="1",

@@ -6,7 +6,7 @@ import pytest
 
 from blocks.ports import Answer, Prompt, Replica
 from flows.policy.gates import rule
-from flows.policy.measures import CellCount, Count, Evidence, Limits, Probed, budget_of_stage
+from flows.policy.measures import CellCount, Count, Evidence, Probed, budget_of_stage
 from flows.policy.probes import (
     Pair,
     ProbeJudge,
@@ -15,21 +15,9 @@ from flows.policy.probes import (
     seconds_between_rounds,
     what_is_wrong,
 )
+from tests import limits
 
-LIMITS = Limits(
-    error_percent=1,
-    first_token_p95_ms=500,
-    slower_than_stable=1.1,
-    first_token_margin_ms=20,
-    more_than_stable=1.1,
-    error_margin_percent=0.25,
-    false_alarm_percent=1,
-    missed_harm_percent=5,
-    minimum_requests=10,
-    warm_up_seconds=0,
-    minimum_seconds=0,
-    deadline_seconds=1000,
-)
+LIMITS = limits.LIMITS.model_copy(update={"minimum_requests": 10, "minimum_seconds": 0, "deadline_seconds": 1000})
 TEXT, JSON, TOOL = Prompt("Hello?", 32, "text"), Prompt("JSON!", 32, "json"), Prompt("Call it!", 32, "tool")
 RIGHT = Answer(200, "A sentence.", first_token_ms=50, total_ms=100, is_whole=True)
 MINE = Replica("chat-2-0", "chat", "2", "here", "127.0.0.1:2")
