@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from unittest.mock import patch
 
 from pydantic import SecretStr
 
@@ -16,6 +17,8 @@ from flows.tasks.mirror import survey, write_manifest
 from flows.tasks.patience import Patience
 from flows.tasks.transfer import Target, Transfer
 
+PART_BYTES = 5 << 20
+"""The smallest part that S3 takes, so that files of several parts are soon copied."""
 QUICK = Patience(first_wait_seconds=0.01, longest_wait_seconds=0.05)
 
 
@@ -39,7 +42,11 @@ def mirror(hub: Hub, stores: Sequence[Store], repo: str, revision: str = "main",
     missing = [file for file in model.files if any(file.path in target.lacks for target in targets)]
     if not missing:
         return targets
-    with Transfer(hub, model, targets, patience=QUICK, workers=workers) as transfer, ThreadPoolExecutor(8) as pool:
+    with (
+        patch("flows.policy.mirror.PART_BYTES", PART_BYTES),
+        Transfer(hub, model, targets, patience=QUICK, workers=workers) as transfer,
+        ThreadPoolExecutor(8) as pool,
+    ):
         copied = {file.path: file for file in pool.map(transfer.copy, missing) if file is not None}
     files = tuple(copied.get(file.path) or as_mirrored(file) for file in model.files)
     manifest = Manifest(

@@ -18,9 +18,8 @@ from blocks.errors import Refused, Unavailable
 from blocks.hugging_face import HuggingFaceHub
 from blocks.s3 import S3Store
 from flows.policy.ledger import mirror_prefix
-from flows.policy.mirror import PART_BYTES
 from tests.faults import Fault, FaultyProxy, faulty_proxy, slow_down
-from tests.mirroring import mirror
+from tests.mirroring import PART_BYTES, mirror
 from tests.servers import local_hub, running_seaweedfs, seaweedfs  # noqa: F401 - the fixture s3_store
 
 pytestmark = pytest.mark.server

@@ -8,11 +8,10 @@ import pytest
 
 from blocks.errors import Refused, Unavailable
 from blocks.ports import Model, ModelFile, Objects, Part, PartLimits, Unfinished
-from flows.policy.mirror import PART_BYTES
 from flows.tasks.transfer import Transfer
 from tests.fakes.hub import FakeHub
 from tests.fakes.store import FakeStore
-from tests.mirroring import mirror, opened
+from tests.mirroring import PART_BYTES, mirror, opened
 
 MIB = 1 << 20
 REPO = "maker/model"
