@@ -21,10 +21,10 @@ status: install ## Say what of the stack is running
 
 test: install ## Every test that needs no root
 	@# Three at a time on two cores: a third of the time a test waits for a server.
-	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/pytest -n 3 --no-loadscope-reorder $(ARGS)
 
 live: install ## The tests on real clusters: needs root, and Slurm, munge, sshd and rsync from Debian (minutes)
-	$(BIN)/pytest -m live -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/pytest -m live -n 2 --no-loadscope-reorder $(ARGS)
 
 check: install ## What people, pre-commit and CI share: format, lint, types, import rules, fast tests
 	$(BIN)/ruff format --check .

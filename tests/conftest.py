@@ -3,12 +3,26 @@
 from pathlib import Path
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling
 
 from tests.live.slurm_lab import running_slurm_lab  # noqa: F401 - the fixture slurm_lab: one for each worker
 
 LONGEST_FIRST = ("live/test_release.py", "stack", "flows", "transfer")
 """Whole releases take half of the live suite, one real stack a third of all other tests, and begun last, they would be
 waited for by everyone."""
+
+
+class LoadServer(LoadFileScheduling):
+    """A file's tests are one worker's, and those of all flows as well: their Prefect server takes seconds to start."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return "tests/flows" if file.startswith("tests/flows/") else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadServer:
+    return LoadServer(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,9 +1,10 @@
-"""Put the embedded stack's blocks into its Prefect server: `python -m deployments.local.register HOME`."""
+"""Put the embedded stack's blocks and deployments into its Prefect server: `… -m deployments.local.register HOME`."""
 
 import sys
 from pathlib import Path
 from typing import Any
 
+from prefect.cli import app as prefect
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.exceptions import ObjectAlreadyExists
@@ -15,6 +16,7 @@ from blocks.local_fleet import LocalFleet
 from blocks.processes import MARK
 from blocks.service import Service
 from deployments.local.settings import SERVICE, Home, StackSettings
+from deployments.local.stack import prefect_file
 
 DOCUMENT = "local"
 
@@ -73,6 +75,9 @@ def main() -> None:
     if settings is None:
         sys.exit(f"{home.path} holds no stack; run `skyferry up` first")
     register(home, settings)
+    # What `prefect deploy --all` does, in this process, which has taken its seconds to import all of it.
+    sys.argv = ["prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(prefect_file())]
+    prefect()
 
 
 if __name__ == "__main__":

@@ -149,8 +149,7 @@ class Stack:
         say("making the bucket")
         self.settings.seaweed(self.home).wait_until_ready()
         say("registering blocks and deployments")
-        self._run("-m", "deployments.local.register", str(self.home.path))
-        self._run("-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(prefect_file()))
+        self._register()
         worker.daemon.start(worker.command, env=self.env)
         wait_until_healthy(worker)
 
@@ -198,9 +197,9 @@ class Stack:
         check_configuration(self.home.gateway, {**os.environ, FALLBACK_KEY: fallback_key})
         self.home.env_file.write_text("".join(f"export {name}={value}\n" for name, value in self.env.items()))
 
-    def _run(self, *arguments: str) -> None:
+    def _register(self) -> None:
         done = subprocess.run(
-            [sys.executable, *arguments],
+            [sys.executable, "-m", "deployments.local.register", str(self.home.path)],
             env={**os.environ, **self.env},
             cwd=self.home.path,
             capture_output=True,
@@ -208,7 +207,7 @@ class Stack:
             check=False,
         )
         if done.returncode != 0:
-            raise Unavailable(f"`python {' '.join(arguments)}` failed:\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
+            raise Unavailable(f"registering them failed:\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
 
 
 def prefect_file() -> Path:

@@ -73,10 +73,9 @@ def test_a_bad_replica_is_held_back_and_a_good_model_goes_on(live: World) -> Non
     assert [stage.evidence.dropped for stage in second.stages if stage.evidence] == [(f"{second.id}-0",), ()]
 
 
-def test_a_stage_keeps_what_the_engines_did(world: World) -> None:
+def test_a_stage_keeps_what_the_engines_did(live: World) -> None:
     """Of the candidate and of the live release, apart; one that says nothing is told as silent."""
-    release_model(plan("v1"))
-    world.engine.in_flight_at["127.0.0.1:9002"] = None  # the next replica's
+    live.engine.in_flight_at["127.0.0.1:9002"] = None  # the next replica's
     (_, last) = release_model(plan("v2")).stages
     assert last.engines is not None
     assert (last.engines.candidate.replicas, last.engines.candidate.silent) == (2, 1)
@@ -90,36 +89,33 @@ def stables(world: World) -> list[str]:
     ]
 
 
-def test_no_share_is_given_that_stable_could_not_take_back(world: World) -> None:
+def test_no_share_is_given_that_stable_could_not_take_back(live: World) -> None:
     """One of its replicas drains: the candidate gets nothing, and is rolled back once the stage's time is over."""
-    release_model(plan("v1"))
     provision("v2")
-    world.gateway.drain("chat", "blue", stables(world)[0])
+    live.gateway.drain("chat", "blue", stables(live)[0])
     with pytest.raises(
         SkyferryError, match=r"before 10 %: .* 1 of its 2 replicas are up \(127.0.0.1:900[01] is draining"
     ):
         promote_canary(
             PromotePlan(service="chat", stages_percent=(10, 100), stage_seconds=0, stage_deadline_seconds=0.01)
         )
-    assert 1000 not in world.gateway.splits
+    assert 1000 not in live.gateway.splits
 
 
-def test_a_queue_at_stable_bars_the_way_back(world: World) -> None:
+def test_a_queue_at_stable_bars_the_way_back(live: World) -> None:
     """More wait than it answers at a time: it has no room for what the candidate would give back."""
-    release_model(plan("v1"))
-    world.engine.waiting_at[stables(world)[0]] = 9
+    live.engine.waiting_at[stables(live)[0]] = 9
     with pytest.raises(SkyferryError, match="9 requests wait at its replicas, which answer 8 at a time"):
         release_model(plan("v2", stage_deadline_seconds=0.01))
 
 
-def test_a_stage_that_has_passed_waits_for_the_way_back(world: World) -> None:
+def test_a_stage_that_has_passed_waits_for_the_way_back(live: World) -> None:
     """Stable loses a replica meanwhile: the share does not rise, users are still looked at, and then it goes on."""
-    release_model(plan("v1"))
-    (lost, _) = stables(world)
-    world.gateway.on_next_look += [  # the last one first: the look before the first stage counts what comes
-        lambda: world.gateway.attach("chat", "blue", lost, is_tls=False),
+    (lost, _) = stables(live)
+    live.gateway.on_next_look += [  # the last one first: the look before the first stage counts what comes
+        lambda: live.gateway.attach("chat", "blue", lost, is_tls=False),
         lambda: None,
-        lambda: world.gateway.drain("chat", "blue", lost),
+        lambda: live.gateway.drain("chat", "blue", lost),
         lambda: None,
     ]
     release = release_model(plan("v2"))
@@ -128,14 +124,13 @@ def test_a_stage_that_has_passed_waits_for_the_way_back(world: World) -> None:
     assert release.stages[0].evidence.stable_requests > 9000  # three looks', where two would have done
 
 
-def test_a_stage_without_a_way_back_is_rolled_back_at_its_deadline(world: World) -> None:
+def test_a_stage_without_a_way_back_is_rolled_back_at_its_deadline(live: World) -> None:
     """Though its gates had passed it; a replay says the same, for the ledger keeps what barred it."""
-    release_model(plan("v1"))
-    (lost, _) = stables(world)
-    world.gateway.on_next_look += [lambda: world.gateway.drain("chat", "blue", lost), lambda: None]
+    (lost, _) = stables(live)
+    live.gateway.on_next_look += [lambda: live.gateway.drain("chat", "blue", lost), lambda: None]
     with pytest.raises(SkyferryError, match=r"rolled back at 10 %: not passed within .* could not take its traffic"):
         release_model(plan("v2", stage_deadline_seconds=1))
-    (stage,) = world.record.releases[-1].stages
+    (stage,) = live.record.releases[-1].stages
     assert replay(stage, {}).reason == stage.reason
 
 
