@@ -191,7 +191,7 @@ class StageWatch:
 
     @property
     def _forecast(self) -> str:
-        return forecast(self.judge.limits, self.share / 100, self.requests_a_second)
+        return forecast(self.judge.limits, self.share / 100, self.requests_a_second, self.judge.slow_ms)
 
     @property
     def _engines(self) -> Engines:

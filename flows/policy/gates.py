@@ -3,7 +3,7 @@
 The statistics are those of `flows.policy.bets`; docs/gates.md says in words what each rule is.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import exp, log
 from typing import Literal
@@ -316,24 +316,41 @@ def _can_be_told(measure: Measure, evidence: Evidence, limits: Limits) -> bool:
     return time.limit_ms(limits) is not None if measure == time.late else bool(evidence.timing(time).slow_ms)
 
 
-def requests_needed(limits: Limits, share: float) -> int:
-    """How many requests of the candidate a stage takes if all goes well; the double is no surprise."""
+def requests_needed(limits: Limits, share: float, slow_ms: Mapping[Time, Sequence[float]] | None = None) -> int:
+    """How many requests of the candidate a stage takes if all goes well; the double is no surprise.
+
+    `slow_ms`: stable's lines of each time, as far as they are known. Without them nobody knows what a margin excuses.
+    """
     sure = -log(limits.missed_harm_percent / 100)
     needs = [limits.minimum_requests]
     promised = [p for measure in PROMISED if (p := limit_of(measure, limits)) is not None]
     needs += [_missing(lambda n, p=p: worth_within_limit(Count(counted=n), p) >= sure) for p in promised]
-    if share < 1 and any(time.limit_ms(limits) is not None for time in TIMES):
-        # Alike, the candidate has a tenth of its answers beyond stable's p90, and its share of all such answers.
-        alike = _missing(
-            lambda hits: worth_like_stable(Count(hits, round(hits / share), counted=10 * hits), share) >= sure
-        )
-        needs.append(10 * alike)
+    for time in TIMES:
+        if share < 1 and time.limit_ms(limits) is not None:
+            late = _late_part(time, (slow_ms or {}).get(time, ()), limits)
+            needs.append(_missing(lambda n, late=late: worth_like_stable(_alike(n, share, late), share) >= sure))
     return max(needs)
 
 
-def forecast(limits: Limits, share: float, requests_a_second: float | None) -> str:
+def _late_part(time: Time, slow_ms: Sequence[float], limits: Limits) -> float:
+    """Of the answers of a candidate that is like stable, those that are later than stable's p90 and the margin."""
+    allowed = time.allowed_ms(slow_ms[P90], limits) if slow_ms else 0.0
+    passed = [line for line, ms in zip(LINES, slow_ms, strict=False) if ms <= allowed]
+    return 1 - max([*passed, LINES[P90]]) / 100
+
+
+def _alike(requests: int, share: float, late: float) -> Count:
+    """What is later than p90 after so many requests of a candidate that is like stable, which knows no margin."""
+    stables = requests * (1 - share) / share * (1 - LINES[P90] / 100)
+    hits = round(requests * late)
+    return Count(hits, hits + round(stables), counted=requests)
+
+
+def forecast(
+    limits: Limits, share: float, requests_a_second: float | None, slow_ms: Mapping[Time, Sequence[float]]
+) -> str:
     """How many requests of the candidate a stage takes, and how long that is at the present rate of the service."""
-    needed = requests_needed(limits, share)
+    needed = requests_needed(limits, share, slow_ms)
     words = f"about {needed} requests of the candidate if all goes well"
     if requests_a_second is None:
         return f"{words}; nobody knows how many come now"

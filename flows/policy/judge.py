@@ -58,7 +58,7 @@ class Judge:
 
     def begin_anew(self) -> None:
         """Forget what was seen, as where some of it may have been lost; what is slow is still known."""
-        self._begin({time: latency.slow_ms for time, latency in self._latencies.items()})
+        self._begin(self.slow_ms)
 
     def _begin(self, slow_ms: Mapping[Time, Sequence[float]]) -> None:
         self._marks, self._round_marks, self._requests_of = bytearray(PLACES), bytearray(PLACES), bytearray(PLACES)
@@ -149,6 +149,11 @@ class Judge:
             self._tally.forget("failed lately")
             # A later round has a smaller part of the budget, or a long stage would run out of it: 1/2, 1/6, 1/12 ...
             self._handicap = log((self._rounds + 1) * (self._rounds + 2))
+
+    @property
+    def slow_ms(self) -> dict[Time, tuple[float, ...]]:
+        """Stable's lines of each time; none of one that is still to be learned."""
+        return {time: latency.slow_ms for time, latency in self._latencies.items()}
 
     def next_slow_ms(self) -> dict[Time, tuple[float, ...]]:
         """What is slow in the next stage."""

@@ -14,7 +14,7 @@ from blocks.ports import Answer, Outcome, Prompt, Replica, Slot, other, pace_ms
 from flows.policy.bets import share_at, worth
 from flows.policy.gates import answers_missing, requests_needed
 from flows.policy.judge import Judge
-from flows.policy.measures import CHECKS, PROBES_SHARE, TIMES_ASKED, Check, Count, Evidence, Limits, Probed
+from flows.policy.measures import CHECKS, PROBES_SHARE, TIMES, TIMES_ASKED, Check, Count, Evidence, Limits, Probed
 
 PART_OF_THE_BUDGET = 0.05
 """Of a stage's error budget, what probes have, where they may be sent."""
@@ -137,7 +137,8 @@ def is_too_thin(evidence: Evidence, limits: Limits, elapsed_seconds: float) -> b
         return False
     pace = (evidence.requests + RULE_OF_THREE) / elapsed_seconds
     by_then = evidence.requests + pace * max(0.0, limits.deadline_seconds - elapsed_seconds)
-    return by_then < requests_needed(limits, evidence.share)
+    slow_ms = {time: evidence.timing(time).slow_ms for time in TIMES}
+    return by_then < requests_needed(limits, evidence.share, slow_ms)
 
 
 def probes_missing(evidence: Evidence, limits: Limits, elapsed_seconds: float, probed: Probed, at_most: int) -> int:

@@ -346,7 +346,8 @@ class _Layout:
             + "".join(
                 f"Match User {cluster.user}\n  SetEnv SLURM_CONF={self.directory}/{cluster.name}/slurm.conf "
                 # Python may look for a library of its own where it was built, and that may be closed to these users.
-                f"PATH=/usr/local/bin:/usr/bin:/bin LD_LIBRARY_PATH={self.directory}/python/lib\n"
+                f"PATH=/usr/local/bin:/usr/bin:/bin LD_LIBRARY_PATH={self.directory}/python/lib "
+                f"PYTHONPATH={self.directory}/customized\n"
                 for cluster in CLUSTERS.values()
             )
         )
@@ -366,6 +367,8 @@ class _Layout:
             f'VIRTUAL_ENV={runtime}\nPATH="$VIRTUAL_ENV/bin:$PATH"\nexport VIRTUAL_ENV PATH\ndeactivate() {{ :; }}\n'
         )
         _write_script(runtime / "bin" / "pip", f'exec {runtime}/bin/python -m pip "$@"\n')
+        (self.directory / "customized").mkdir()
+        (self.directory / "customized" / "sitecustomize.py").write_text(_PORT_FOR_SKYLET)
 
     def _write_home(self) -> None:
         """SkyPilot's settings: logins, rate card, and what it would fetch from the web, as if a user had edited it."""
@@ -447,6 +450,14 @@ cat  # until whoever made the lab is gone
         return script
 
 
+_PORT_FOR_SKYLET = """
+# SkyPilot gives its daemon the first free port, and the daemon takes it seconds later. All nodes of all labs are this
+# machine: of two daemons that start together, one would then begin anew every few seconds for as long as its cluster.
+import os, sys, zlib
+if "sky.skylet.attempt_skylet" in sys.orig_argv:
+    from sky.skylet import constants
+    constants.SKYLET_GRPC_PORT = 10_000 + zlib.crc32(os.environ["HOME"].encode()) % 20_000
+"""
 _VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 _SITE_PACKAGES = f"lib/python{_VERSION}/site-packages"
 _PATH = f"{Path(sys.executable).parent}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"

@@ -13,6 +13,7 @@ from flows.policy.gates import forecast, nearness, requests_needed, rule
 from flows.policy.measures import (
     ALONE,
     BESIDE_STABLE,
+    FIRST_TOKEN,
     CellCount,
     Count,
     Evidence,
@@ -201,6 +202,17 @@ def test_a_stage_says_beforehand_how_many_requests_it_takes() -> None:
     assert requests_needed(alone.model_copy(update={"minimum_requests": 1000}), 0.05) == 1000
 
 
+def test_a_margin_beside_stable_makes_a_stage_shorter() -> None:
+    """Once it is known what it excuses: a candidate like stable is seldom later than stable's p90 and the margin."""
+    lenient = LIMITS.model_copy(update={"error_percent": 10, "minimum_requests": 10})
+    wide = lenient.model_copy(update={"slower_than_stable": 2.0})
+    lines = {FIRST_TOKEN: (100, 120, 150, 200, 300)}
+    needed = requests_needed(lenient, 0.05)
+    assert requests_needed(lenient, 0.05, lines) == requests_needed(wide, 0.05) == needed
+    assert requests_needed(wide, 0.05, lines) < needed
+    assert forecast(wide, 0.05, 2, lines) != forecast(wide, 0.05, 2, {})
+
+
 def test_a_promised_pace_needs_its_own_good_news() -> None:
     """As good as the first token's: within its limit, and like stable."""
     limits = LIMITS.model_copy(update={"token_p95_ms": 100})
@@ -222,13 +234,13 @@ def test_a_stage_says_beforehand_how_long_it_takes() -> None:
     """At the rate of now, never less than its minimum time, and in words where that is too late or nobody knows."""
     alone = LIMITS.model_copy(update={"first_token_p95_ms": None})
     needs = "about 172 requests of the candidate if all goes well"
-    assert forecast(alone, 0.5, 20) == f"{needs}: 17 s at the 20 a second that the service has now"
-    assert forecast(alone, 0.5, 1000).startswith(f"{needs}: 10 s at")
-    assert forecast(alone, 0.05, 2).endswith(
+    assert forecast(alone, 0.5, 20, {}) == f"{needs}: 17 s at the 20 a second that the service has now"
+    assert forecast(alone, 0.5, 1000, {}).startswith(f"{needs}: 10 s at")
+    assert forecast(alone, 0.05, 2, {}).endswith(
         "29 min at the 2 a second that the service has now, later than its deadline of 100 s"
     )
-    assert forecast(alone, 0.5, 0) == f"{needs}; none come now"
-    assert forecast(alone, 0.5, None) == f"{needs}; nobody knows how many come now"
+    assert forecast(alone, 0.5, 0, {}) == f"{needs}; none come now"
+    assert forecast(alone, 0.5, None, {}) == f"{needs}; nobody knows how many come now"
 
 
 @pytest.mark.parametrize(
