@@ -88,7 +88,7 @@ def demo(
     *,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the stack up, and its data in place.")] = False,
 ) -> None:
-    """Release three models under live traffic, one of them bad, and tell what users noticed: the main job."""
+    """Release four models under live traffic, two of them bad, and tell what users noticed: the main job."""
     directory = data or (DATA if keep else None)
     with _spoken_errors(), _home_of(directory) as home:
         if StackSettings.read(home) is not None:

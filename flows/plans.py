@@ -185,6 +185,11 @@ class PromotePlan(Plan):
         title="Stage lasts at most (seconds)",
         description="A stage that its gates have not passed by then is rolled back.",
     )
+    limits: dict[str, float | None] = Field(
+        default={},
+        title="Other limits",
+        description='Gates for this release only, over those of the service, such as {"slower_than_stable": 1.5}.',
+    )
     approve_before_percent: tuple[int, ...] = Field(
         default=(),
         title="Ask a person before (%)",

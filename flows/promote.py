@@ -66,7 +66,7 @@ def _take_over(service: Service) -> Release:
 def _promote_by_stages(service: Service, release: Release, live: Release, plan: PromotePlan) -> None:
     board = Board(f"canary-board-{service.name}", f"The canary of {service.name}, stage by stage")
     standing = read_split(service.gateway, service.name).share_of(release.slot)
-    limits = _limits(service, plan)
+    limits = limits_of(service, plan)
     slow_ms: Mapping[Time, tuple[float, ...]] = {}
     stable = Stable(live, _replicas_of(service, live.id), had=_servers_in(service, live.slot))
     rate = measure_rate(service.gateway, service.name, min(MEASURED_SECONDS, plan.stage_deadline_seconds / 100))
@@ -137,10 +137,14 @@ def _mend(service: Service, release: Release, ready_timeout_seconds: float) -> N
         start_replicas(service, release, ready_timeout_seconds)
 
 
-def _limits(service: Service, plan: PromotePlan) -> Limits:
+def limits_of(service: Service, plan: PromotePlan) -> Limits:
+    """What the release has to keep; Refused where the service's limits and the plan's do not fit together."""
     promised = {name: getattr(service, name) for name in Limits.model_fields if hasattr(service, name)}
+    times = {"minimum_seconds": plan.stage_seconds, "deadline_seconds": plan.stage_deadline_seconds}
+    if unknown := sorted(plan.limits.keys() - promised.keys()):
+        raise Refused(f"limits has {', '.join(unknown)}; there are {', '.join(sorted(promised))}")
     try:
-        return Limits(**promised, minimum_seconds=plan.stage_seconds, deadline_seconds=plan.stage_deadline_seconds)
+        return Limits.model_validate({**promised, **times, **plan.limits})
     except ValidationError as error:
         raise Refused(f"the gates of service {service.name!r} and this plan do not fit together: {error}") from error
 

@@ -12,7 +12,7 @@ from flows.mirror import mirror_model
 from flows.place import start_replicas
 from flows.plans import MirrorPlan, PromotePlan, ProvisionPlan, ReleasePlan
 from flows.policy.ledger import Release, begin_stopping, held_by, retire
-from flows.promote import promote_canary
+from flows.promote import limits_of, promote_canary
 from flows.provision import open_in_ledger, provision_fleet
 from flows.tasks.artifacts import only_for_show
 from flows.tasks.ledger import amend, read_record
@@ -29,6 +29,7 @@ DRAIN_TIMEOUT_SECONDS = 900.0
 def release_model(plan: ReleasePlan) -> Release:
     """Give a model to users one stage at a time; whatever fails, they keep the one they have."""
     service = open_service(plan.service)
+    limits_of(service, plan)  # what would be refused then is refused before anything is spent
     release = open_in_ledger(service, plan)
     pinned = plan.model_copy(update={"revision": release.commit})
     try:

@@ -1,4 +1,4 @@
-"""The main job: releases under live traffic, one of them bad, and what users noticed of it."""
+"""The main job: releases under live traffic, two of them bad, and what users noticed of it."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from pydantic import BaseModel, computed_field
 
 from blocks.errors import Unavailable
 from blocks.processes import Daemon
-from deployments.local.hub import REPO
+from deployments.local.hub import DEEPER, REPO, add_deeper
 from deployments.local.settings import SERVICE
 from deployments.local.stack import Say, Stack
 from flows.policy.ledger import Release, State
@@ -25,6 +25,9 @@ LONG_TOKENS = 240
 WINDOW_TOKENS = 2048
 FAR_TOO_SMALL_WINDOW_TOKENS = 256
 STAGES_PERCENT = (5, 15, 30, 50, 100)
+HALF_AS_FAST = {"stages_percent": (50, 100), "limits": {"slower_than_stable": 1.3, "first_token_margin_ms": 20}}
+"""How v4 is released. By such limits it takes hundreds of requests to pass a good release, and twenty to see harm, once
+the first hundred have told what is slow: at half of three requests a second that is about a minute."""
 STEP_SECONDS = 600
 
 
@@ -104,13 +107,15 @@ class Demo:
     say: Say
 
     def play(self) -> Report:
-        """Release v1, v2 and a v3 that cannot be, then go to sleep for the night."""
+        """Release v1, v2, a v3 that cannot be and a v4 that is too slow, then go to sleep for the night."""
+        add_deeper(self.stack.home.hub)
         users = Users.of(self.stack)
         steps = [self._step("release v1", "release-model", _release("v1"), users)]
         with users.calling(self.stack.settings.endpoint, self.rate):
             steps += [
                 self._step("release v2", "release-model", _release("v2"), users),
                 self._step("release v3", "release-model", _release("v2", FAR_TOO_SMALL_WINDOW_TOKENS), users),
+                self._step("release v4", "release-model", _release(DEEPER) | HALF_AS_FAST, users),
                 self._step("scale down for the night", "scale-down", {"service": SERVICE}, users),
             ]
         return self._report(tuple(steps), json.loads(users.report.read_text()))
@@ -166,22 +171,30 @@ def claims(
     steps: Sequence[Step], releases: Sequence[Release], replicas_left: Sequence[str], users: dict[str, Any]
 ) -> dict[str, bool]:
     """What the demo claims, and whether it came true."""
-    first, second, third, night = steps
+    first, second, third, fourth, night = steps
     states: list[State] = [release.state for release in releases]
     unharmed = Noticed().model_dump(exclude={"sent"})
     # A release that never began is not in the ledger.
     passed = [(stage.share_percent, stage.verdict) for release in releases[1:2] for stage in release.stages]
-    shares = [stage.share_percent for release in releases[2:] for stage in release.stages]
+    shares = [stage.share_percent for release in releases[2:3] for stage in release.stages]
     return {
         "v1 was released": first.exit_code == 0,
         "v2 took over through all stages": second.exit_code == 0
         and passed == [(share, "promote") for share in STAGES_PERCENT],
-        "v1 was retired, v2 is live, v3 was rolled back": states == ["retired", "live", "rolled back"],
+        "v1 was retired, v2 is live, v3 and v4 were rolled back": states
+        == ["retired", "live", "rolled back", "rolled back"],
         "v3's run says that it failed": third.exit_code != 0,
         "no user noticed v2's promotion": second.noticed.model_dump(exclude={"sent"}) == unharmed,
         # Users are put into a stage by hash, so that a stage of 5 % has about 5 % of them, not exactly.
         "v3 touched at most about a stage's share of the users": bool(shares)
         and third.noticed.users_who_saw_a_failure <= 2 * shares[-1] / 100 * users["users"],
+        "v4's run says that it failed": fourth.exit_code != 0,
+        "v4, half as fast, was taken back for its time to first token": any(
+            words in release.closing_reason
+            for release in releases[3:4]
+            for words in ("first answers in this stage later than stable's", "users who waited longer than")
+        ),
+        "nobody saw v4 fail: it is no worse than slow": fourth.noticed.model_dump(exclude={"sent"}) == unharmed,
         "no request was lost and no stream cut, ever": (users["lost"], users["streams_cut"]) == (0, 0),
         "the night's replica is left, and it is v2's": night.exit_code == 0
         and len(replicas_left) == 1

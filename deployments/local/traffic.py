@@ -21,7 +21,6 @@ import httpx
 
 from blocks.files import write_whole
 
-STREAMED_SHARE = 0.5
 MAX_TOKENS = (3, 6)
 QUESTION_WORDS = (2, 4)
 ANSWER_TIMEOUT = httpx.Timeout(60, connect=5)
@@ -49,6 +48,7 @@ def requests(random: Random, *, users: int, long_share: float, long_tokens: int)
     """One request after another, for ever; the same ones for the same random numbers.
 
     The longer ones ask about one document, whose tokens an engine keeps: on a small machine each new one takes seconds.
+    Who sends a document waits for the whole answer; the others watch theirs come.
     """
     document = f"Read this: {' '.join(random.choices(WORDS, k=long_tokens))}."
     while True:
@@ -58,7 +58,7 @@ def requests(random: Random, *, users: int, long_share: float, long_tokens: int)
             user=f"user-{random.randrange(users)}",
             prompt=f"{document} {question}" if is_long else question,
             max_tokens=random.randint(*MAX_TOKENS),
-            is_streamed=random.random() < STREAMED_SHARE,
+            is_streamed=not is_long,
         )
 
 

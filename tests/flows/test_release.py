@@ -19,7 +19,7 @@ from tests.flows.test_steps import provision
 FAILED = replace(GOOD, status=500)
 
 
-def plan(revision: str, stages: Sequence[int] = (10, 100), **others: float) -> ReleasePlan:
+def plan(revision: str, stages: Sequence[int] = (10, 100), **others: float | dict[str, float]) -> ReleasePlan:
     return ReleasePlan(
         service="chat",
         repo=REPO,
@@ -27,7 +27,7 @@ def plan(revision: str, stages: Sequence[int] = (10, 100), **others: float) -> R
         stages_percent=tuple(stages),
         stage_seconds=0,
         keep_warm_seconds=0,
-        **others,  # pyright: ignore[reportArgumentType] - numbers all
+        **others,  # pyright: ignore[reportArgumentType] - each of them fits the field that it is for
     )
 
 
@@ -138,6 +138,34 @@ def candidates(world: World) -> list[str]:
     """The addresses of the last release's replicas, in order of their names."""
     last = world.record.releases[-1].id
     return [replica.address for replica in world.fleet.replicas("chat") if replica.release == last]
+
+
+SLOWER = replace(GOOD, first_token_ms=100)
+"""Twice as late as stable's."""
+
+
+def test_limits_of_a_release_stand_over_those_of_its_service(live: World) -> None:
+    """What is too slow for the service can be allowed for once; the ledger keeps what was allowed."""
+    live.users.see("green", SLOWER)
+    with pytest.raises(SkyferryError, match=r"rolled back at 10 %: .*later than stable's"):
+        release_model(plan("v2"))
+    allowed = release_model(plan("v3", limits={"slower_than_stable": 3}))
+    assert allowed.state == "live"
+    assert [stage.limits and stage.limits.slower_than_stable for stage in allowed.stages] == [3, 3]
+
+
+@pytest.mark.parametrize(
+    ("limits", "words"), [({"sharpness": 1}, "limits has sharpness; there are .*"), ({"error_percent": 0.1}, "margin")]
+)
+def test_limits_that_cannot_be_are_refused_before_anything_starts(
+    live: World, limits: dict[str, float], words: str
+) -> None:
+    """One that there is not, and one that contradicts another of the service."""
+    orders = len(live.fleet.orders)
+    with pytest.raises(Refused, match=words):
+        release_model(plan("v2", limits=limits))
+    assert len(live.fleet.orders) == orders
+    assert len(live.record.releases) == 1
 
 
 def test_silence_is_rolled_back_at_the_deadline(live: World) -> None:

@@ -161,7 +161,8 @@ ALL_MANNERS: tuple[Manner, ...] = (
 @pytest.mark.server
 def test_counts_are_exact(tmp_path: Path) -> None:
     """Each request is counted once, as what became of it, plain ones and streams apart."""
-    with serving(*ALL_MANNERS) as service, users_of(service.port, tmp_path / "report.json") as users:
+    half_long = ("--long-share", "0.5")  # those are plain
+    with serving(*ALL_MANNERS) as service, users_of(service.port, tmp_path / "report.json", *half_long) as users:
         users.wait_for("sent", 300)
         report = users.end()
     done = service.done
