@@ -207,6 +207,11 @@ ON_PROCESSORS = "CPU"
 """What stands for an accelerator's name where a replica is wanted on processors alone."""
 
 
+def domain_of(cell: str) -> str:
+    """What fails together with this cell: its region, Kubernetes cluster or Slurm cluster."""
+    return "/".join(cell.split("/")[:2])
+
+
 @dataclass(frozen=True)
 class Offer:
     """One kind of machine that a cell rents out."""
@@ -229,8 +234,7 @@ class Offer:
 
     @property
     def domain(self) -> str:
-        """What fails together: the region, the Kubernetes cluster, the Slurm cluster."""
-        return "/".join(self.cell.split("/")[:2])
+        return domain_of(self.cell)
 
     def __str__(self) -> str:
         machine = f"{self.accelerator}:{self.accelerators}" if self.accelerators else (self.instance or "processors")

@@ -11,7 +11,7 @@ from statistics import median
 
 from pydantic import BaseModel, ConfigDict
 
-from blocks.ports import Offer, Stock
+from blocks.ports import Offer, Stock, domain_of
 
 ATTEMPTS_KEY = "placement/attempts.json"
 """Where the memory is kept in the object store: one document for all services, for they rent from the same cells."""
@@ -78,11 +78,6 @@ class Attempt(Frozen):
 
 Kind = tuple[str, str, int, bool]
 """What shares a stock, more or less: failure domain, accelerator, how many of them, spot."""
-
-
-def domain_of(cell: str) -> str:
-    """What fails together, as `Offer.domain` has it."""
-    return "/".join(cell.split("/")[:2])
 
 
 class Attempts(Frozen):

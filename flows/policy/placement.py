@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 from pydantic import BaseModel, ConfigDict, Field
 
 from blocks.errors import Refused
-from blocks.ports import Offer, Replica, Stock
+from blocks.ports import Offer, Replica, Stock, domain_of
 from flows.policy.attempts import (
     FIRST_START_SECONDS,
     LOWEST_CHANCE,
@@ -17,7 +17,6 @@ from flows.policy.attempts import (
     Attempts,
     answer_seconds,
     chance,
-    domain_of,
     freshness,
     start_seconds,
     usual_chance,

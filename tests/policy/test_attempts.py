@@ -17,7 +17,6 @@ from flows.policy.attempts import (
     Attempts,
     answer_seconds,
     chance,
-    domain_of,
     note,
     start_seconds,
     usual_chance,
@@ -155,9 +154,3 @@ def test_how_long_a_start_takes_is_learnt_there() -> None:
     assert start_seconds(memory, NEIGHBOUR, 900) == 40
     assert start_seconds(memory, ELSEWHERE, 900) == 900
     assert answer_seconds(memory, OFFER, 90) == 7
-
-
-@pytest.mark.parametrize("cell", ["aws/us-east-1/us-east-1a", "aws/us-east-1", "k8s/prod", "slurm/alpha", "local"])
-def test_domains_are_those_of_the_port(cell: str) -> None:
-    """A replica's cell and an offer's give the same failure domain."""
-    assert domain_of(cell) == replace(OFFER, cell=cell).domain

@@ -1,28 +1,13 @@
 """Which replicas belong to nobody."""
 
-from datetime import UTC, datetime
-
 import pytest
 
-from blocks.ports import EngineSettings, Replica
-from flows.policy.ledger import Release, ServiceRecord, State
+from blocks.ports import Replica
+from flows.policy.ledger import ServiceRecord, State
 from flows.policy.reap import what_to_reap
+from tests.policy.test_scale import release
 
 NOW = 10_000.0
-
-
-def release(name: str, state: State) -> Release:
-    return Release(
-        id=name,
-        service="chat",
-        repo="a/b",
-        commit="c",
-        engine=EngineSettings(1024, 2),
-        slot="blue",
-        state=state,
-        run_id="run",
-        opened_at=datetime(2026, 1, 1, tzinfo=UTC),
-    )
 
 
 def replica(of: str, launched_at: float | None) -> Replica:
