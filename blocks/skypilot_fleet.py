@@ -116,7 +116,7 @@ class SkyPilotFleet(Block):
         ge=0,
         title="Looked after every (s)",
         description="How often each engine is asked whether it is well, and SkyPilot and the clouds about those that "
-        "do not answer.",
+        "did not answer twice in a row.",
     )
     address_hours: int = Field(
         default=24,
@@ -388,6 +388,7 @@ class Watch:
         self._read: tuple[Cluster, ...] = ()
         self._read_at = self._refreshed_at = float("-inf")
         self._ended: frozenset[str] = frozenset()
+        self._silent: frozenset[str] = frozenset()
         self._endpoints: dict[str, str] = {}
 
     def clusters(self, refresh_seconds: float, answers: Callable[[Cluster], bool]) -> tuple[Cluster, ...]:
@@ -418,10 +419,13 @@ class Watch:
             with ThreadPoolExecutor(ASKED_SIDE_BY_SIDE) as pool:
                 well = [*pool.map(answers, running)]
             silent = [cluster for cluster, is_well in zip(running, well, strict=True) if not is_well]
-            jobs = self._skypilot.jobs(silent)
+            # For the second time in a row: an engine that was just launched is about to answer.
+            asked = [cluster for cluster in silent if cluster.hash in self._silent]
+            self._silent = frozenset(cluster.hash for cluster in silent)
+            jobs = self._skypilot.jobs(asked)
             self._ended = frozenset(key for key, job in jobs.items() if job == "ended")
             # A machine that has told of its job is there; of the others their cloud has to tell, which takes longer.
-            self._skypilot.look_up([cluster.name for cluster in silent if jobs[cluster.hash] == "unknown"])
+            self._skypilot.look_up([cluster.name for cluster in asked if jobs[cluster.hash] == "unknown"])
         except (Refused, Unavailable) as error:
             logging.getLogger(__name__).warning("What SkyPilot's clusters do is not known: %s", error)
         finally:

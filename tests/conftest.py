@@ -8,7 +8,15 @@ from xdist.scheduler import LoadFileScheduling
 
 from tests.live.slurm_lab import running_slurm_lab  # noqa: F401 - the fixture slurm_lab: one for each worker
 
-LONGEST_FIRST = ("live/test_release.py", "stack", "flows", "transfer")
+LONGEST_FIRST = (
+    "live/test_release.py",
+    "live/test_cells.py",
+    "contracts/test_fleet.py",
+    "live",
+    "stack",
+    "flows",
+    "transfer",
+)
 """Whole releases take half of the live suite, one real stack a third of all other tests, and begun last, they would be
 waited for by everyone."""
 

@@ -195,11 +195,16 @@ class FakeSkyPilot(SkyPilot):
 
 
 def test_only_silent_replicas_are_asked_about() -> None:
-    """SkyPilot says of them which have ended, and those alone are listed no more; their clouds say it of the rest."""
+    """And at the second look, for the first may have come just after their launch.
+
+    SkyPilot says of them which have ended, and those alone are listed no more; their clouds say it of the rest.
+    """
     skypilot = FakeSkyPilot()
     watch = Watch(skypilot)
-    watch._refreshing.acquire()
-    watch._refresh(lambda cluster: cluster.name == "well")
+    for asked_before in ([], ["ended", "going on", "unknown"]):
+        watch._refreshing.acquire()
+        watch._refresh(lambda cluster: cluster.name == "well")
+        assert skypilot.asked_of_jobs == asked_before
     assert skypilot.asked_of_jobs == ["ended", "going on", "unknown"]
     assert skypilot.looked_up == ["unknown"]
     listed = [cluster.name for cluster in watch.clusters(refresh_seconds=60, answers=lambda _: False)]

@@ -15,7 +15,19 @@ resources: {cpus: 1, memory: 1}
 run: |
   echo "$SKYFERRY_REPLICA is served at port $SKYFERRY_PORT"
   touch health
-  exec python3 -m http.server --bind 127.0.0.1 "$SKYFERRY_PORT"
+  exec python3 -c '
+  import http.server, os, ssl
+  place = ("127.0.0.1", int(os.environ["SKYFERRY_PORT"]))
+  server = http.server.ThreadingHTTPServer(place, http.server.SimpleHTTPRequestHandler)
+  if "SKYFERRY_CERTIFICATE" in os.environ:
+      os.umask(0o077)
+      for file, value in (("cert", "SKYFERRY_CERTIFICATE"), ("key", "SKYFERRY_PRIVATE_KEY")):
+          open(file, "w").write(os.environ[value])
+      tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+      tls.load_cert_chain("cert", "key")
+      server.socket = tls.wrap_socket(server.socket, server_side=True)
+  server.serve_forever()
+  '
 """
 """A task that is ready at once and serves what lies where it starts: that it is healthy, and no more."""
 
@@ -41,7 +53,7 @@ def publish_nothing(store: S3Store, prefix: str) -> None:
 def skypilot_fleet(
     directory: Path, store: S3Store, lab: SlurmLab, authority: Authority | None = None
 ) -> Iterator[SkyPilotFleet]:
-    """No replica is left at the end; with an authority none counts as well, as they speak no TLS."""
+    """No replica is left at the end."""
     fleet = SkyPilotFleet(
         directory=directory,
         store=store,

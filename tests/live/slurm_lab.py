@@ -134,10 +134,10 @@ class SlurmLab:
         """This project's Python with all its packages, where the clusters' users can run it."""
         return self.directory / "runtime" / "bin" / "python"
 
-    def fill(self, cluster: str, taken: int = 0) -> str:
-        """Have a job take every GPU of the cluster, of which `taken` are others' already, and do nothing; its id."""
+    def fill(self, cluster: str) -> str:
+        """Have a job take every GPU of the cluster, and do nothing; its id."""
         job = self._slurm(
-            cluster, "sbatch", "--parsable", f"--gres=gpu:{CLUSTERS[cluster].accelerators - taken}", "--mem=1",
+            cluster, "sbatch", "--parsable", f"--gres=gpu:{CLUSTERS[cluster].accelerators}", "--mem=1",
             "--output=/dev/null", "--chdir=/", "--wrap=sleep infinity",
         ).strip()  # fmt: skip
         self._wait(lambda: self.queue(cluster).get(job, ("", ""))[1] == "RUNNING", f"job {job} on {cluster} to run")
