@@ -1,6 +1,7 @@
 """A SkyPilotFleet in the Slurm lab."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -59,12 +60,16 @@ def skypilot_fleet(
         store=store,
         task=ECHO,
         authority=authority,
-        refresh_seconds=5,
+        refresh_seconds=1,
         launch_timeout_seconds=240,
     )
     try:
         yield fleet
     finally:
-        for replica in fleet.every_replica():
-            fleet.stop(replica.name)
+        stop_all(fleet)
         assert {**lab.queue("alpha"), **lab.queue("beta")} == {}
+
+
+def stop_all(fleet: SkyPilotFleet) -> None:
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(fleet.stop, [replica.name for replica in fleet.every_replica()]))

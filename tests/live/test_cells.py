@@ -114,4 +114,5 @@ def test_a_flow_killed_between_launch_and_answer_is_taken_up(world: World) -> No
     with get_client(sync_client=True) as client:  # as its worker would say
         client.set_flow_run_state(UUID(held.run_id), Crashed(), force=True)
     provision_fleet(PLAN)
-    assert len(world.jobs) == 1
+    assert len(world.jobs) == len(world.cells) == 1
+    assert [*(fleet._home / "sent").iterdir()] == []  # the killed one's secrets too

@@ -1,6 +1,5 @@
 """What only SkyPilot's fleet does, on the two real Slurm clusters of the lab."""
 
-import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,7 +16,6 @@ from blocks.errors import CellSaidNo, Unavailable
 from blocks.ports import EngineSettings, ReplicaOrder
 from blocks.replica_tls import new_authority
 from blocks.s3 import S3Store
-from blocks.skypilot_clusters import SkyPilot
 from blocks.skypilot_fleet import SkyPilotFleet
 from tests.live.running import offer_in, publish_nothing, skypilot_fleet
 from tests.live.slurm_lab import SlurmLab
@@ -28,12 +26,6 @@ pytestmark = [pytest.mark.live, pytest.mark.timeout(400)]
 ORDER = ReplicaOrder(
     "chat-3c-0", "chat", "3c", "models/none/1/", EngineSettings(context_tokens=512, parallel_requests=1)
 )
-
-LAUNCH = """
-import pickle, sys
-fleet, order, offer = pickle.load(sys.stdin.buffer)
-print(fleet.launch(order, offer), flush=True)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -60,26 +52,6 @@ def test_what_a_cell_has_not_it_refuses_at_once(fleet: SkyPilotFleet) -> None:
         fleet.launch(ORDER, offer_in("beta", accelerators=16))
     with pytest.raises(CellSaidNo, match="slurm/gamma said no: Cluster gamma not found"):
         fleet.launch(ORDER, replace(offer_in("beta"), cell="slurm/gamma"))
-
-
-def test_a_launch_whose_answer_was_lost_is_adopted(fleet: SkyPilotFleet, slurm_lab: SlurmLab) -> None:
-    """A process killed between the launch and its answer leaves one cluster, which the next launch finds anywhere."""
-    first = subprocess.Popen([sys.executable, "-c", LAUNCH], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert first.stdin is not None
-    pickle.dump((fleet, ORDER, offer_in("beta")), first.stdin)
-    first.stdin.close()
-    skypilot = SkyPilot()
-    for attempt in stamina.retry_context(on=AssertionError, attempts=None, timeout=60, wait_max=0.2):
-        with attempt:
-            assert skypilot._launches(ORDER.name)
-    first.kill()
-    first.wait()
-    adopted = fleet.launch(ORDER, offer_in("alpha"))
-    assert adopted.cell == "slurm/beta"
-    assert len(slurm_lab.queue("beta")) == 1
-    assert slurm_lab.queue("alpha") == {}
-    assert fleet.replicas("chat") == (adopted,)
-    assert [*(fleet._home / "sent").iterdir()] == []
 
 
 def test_secrets_are_the_replicas_own(fleet: SkyPilotFleet, slurm_lab: SlurmLab) -> None:

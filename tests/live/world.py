@@ -23,6 +23,7 @@ from flows.policy.placement import PlacementRules
 from flows.tasks.service import serving
 from tests.flows.conftest import prefect_api  # noqa: F401 - the fixture
 from tests.gateway.running import running_gateway
+from tests.live.running import stop_all
 from tests.live.slurm_lab import SlurmLab
 from tests.servers import local_hub, running_seaweedfs  # noqa: F401 - the fixture s3_store
 from tests.tiny_gguf import tiny_gguf
@@ -113,5 +114,4 @@ def running_world(slurm_lab: SlurmLab, s3_store: S3Store, tmp_path_factory: pyte
         )
         with serving(service):
             yield World(service, slurm_lab, directory)
-        for replica in fleet.every_replica():
-            fleet.stop(replica.name)
+        stop_all(fleet)
