@@ -91,7 +91,7 @@ CASES = ["fake", pytest.param("local", marks=pytest.mark.server)]
 on_slurm_too = pytest.mark.parametrize(
     "case", [*CASES, pytest.param("slurm", marks=[pytest.mark.live, pytest.mark.timeout(600)])], indirect=True
 )
-"""A launch there takes half a minute, so a few tests have to do; whole releases stop replicas all the time."""
+"""A launch there takes half a minute, so a few tests have to do, and each goes on with what the one before it leaves."""
 
 
 @pytest.fixture(params=CASES)
@@ -136,6 +136,7 @@ def test_replicas_do_not_share_an_address(case: Case) -> None:
     assert case.fleet.replicas("chat") == (first, second)
 
 
+@on_slurm_too
 def test_a_stopped_replica_is_gone(case: Case) -> None:
     """It is not listed any more; stopping it once more, or one that never was, is no error."""
     case.fleet.launch(ANOTHER, case.offer)
