@@ -91,7 +91,7 @@ CASES = ["fake", pytest.param("local", marks=pytest.mark.server)]
 on_slurm_too = pytest.mark.parametrize(
     "case", [*CASES, pytest.param("slurm", marks=[pytest.mark.live, pytest.mark.timeout(600)])], indirect=True
 )
-"""A launch there takes half a minute, so a few tests have to do, and each goes on with what the one before it leaves."""
+"""A launch there takes half a minute: a few tests have to do, and each goes on with what the one before it has left."""
 
 
 @pytest.fixture(params=CASES)
