@@ -22,27 +22,17 @@ from benchmarks.gates_rivals import FIRST_SHARE, Judged, argo, flagger, kayenta,
 from benchmarks.gates_twin import LOOK_EVERY, hold
 from benchmarks.gates_worlds import Floats, Harm, Rates, Traffic, World, promised_ms, promised_token_ms
 from blocks.ports import Outcome
+from blocks.service import Service
 from flows.policy.gates import requests_needed, rule
 from flows.policy.judge import Judge
 from flows.policy.measures import Limits, Time, budget_of_stage
 
 STAGES = (0.05, 0.15, 0.3, 0.5, 1.0)
-LIMITS = Limits(
-    error_percent=1,
-    first_token_p95_ms=500,
-    token_p95_ms=100,
-    slower_than_stable=1.1,
-    first_token_margin_ms=10,
-    more_than_stable=1.1,
-    error_margin_percent=0.25,
-    false_alarm_percent=1,
-    missed_harm_percent=5,
-    minimum_requests=100,
-    warm_up_seconds=0,
-    minimum_seconds=60,
-    deadline_seconds=3600,
+DEFAULTS = {name: field.default for name, field in Service.model_fields.items() if name in Limits.model_fields}
+LIMITS = Limits.model_validate(
+    {**DEFAULTS, "warm_up_seconds": 0, "minimum_seconds": 60, "deadline_seconds": 3600},
 )
-"""The defaults of the Service block, and stages of a minute at least."""
+"""The defaults of the Service block, without a warm-up, for nothing is cold here, and stages of a minute at least."""
 DEADLINE_TIMES = 10
 """Or an hour, whichever is longer: so many times what the slowest stage takes if all goes well."""
 ALL_OF_IT: dict[str, Any] = {
@@ -295,8 +285,8 @@ ABOUT = """## Measured
 
 By `{command}`, with seeds: the same numbers each time.
 Users, requests and harms are made up (`benchmarks/gates_worlds.py`). The limits are the block's defaults but for the
-two times, to the first token and per token, which are promised within twice the world's true p95; the stages are 5, 15,
-30, 50 and 100 %, a minute at least.
+two times, to the first token and per token, which are promised within twice the world's true p95, and for the warm-up,
+of which there is none; the stages are 5, 15, 30, 50 and 100 %, a minute at least.
 Flagger, Argo Rollouts and Kayenta are written from their documentation (`benchmarks/gates_rivals.py`) and see the same
 users. They look at failures and first tokens, as their documentation does, and so at no time per token.
 

@@ -17,11 +17,11 @@ LONGEST_FIRST = (
     "flows",
     "transfer",
 )
-"""Whole releases take half of the live suite, one real stack a third of all other tests, and begun last, they would be
-waited for by everyone."""
+"""One real stack takes a third of all tests, and begun last, it would be waited for by everyone. Of the live ones, the
+first worker gets the releases and the fleet's contract, and the second all else."""
 
 
-class LoadServer(LoadFileScheduling):
+class FlowsTogether(LoadFileScheduling):
     """A file's tests are one worker's, and those of all flows as well: their Prefect server takes seconds to start."""
 
     def _split_scope(self, nodeid: str) -> str:
@@ -29,8 +29,8 @@ class LoadServer(LoadFileScheduling):
         return "tests/flows" if file.startswith("tests/flows/") else file
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadServer:
-    return LoadServer(config, log)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> FlowsTogether:
+    return FlowsTogether(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

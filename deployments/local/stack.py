@@ -207,7 +207,9 @@ class Stack:
             check=False,
         )
         if done.returncode != 0:
-            raise Unavailable(f"registering them failed:\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
+            raise Unavailable(
+                f"Prefect did not take the blocks and deployments:\n{done.stdout[-2000:]}{done.stderr[-4000:]}"
+            )
 
 
 def prefect_file() -> Path:
