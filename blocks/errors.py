@@ -31,3 +31,7 @@ class CellSaidNo(SkyferryError):
 
     def __str__(self) -> str:
         return f"{self.cell} said no: {self.reason}"
+
+
+class NotReady(CellSaidNo):
+    """This cell gave the machine, but no engine answered there in time: the machine's fault, or the model's."""

@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from functools import lru_cache, reduce
 from threading import Lock
 from typing import Any
@@ -69,6 +70,11 @@ class GoogleStore(Block):
         title="Endpoint",
         description="The address of an emulator, which is asked without credentials.",
     )
+    near: list[str] = Field(
+        default_factory=list,
+        title="Near",
+        description="Cells whose machines read weights from here if they can, as aws/us-east-1, gcp or slurm/alpha.",
+    )
 
     def get(self, key: str) -> Found | None:
         with self._translated(f"get {key}"):
@@ -124,6 +130,15 @@ class GoogleStore(Block):
     def delete(self, key: str) -> None:  # pyright: ignore[reportIncompatibleMethodOverride] - Block.delete deletes blocks
         with self._translated(f"delete {key}"):
             self._remove(key)
+
+    def presigned_url(self, key: str, seconds: int) -> str:
+        """An address that anybody can read the object at, for so long, a week at most: a secret."""
+        try:
+            return self._bucket.blob(key).generate_signed_url(version="v4", expiration=timedelta(seconds=seconds))
+        except (AttributeError, GoogleAuthError) as error:  # an AttributeError where the credentials have no key
+            raise Refused(
+                f"no address for {self.url_of(key)} can be signed: {error}; give the block a service account's key"
+            ) from error
 
     def url_of(self, key: str) -> str:
         return f"gs://{self.bucket}/{key}"

@@ -207,6 +207,11 @@ ON_PROCESSORS = "CPU"
 """What stands for an accelerator's name where a replica is wanted on processors alone."""
 
 
+def is_within(cell: str, name: str) -> bool:
+    """Whether a cell is what is called so, or lies in it, as aws/us-east-1 lies in aws."""
+    return cell == name or cell.startswith(name + "/")
+
+
 def domain_of(cell: str) -> str:
     """What fails together with this cell: its region, Kubernetes cluster or Slurm cluster."""
     return "/".join(cell.split("/")[:2])

@@ -115,6 +115,11 @@ class S3Store(Block):
         title="Addressing",
         description="Whether the bucket's name is in the path or in the host's name; Alibaba's OSS wants virtual.",
     )
+    near: list[str] = Field(
+        default_factory=list,
+        title="Near",
+        description="Cells whose machines read weights from here if they can, as aws/us-east-1, gcp or slurm/alpha.",
+    )
 
     def create_bucket(self) -> None:
         """The account's own already is no error."""

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from functools import lru_cache
+from operator import itemgetter
 from pathlib import Path
 from threading import Lock, Thread
 from time import monotonic
@@ -20,10 +21,11 @@ from pydantic import Field, SecretStr, field_validator
 
 from blocks.errors import CellSaidNo, Refused, Unavailable
 from blocks.files import alone, write_whole
+from blocks.google_storage import GoogleStore
 from blocks.mirrors import files_of
 from blocks.node import CannotServe, File, encode_files
 from blocks.openai_engine import OpenAIEngine
-from blocks.ports import EngineSettings, Offer, Replica, ReplicaOrder, Stock
+from blocks.ports import MANIFEST, EngineSettings, Offer, Replica, ReplicaOrder, Stock, is_within
 from blocks.replica_tls import Authority, new_identity, release_key
 from blocks.s3 import S3Store
 from blocks.skypilot_clusters import Cluster, SkyPilot, not_the_cell, reason
@@ -54,6 +56,12 @@ class SkyPilotFleet(Block):
     )
     store: S3Store = Field(
         title="Store", description="The bucket that holds the mirrors of the models, as the rented machines reach it."
+    )
+    further_stores: list[S3Store | GoogleStore] = Field(
+        default_factory=list,
+        title="Further stores",
+        description="Other buckets with mirrors, as the rented machines reach them: a machine reads from the one whose "
+        "Near names its cell most exactly, if the whole mirror is there, and from Store otherwise.",
     )
     task: str = Field(
         title="Task",
@@ -263,13 +271,25 @@ class SkyPilotFleet(Block):
             "envs": {**(task.get("envs") or {}), **_told(order, offer, port, is_tls=self.authority is not None)},
             "file_mounts": {
                 **{there: _whole(here) for there, here in mounts.items()},
-                SECRETS: str(self._write_secrets(order, sent)),
+                SECRETS: str(self._write_secrets(order, self._nearest_mirror(order, offer.cell), sent)),
             },
             # SkyPilot's own secrets stand on the command lines of a Slurm node, where each of its users can read them.
             "run": f". {SECRETS}\n{task['run']}",
         }
 
-    def _write_secrets(self, order: ReplicaOrder, sent: Path) -> Path:
+    def _nearest_mirror(self, order: ReplicaOrder, cell: str) -> S3Store | GoogleStore:
+        """The store that has the whole mirror and is said to be nearest to the cell."""
+        stores = (self.store, *self.further_stores)
+        near = [(len(name), store) for store in stores for name in store.near if is_within(cell, name)]
+        for _, store in sorted(near, key=itemgetter(0), reverse=True):
+            try:
+                if store.get(order.mirror_prefix + MANIFEST) is not None:
+                    return store
+            except Unavailable as error:
+                logging.getLogger(__name__).warning("%s reads its weights from farther away: %s", order.name, error)
+        return self.store
+
+    def _write_secrets(self, order: ReplicaOrder, store: S3Store | GoogleStore, sent: Path) -> Path:
         try:
             files = encode_files(
                 [
@@ -277,9 +297,9 @@ class SkyPilotFleet(Block):
                         path=file.path,
                         size_bytes=file.size_bytes,
                         sha256=file.sha256,
-                        url=self.store.presigned_url(order.mirror_prefix + file.path, self.address_hours * 3600),
+                        url=store.presigned_url(order.mirror_prefix + file.path, self.address_hours * 3600),
                     )
-                    for file in files_of(self.store, order.mirror_prefix)
+                    for file in files_of(store, order.mirror_prefix)
                 ]
             )
         except CannotServe as error:

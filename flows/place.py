@@ -2,18 +2,18 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from prefect import get_run_logger
 from prefect.futures import PrefectFuture, as_completed, wait
 
-from blocks.errors import CellSaidNo, Refused, SkyferryError
+from blocks.errors import CellSaidNo, NotReady, Refused, SkyferryError
 from blocks.ports import EngineSettings, Model, Offer, Replica, ReplicaOrder, Stock
 from blocks.service import Service
 from flows.boards import placement_board
 from flows.drain import put_in_slot
-from flows.policy.attempts import Attempt, Attempts
+from flows.policy.attempts import Attempt, Attempts, note
 from flows.policy.ledger import Release, mirror_prefix, note_start, replica_orders
 from flows.policy.mirror import Manifest
 from flows.policy.placement import Placement, PlacementRules, check_caps, plan_placement
@@ -25,6 +25,9 @@ from flows.tasks.ledger import amend, read_record
 from flows.tasks.market import ask_for_stock, list_offers, note_attempt, read_attempts
 from flows.tasks.mirror import read_manifest, size_up
 from flows.undo import traffic_to_live
+
+NOT_READY_AT_MOST = 2
+"""Offers on which the engine may not become ready: it is the model then, and no other machine mends it."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,14 @@ class Survey:
             even_where_refused=is_only_a_plan,
         )
 
+    def offer_under(self, replica: Replica | None) -> Offer | None:
+        """What a replica was launched on, as far as one can tell."""
+        if replica is None:
+            return None
+        here = [offer for offer in self.offers if offer.cell == replica.cell]
+        same_price = [offer for offer in here if offer.dollars_per_hour == replica.dollars_per_hour]
+        return next(iter([*same_price, *here]), None)
+
 
 def survey(service: Service, need: Need, rules: PlacementRules) -> Survey:
     """Ask what is on offer, what of it fits and is in stock, and how earlier launches went."""
@@ -93,12 +104,17 @@ def plan_fleet(
     return placement
 
 
-def start_replicas(service: Service, release: Release, timeout_seconds: float) -> Sequence[Started]:
-    """All replicas of a release by day, ready and in its slot, and nothing in that slot that runs no more."""
+def start_replicas(
+    service: Service, release: Release, timeout_seconds: float, *, lost: Sequence[Replica] = ()
+) -> Sequence[Started]:
+    """All replicas of a release by day, ready and in its slot, and nothing in that slot that runs no more.
+
+    Where those that were `lost` stood, the next launch is taken to be less likely to succeed.
+    """
     if release.state == "under way" and not release.stages:
         # Whatever an earlier release left in the split, this one begins without traffic.
         traffic_to_live(service, read_record(service.store, service.name))
-    started, error = _place(service, release, timeout_seconds)
+    started, error = _place(service, release, timeout_seconds, lost)
     running = list_replicas(service.fleet, service.name)
     for server in list_servers(service.gateway, service.name):
         if server.slot == release.slot and server.address not in {replica.address for replica in running}:
@@ -113,7 +129,21 @@ def start_replicas(service: Service, release: Release, timeout_seconds: float) -
     return started
 
 
-def _place(service: Service, release: Release, timeout_seconds: float) -> tuple[list[Started], SkyferryError | None]:
+def mend(service: Service, release: Release, had: Sequence[Replica], timeout_seconds: float) -> None:
+    """Start the replicas that the release `had`, or should have, and has no more; their machine may have been taken."""
+    running = [replica for replica in list_replicas(service.fleet, service.name) if replica.release == release.id]
+    # The gateway knows within a second; a fleet in a cloud may ask for its machines every half minute only.
+    down = {server.address for server in list_servers(service.gateway, service.name) if server.state == "down"}
+    whole = {replica.name for replica in running if replica.address not in down}
+    if len(whole) < service.replicas:
+        get_run_logger().warning("%d of %d replicas of %s are left.", len(whole), service.replicas, release.id)
+        lost = [replica for replica in had if replica.name not in whole]
+        start_replicas(service, release, timeout_seconds, lost=lost)
+
+
+def _place(
+    service: Service, release: Release, timeout_seconds: float, lost: Sequence[Replica]
+) -> tuple[list[Started], SkyferryError | None]:
     """Adopt the replicas of the release that stand, and start each of the others in the best cell that does not say no.
 
     Returns once none is still starting: those that are ready, and the first error where not all of them are.
@@ -122,16 +152,40 @@ def _place(service: Service, release: Release, timeout_seconds: float) -> tuple[
     if manifest is None:
         raise Refused(f"{release.mirror_prefix} is no complete mirror; run mirror-model for {release.repo} first")
     standing = list_replicas(service.fleet, service.name)
+    view = survey(service, _need_of_mirror(service, manifest, release.mirror_prefix, release.engine), release.placement)
     placing = _Placing(
         service,
         release,
-        survey(service, _need_of_mirror(service, manifest, release.mirror_prefix, release.engine), release.placement),
+        _with_losses(service, view, lost),
         timeout_seconds,
         neighbours=tuple(replica for replica in standing if replica.release != release.id),
         board=Board(f"placement-{service.name}", f"Where the replicas of {release.id} run, and why there"),
     )
     placing.run(replica_orders(release, service.replicas), {replica.name: replica for replica in standing})
     return placing.started, placing.error
+
+
+def _with_losses(service: Service, view: Survey, lost: Sequence[Replica]) -> Survey:
+    """A machine that was taken away says of its cell what a no to a launch says."""
+    for replica in lost:
+        if (offer := view.offer_under(replica)) is not None:
+            loss = attempt_on(offer, said_no=f"{replica.name} was lost there", seconds=0.0)
+            note_attempt(service.store, loss)
+            view = replace(view, attempts=note(view.attempts, loss))
+    return view
+
+
+def attempt_on(offer: Offer, *, said_no: str | None, seconds: float) -> Attempt:
+    """What became of a launch, just now."""
+    return Attempt(
+        cell=offer.cell,
+        accelerator=offer.accelerator,
+        accelerators=offer.accelerators,
+        use_spot=offer.use_spot,
+        at=time.time(),
+        seconds=seconds,
+        said_no=said_no,
+    )
 
 
 def _need_of_mirror(service: Service, manifest: Manifest, prefix: str, engine: EngineSettings) -> Need:
@@ -167,15 +221,7 @@ class _Try:
         )
 
     def ended(self, said_no: str | None) -> Attempt:
-        return Attempt(
-            cell=self.offer.cell,
-            accelerator=self.offer.accelerator,
-            accelerators=self.offer.accelerators,
-            use_spot=self.offer.use_spot,
-            at=time.time(),
-            seconds=time.time() - self.begun,
-            said_no=said_no,
-        )
+        return attempt_on(self.offer, said_no=said_no, seconds=time.time() - self.begun)
 
 
 @dataclass
@@ -191,11 +237,13 @@ class _Placing:
     started: list[Started] = field(default_factory=list)
     error: SkyferryError | None = None
     _said_no: dict[Offer, str] = field(default_factory=dict)
+    _not_ready: set[Offer] = field(default_factory=set)
     _starting: "dict[PrefectFuture[Started], _Try]" = field(default_factory=dict)
     _plan: Placement | None = None
 
     def run(self, orders: Sequence[ReplicaOrder], standing: Mapping[str, Replica]) -> None:
-        under = {order: self._offer_under(standing.get(order.name)) for order in orders}
+        # Adopting needs no more than the offer under what stands.
+        under = {order: self.view.offer_under(standing.get(order.name)) for order in orders}
         try:
             for order, offer in under.items():
                 if offer is not None:
@@ -212,14 +260,6 @@ class _Placing:
             wait(list(self._starting))
             self.started.sort(key=lambda one: one.replica.name)
             self._show()
-
-    def _offer_under(self, replica: Replica | None) -> Offer | None:
-        """What a replica that stands was launched on, as far as one can tell: adopting it needs no more."""
-        if replica is None:
-            return None
-        here = [offer for offer in self.view.offers if offer.cell == replica.cell]
-        same_price = [offer for offer in here if offer.dollars_per_hour == replica.dollars_per_hour]
-        return next(iter([*same_price, *here]), None)
 
     def _place(self, orders: Sequence[ReplicaOrder]) -> None:
         """Choose cells for these replicas from all that is known by now, and start them there."""
@@ -255,6 +295,13 @@ class _Placing:
             get_run_logger().warning("%s", no)
             self._said_no[tried.offer] = no.reason
             note_attempt(self.service.store, tried.ended(no.reason))
+            if isinstance(no, NotReady):
+                self._not_ready.add(tried.offer)
+            if len(self._not_ready) >= NOT_READY_AT_MOST:
+                self.error = self.error or Refused(
+                    f"on {NOT_READY_AT_MOST} different machines no engine was ready in time, so it is the model or its "
+                    f"settings, and no third one is rented: {no}"
+                )
             self._place([tried.order])
         except SkyferryError as error:
             self.error = self.error or error

@@ -13,7 +13,7 @@ from blocks.errors import Refused
 from blocks.ports import Replica, Slot
 from blocks.service import Service
 from flows.boards import waiting_board
-from flows.place import start_replicas
+from flows.place import mend
 from flows.plans import PromotePlan
 from flows.policy.judge import Judge
 from flows.policy.ledger import Release, go_live, held_by, note_stage, take_over
@@ -46,15 +46,19 @@ def promote_canary(plan: PromotePlan) -> Release:
     """Give the release under way more of the traffic stage by stage, from the split that stands."""
     service = open_service(plan.service)
     release = _take_over(service)
+    candidates: Sequence[Replica] = ()
     with users_keep_what_they_had(service):
         live = read_record(service.store, service.name).live
         if live is None:
             get_run_logger().info("The first release of %s has no users to lose: it gets all traffic.", service.name)
             give_share(service.gateway, service.name, release.slot, 100)
         else:
-            _promote_by_stages(service, release, live, plan)
+            candidates = _promote_by_stages(service, release, live, plan)
         record = amend(service.store, service.name, partial(go_live, run_id=own_run_id()))
-    return record.release(release.id)
+    # Outside the guard: a release that its users have and that has lost a machine is no reason to take it back.
+    release = record.release(release.id)
+    mend(service, release, candidates, plan.ready_timeout_seconds)
+    return release
 
 
 def _take_over(service: Service) -> Release:
@@ -63,11 +67,13 @@ def _take_over(service: Service) -> Release:
     return held_by(amend(service.store, service.name, step), own_run_id())
 
 
-def _promote_by_stages(service: Service, release: Release, live: Release, plan: PromotePlan) -> None:
+def _promote_by_stages(service: Service, release: Release, live: Release, plan: PromotePlan) -> Sequence[Replica]:
+    """The replicas that the last stage began with."""
     board = Board(f"canary-board-{service.name}", f"The canary of {service.name}, stage by stage")
     standing = read_split(service.gateway, service.name).share_of(release.slot)
     limits = limits_of(service, plan)
     slow_ms: Mapping[Time, tuple[float, ...]] = {}
+    candidates = _replicas_of(service, release.id)
     stable = Stable(live, _replicas_of(service, live.id), had=_servers_in(service, live.slot))
     rate = measure_rate(service.gateway, service.name, min(MEASURED_SECONDS, plan.stage_deadline_seconds / 100))
     for share in stages_left(plan.stages_percent, standing):
@@ -75,7 +81,7 @@ def _promote_by_stages(service: Service, release: Release, live: Release, plan: 
             _ask_a_person(release, share, plan.approval_timeout_seconds)
         # Somebody else may have ended the release since the last look, above all while a person was asked.
         held_by(read_record(service.store, service.name), own_run_id())
-        _mend(service, release, plan.ready_timeout_seconds)
+        mend(service, release, candidates, plan.ready_timeout_seconds)
         if share * 100 > standing:
             _see_a_way_back(service, release, plan, share, stable, board)
         candidates = _replicas_of(service, release.id)
@@ -103,6 +109,7 @@ def _promote_by_stages(service: Service, release: Release, live: Release, plan: 
             raise RolledBack(f"rolled back at {share} %: {stage.reason}")
         slow_ms = judge.next_slow_ms()
         rate = watch.outcomes / stage.seconds if stage.seconds else rate
+    return candidates
 
 
 def _see_a_way_back(
@@ -125,16 +132,6 @@ def _see_a_way_back(
 
 def _servers_in(service: Service, slot: Slot) -> int:
     return sum(server.slot == slot for server in list_servers(service.gateway, service.name))
-
-
-def _mend(service: Service, release: Release, ready_timeout_seconds: float) -> None:
-    """Start a replica that was lost meanwhile anew, before more users come; its machine may have been taken away."""
-    # The gateway knows within a second; a fleet in a cloud may ask for its machines every half minute only.
-    down = {server.address for server in list_servers(service.gateway, service.name) if server.state == "down"}
-    whole = [replica for replica in _replicas_of(service, release.id) if replica.address not in down]
-    if len(whole) < service.replicas:
-        get_run_logger().warning("%d of %d replicas of %s are left.", len(whole), service.replicas, release.id)
-        start_replicas(service, release, ready_timeout_seconds)
 
 
 def limits_of(service: Service, plan: PromotePlan) -> Limits:

@@ -71,9 +71,9 @@ class Attempt(Frozen):
     at: float
     """Unix seconds at which the answer came."""
     seconds: float
-    """How long the no took, or the start up to the first completion."""
+    """How long the no took, or the start up to the first completion; 0 where a machine was lost after its start."""
     said_no: str | None
-    """The cell's words; None where the replica started."""
+    """The cell's words, or that what started there was lost; None where the replica started."""
 
 
 Kind = tuple[str, str, int, bool]
@@ -144,7 +144,9 @@ def start_seconds(attempts: Attempts, offer: Offer, default: float) -> float:
 
 def answer_seconds(attempts: Attempts, offer: Offer, default: float) -> float:
     """How long it takes there to be told no; likewise."""
-    return _median_seconds([one for one in attempts.like(offer) if one.said_no is not None], offer, default)
+    return _median_seconds(
+        [one for one in attempts.like(offer) if one.said_no is not None and one.seconds], offer, default
+    )
 
 
 def _median_seconds(alike: Sequence[Attempt], offer: Offer, default: float) -> float:

@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 from pydantic import BaseModel, ConfigDict, Field
 
 from blocks.errors import Refused
-from blocks.ports import Offer, Replica, Stock, domain_of
+from blocks.ports import Offer, Replica, Stock, domain_of, is_within
 from flows.policy.attempts import (
     FIRST_START_SECONDS,
     LOWEST_CHANCE,
@@ -225,7 +225,7 @@ def _veto(
     allowed = rules.accelerators
     checks = (
         (
-            bool(rules.cells) and not any(_is_part(offer.cell, cell) for cell in rules.cells),
+            bool(rules.cells) and not any(is_within(offer.cell, cell) for cell in rules.cells),
             "not one of the cells that the plan allows",
         ),
         (
@@ -285,12 +285,8 @@ def _weigh(
 
 
 def _latency_ms(cell: str, latency_ms: Mapping[str, float]) -> float:
-    names = [name for name in latency_ms if _is_part(cell, name)]
+    names = [name for name in latency_ms if is_within(cell, name)]
     return latency_ms[max(names, key=len)] if names else max(latency_ms.values(), default=0.0)
-
-
-def _is_part(cell: str, name: str) -> bool:
-    return cell == name or cell.startswith(name + "/")
 
 
 def _budget(

@@ -3,7 +3,7 @@
 import time
 from dataclasses import dataclass
 
-from blocks.errors import Refused, Unavailable
+from blocks.errors import NotReady, Refused, Unavailable
 from blocks.ports import Engine, Fleet, Offer, Pool, Records, Replica, ReplicaOrder
 from flows.tasks import act
 from flows.tasks.ledger import record_of
@@ -27,8 +27,8 @@ def start_replica(
 ) -> Started:
     """Launch or adopt the replica and wait until it has completed a prompt; one that does not is taken down again.
 
-    Raises CellSaidNo where this cell will not give the machine; Refused, with nothing left behind, where the release
-    was given up before or meanwhile.
+    Raises CellSaidNo where this cell will not give the machine, NotReady where it gave one on which nothing answers in
+    time; Refused, with nothing left behind, where the release was given up before or meanwhile.
     """
     begun = time.monotonic()
     _check_standing(records, order)
@@ -43,9 +43,10 @@ def start_replica(
         if time.monotonic() - begun > timeout_seconds:
             last_words = fleet.log_tail(order.name)
             fleet.stop(order.name)
-            raise Refused(
+            raise NotReady(
+                offer.cell,
                 f"replica {order.name} was not ready within {timeout_seconds:g} s and was taken down; "
-                f"its last words:\n{last_words}"
+                f"its last words:\n{last_words}",
             )
         replica = standing  # some clouds give the address later
         pause(POLL_SECONDS)

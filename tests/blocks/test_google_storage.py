@@ -1,6 +1,11 @@
 """What only Google Cloud Storage does, and how its block says no."""
 
+import json
+
 import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from pydantic import SecretStr
 
 from blocks.errors import Conflict, Refused, SkyferryError, Unavailable
 from blocks.google_storage import COMPOSED_AT_ONCE, GoogleStore
@@ -28,6 +33,26 @@ def test_each_answer_says_what_to_do(status: int, error: type[SkyferryError], wo
         with pytest.raises(error, match=words) as refusal:
             store_at(server.address).write("ledger/chat.json", b"")
         assert all(word in str(refusal.value) for word in ("gs://mirrors", "ledger/chat.json"))
+
+
+def test_an_address_is_signed_with_the_service_accounts_key() -> None:
+    """It holds for as long as asked, and needs no network; without a key nothing can be signed, and that is said."""
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+    account = {
+        "type": "service_account",
+        "client_email": "reader@project.iam.gserviceaccount.com",
+        "token_uri": "https://oauth2.example/token",
+        "private_key": pem,
+        "project_id": "project",
+    }
+    url = GoogleStore(bucket="mirrors", service_account=SecretStr(json.dumps(account))).presigned_url("a/b.gguf", 3600)
+    address, _, query = url.partition("?")
+    assert address == "https://storage.googleapis.com/mirrors/a/b.gguf"
+    assert "X-Goog-Expires=3600" in query
+    assert pem.splitlines()[1] not in url
+    with pytest.raises(Refused, match=r"gs://mirrors/a/b\.gguf.*service account's key"):
+        store_at("127.0.0.1:1").presigned_url("a/b.gguf", 3600)
 
 
 def test_the_object_is_made_only_where_there_is_none() -> None:

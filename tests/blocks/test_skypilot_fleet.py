@@ -1,12 +1,14 @@
 """What SkyPilot's fleet sends to a machine, and how it reads what SkyPilot says; tests/live has the rest."""
 
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 import yaml
@@ -15,6 +17,7 @@ from pydantic import ValidationError
 from blocks.errors import Refused, Unavailable
 from blocks.node import decode_files
 from blocks.ports import MANIFEST, EngineSettings, Offer, ReplicaOrder
+from blocks.processes import free_port
 from blocks.replica_tls import new_authority
 from blocks.s3 import S3Store
 from blocks.skypilot_clusters import Cluster, Job, SkyPilot, not_the_cell, reason
@@ -63,8 +66,7 @@ class ApiServerAuthenticationError(RuntimeError):
 @pytest.fixture
 def fleet(s3_store: S3Store, tmp_path: Path) -> SkyPilotFleet:
     if s3_store.get(ORDER.mirror_prefix + MANIFEST) is None:
-        manifest = b'{"files": [{"path": "a.gguf", "size_bytes": 1, "sha256": "00"}]}'
-        s3_store.put(ORDER.mirror_prefix + MANIFEST, manifest, replacing=None)
+        _mirror_into(s3_store)
     authority = new_authority(datetime.now(UTC))
     return SkyPilotFleet(directory=tmp_path, store=s3_store, task=TASK, authority=authority)
 
@@ -97,6 +99,48 @@ def test_a_slurm_cluster_is_asked_for_what_it_has(fleet: SkyPilotFleet, tmp_path
     resources = fleet._task(ORDER, SLURM, 23_456, tmp_path / "sent")["resources"]
     assert resources["infra"] == "slurm/alpha"
     assert not {"accelerators", "ports", "use_spot", "instance_type"} & {*resources}
+
+
+@pytest.mark.server
+def test_weights_come_from_the_nearest_whole_mirror(fleet: SkyPilotFleet, tmp_path: Path) -> None:
+    """Of the stores that are near, the one that names the cell most exactly, and has the mirror."""
+    near = {name: _store_like(fleet.store, name) for name in ("aws", "aws/us-east-1", "gcp")}
+    fleet = fleet.model_copy(update={"further_stores": [*near.values()]})
+
+    def read_from(offer: Offer) -> str:
+        task = fleet._task(ORDER, offer, 8000, tmp_path / "sent")
+        words = shlex.split(Path(task["file_mounts"]["~/skyferry/secrets.sh"]).read_text())
+        (files,) = (word.partition("=")[2] for word in words if word.startswith("SKYFERRY_FILES="))
+        shutil.rmtree(tmp_path / "sent")
+        return decode_files(files)[0].url.split("/")[3]
+
+    assert read_from(SPOT) == fleet.store.bucket
+    _mirror_into(near["aws"])
+    assert read_from(SPOT) == near["aws"].bucket
+    _mirror_into(near["aws/us-east-1"])
+    assert read_from(SPOT) == near["aws/us-east-1"].bucket
+    assert read_from(replace(SPOT, cell="aws/us-east-2")) == near["aws"].bucket
+    assert read_from(replace(SPOT, cell="gcp/us-east1")) == read_from(SLURM) == fleet.store.bucket
+
+
+def _store_like(store: S3Store, near: str) -> S3Store:
+    other = store.model_copy(update={"bucket": f"near-{uuid4()}", "near": [near]})
+    other.create_bucket()
+    return other
+
+
+def _mirror_into(store: S3Store) -> None:
+    manifest = b'{"files": [{"path": "a.gguf", "size_bytes": 1, "sha256": "00"}]}'
+    store.put(ORDER.mirror_prefix + MANIFEST, manifest, replacing=None)
+
+
+@pytest.mark.server
+def test_a_near_store_that_does_not_answer_holds_nobody_up(fleet: SkyPilotFleet, tmp_path: Path) -> None:
+    """The weights come from farther away then."""
+    silent = fleet.store.model_copy(update={"endpoint_url": f"http://127.0.0.1:{free_port()}", "near": ["aws"]})
+    fleet = fleet.model_copy(update={"further_stores": [silent]})
+    task = fleet._task(ORDER, SPOT, 8000, tmp_path / "sent")
+    assert "SKYFERRY_FILES" in Path(task["file_mounts"]["~/skyferry/secrets.sh"]).read_text()
 
 
 @pytest.mark.server

@@ -84,6 +84,8 @@ class FakeEngine:
     fleet: FakeFleet
     never_ready: set[str] = field(default_factory=set)
     """Releases whose replicas never become healthy."""
+    never_ready_in: set[str] = field(default_factory=set)
+    """Cells in which none does."""
     unhealthy: set[str] = field(default_factory=set)
     """Addresses."""
     in_flight_at: dict[str, int | None] = field(default_factory=dict)
@@ -102,7 +104,10 @@ class FakeEngine:
     def is_healthy(self, replica: Replica) -> bool:
         standing = self._at(replica)
         return (
-            standing is not None and standing.release not in self.never_ready and replica.address not in self.unhealthy
+            standing is not None
+            and standing.release not in self.never_ready
+            and standing.cell not in self.never_ready_in
+            and replica.address not in self.unhealthy
         )
 
     def complete(self, replica: Replica) -> str:

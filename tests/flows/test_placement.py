@@ -28,19 +28,20 @@ def two_cells(world: World) -> None:
     world.fleet.listed = [ALPHA, BETA]
 
 
-def plan(*, plan_only: bool = False, **rules: Any) -> ProvisionPlan:
+def plan(*, plan_only: bool = False, ready_timeout_seconds: float = 60, **rules: Any) -> ProvisionPlan:
     return ProvisionPlan(
         service="chat",
         repo=REPO,
         revision="v1",
         plan_only=plan_only,
+        ready_timeout_seconds=ready_timeout_seconds,
         placement=PlacementRules.model_validate(rules),
     )
 
 
-def provision(**rules: Any) -> None:
+def provision(*, ready_timeout_seconds: float = 60, **rules: Any) -> None:
     mirror_model(MirrorPlan(service="chat", repo=REPO, revision="v1"))
-    provision_fleet(plan(**rules))
+    provision_fleet(plan(ready_timeout_seconds=ready_timeout_seconds, **rules))
 
 
 def cells(world: World) -> list[str]:
@@ -66,6 +67,25 @@ def test_a_cell_that_says_no_is_followed_by_the_next(world: World) -> None:
     assert cells(world) == ["slurm/beta"] * 2
     kept = Counter((one.cell, one.said_no) for one in attempts(world).attempts)
     assert kept == {("slurm/alpha", "0 of 4 L4 are free"): 2, ("slurm/beta", None): 2}
+
+
+def test_a_machine_on_which_nothing_gets_ready_is_replaced_elsewhere(world: World) -> None:
+    """It is given back, and the replica goes to another cell, once."""
+    world.engine.never_ready_in = {"slurm/alpha"}
+    provision(ready_timeout_seconds=0.01)
+    assert cells(world) == ["slurm/beta"] * 2
+    assert {one.cell for one in attempts(world).attempts if one.said_no} == {"slurm/alpha"}
+
+
+def test_what_gets_ready_on_no_machine_is_tried_on_two(world: World) -> None:
+    """It is the model's own fault then, and a third machine is not paid for."""
+    world.fleet.listed = [ALPHA, BETA, replace(BETA, cell="slurm/gamma")]
+    world.engine.never_ready_in = {"slurm/alpha", "slurm/beta", "slurm/gamma"}
+    with pytest.raises(Refused, match=r"(?s)no third one is rented.*last words"):
+        provision(ready_timeout_seconds=0.01)
+    assert {one.cell for one in attempts(world).attempts} == {"slurm/alpha", "slurm/beta"}
+    assert not world.fleet.replicas("chat")
+    assert world.record.under_way is None
 
 
 def test_where_every_cell_says_no_nothing_is_left(world: World) -> None:
@@ -139,8 +159,9 @@ def test_replicas_that_stand_are_adopted_where_they_stand(world: World) -> None:
     assert world.fleet.replicas("chat") == started
 
 
-def test_a_replica_lost_between_stages_is_started_anew(live: World) -> None:
-    """Before more users come, the fleet is whole again."""
+@pytest.mark.parametrize("stages", [(10, 100), (100,)])
+def test_a_replica_lost_in_a_stage_is_started_anew(live: World, stages: tuple[int, ...]) -> None:
+    """Before more users come, or the old release goes, the fleet is whole again; its cell is trusted less then."""
 
     def lose_one() -> None:
         candidate = live.record.under_way
@@ -150,11 +171,12 @@ def test_a_replica_lost_between_stages_is_started_anew(live: World) -> None:
     live.gateway.on_next_look.append(lose_one)
     released = release_model(
         ReleasePlan(
-            service="chat", repo=REPO, revision="v2", stages_percent=(10, 100), stage_seconds=0, keep_warm_seconds=0
+            service="chat", repo=REPO, revision="v2", stages_percent=stages, stage_seconds=0, keep_warm_seconds=0
         )
     )
     assert released.state == "live"
     assert [replica.name for replica in live.fleet.replicas("chat")] == [f"{released.id}-0", f"{released.id}-1"]
+    assert [one.said_no for one in attempts(live).attempts if one.said_no] == [f"{released.id}-0 was lost there"]
 
 
 @pytest.mark.parametrize("dry_run", [True, False])

@@ -61,6 +61,8 @@ def skypilot_fleet(
         task=ECHO,
         authority=authority,
         refresh_seconds=1,
+        # With it SkyPilot asks the node before all that it does. Whole releases have it.
+        autodown_minutes=None,
         launch_timeout_seconds=240,
     )
     try:

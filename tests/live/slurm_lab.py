@@ -368,7 +368,7 @@ class _Layout:
         )
         _write_script(runtime / "bin" / "pip", f'exec {runtime}/bin/python -m pip "$@"\n')
         (self.directory / "customized").mkdir()
-        (self.directory / "customized" / "sitecustomize.py").write_text(_PORT_FOR_SKYLET)
+        (self.directory / "customized" / "sitecustomize.py").write_text(_ON_THE_NODES)
 
     def _write_home(self) -> None:
         """SkyPilot's settings: logins, rate card, and what it would fetch from the web, as if a user had edited it."""
@@ -450,7 +450,10 @@ cat  # until whoever made the lab is gone
         return script
 
 
-_PORT_FOR_SKYLET = """
+_ON_THE_NODES = """
+# SkyPilot starts a Python for each question, and a sixth of its two seconds looks for garbage in what it imports.
+import gc
+gc.disable()
 # SkyPilot gives its daemon the first free port, and the daemon takes it seconds later. All nodes of all labs are this
 # machine: of two daemons that start together, one would then begin anew every few seconds for as long as its cluster.
 import os, sys, zlib
