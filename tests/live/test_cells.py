@@ -56,6 +56,8 @@ def provision() -> None:
 def nothing_is_left(world: World) -> Iterator[None]:
     """Before a service's first release, which is to have one replica; what a test adds goes again."""
     world.service.replicas = 1
+    assert isinstance(world.service.fleet, SkyPilotFleet)
+    world.service.fleet.autodown_minutes = None  # as in tests.live.running
     yield
     if world.record.under_way is not None:
         roll_back(RollBackPlan(service="chat", reason="the test is over"))

@@ -9,6 +9,7 @@ import pytest
 import stamina
 
 from blocks.errors import SkyferryError
+from blocks.skypilot_fleet import SkyPilotFleet
 from flows.plans import ReleasePlan
 from flows.policy.ledger import Release
 from flows.release import release_model
@@ -59,6 +60,8 @@ def test_a_release_over_two_clusters_loses_no_request(world: World) -> None:
 
 def test_an_allocation_taken_away_in_a_stage_hurts_nobody(world: World) -> None:
     """The gateway moves on; the fleet is mended before the next stage, or the release rolls back."""
+    assert isinstance(world.service.fleet, SkyPilotFleet)
+    world.service.fleet.autodown_minutes = None  # as in tests.live.running
     with world.traffic() as noticed, meanwhile(lambda: take_away(world)):
         try:
             ended = release("v3")
