@@ -16,6 +16,7 @@ from blocks.local_fleet import LocalFleet
 from blocks.ports import EngineSettings, Unfinished
 from blocks.s3 import S3Store
 from blocks.service import Service
+from blocks.skypilot_fleet import SkyPilotFleet
 from flows.collect import collect_mirrors
 from flows.mirror import mirror_model
 from flows.plans import CollectPlan, MirrorPlan, ReapPlan, VerifyPlan
@@ -172,3 +173,20 @@ def test_a_service_keeps_its_stores(tmp_path: Path) -> None:
     second = loaded.further_stores[0]
     assert isinstance(second, S3Store)
     assert second.secret_access_key == SecretStr("hidden")
+
+
+def test_a_fleet_keeps_its_stores_and_their_secrets(tmp_path: Path) -> None:
+    """Saved as a block and loaded again, it knows which store is near to which cells."""
+    near = S3Store(bucket="near", near=["aws/us-east-1"], secret_access_key=SecretStr("hidden"))
+    SkyPilotFleet(
+        directory=tmp_path,
+        store=S3Store(bucket="one"),
+        further_stores=[near, GoogleStore(bucket="far", near=["gcp"])],
+        task="run: echo",
+    ).save("kept", overwrite=True)
+    loaded = SkyPilotFleet.load("kept")
+    assert isinstance(loaded, SkyPilotFleet)
+    found = loaded.further_stores[0]
+    assert isinstance(found, S3Store)
+    assert (found.near, found.secret_access_key) == (["aws/us-east-1"], SecretStr("hidden"))
+    assert isinstance(loaded.further_stores[1], GoogleStore)
