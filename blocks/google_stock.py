@@ -1,8 +1,8 @@
 """What Google says of its spot machines: how likely one can be had now, and for how long most of them run.
 
-The obtainability is "the likelihood of successfully obtaining (provisioning) the requested number of VMs", from 0 to 1:
-high from 0.7, medium from 0.4 to 0.6, low up to 0.3 ("View the availability of Spot VMs", Compute Engine documentation,
-in preview since 15 June 2026). Preview means the beta API, for which the lock has no client.
+The obtainability "indicates the likelihood of successfully obtaining (provisioning) the requested number of VMs", from
+0 to 1 (Compute Engine's API reference); it is taken as that. Up to 0.3 Google calls it low, from 0.4 to 0.6 medium, from
+0.7 high ("View the availability of Spot VMs"). All this is in preview, by the beta API; the lock has no client for it.
 """
 
 from collections.abc import Sequence
