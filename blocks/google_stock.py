@@ -1,7 +1,7 @@
 """What Google says of its spot machines: how likely one can be had now, and for how long most of them run.
 
 The obtainability "indicates the likelihood of successfully obtaining (provisioning) the requested number of VMs", from
-0 to 1 (Compute Engine's API reference); it is taken as that. Up to 0.3 Google calls it low, from 0.4 to 0.6 medium, from
+0 to 1 (Compute Engine's API reference), and is taken as that. Up to 0.3 Google calls it low, 0.4 to 0.6 medium, from
 0.7 high ("View the availability of Spot VMs"). All this is in preview, by the beta API; the lock has no client for it.
 """
 
