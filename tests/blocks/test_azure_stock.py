@@ -4,7 +4,7 @@ import ssl
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ def somebodys_subscription(monkeypatch: pytest.MonkeyPatch, tls: tuple[ssl.SSLCo
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tls[1]))
 
 
-Azure = Callable[..., Any]
+Azure = Callable[..., AbstractContextManager[tuple[SpotPlacementScores, list[Asked]]]]
 
 
 @pytest.fixture(name="azure")

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ PRIVATE_KEY = (
 )
 TOKEN: Answer = (200, {"access_token": "token", "expires_in": 3600, "token_type": "Bearer"})
 
-Google = Callable[..., Any]
+Google = Callable[..., AbstractContextManager[tuple[CapacityAdvice, list[Asked]]]]
 
 
 @pytest.fixture(name="google")
@@ -180,8 +180,8 @@ def test_advice_that_is_kept_from_us_is_unavailable(google: Google) -> None:
 def test_no_project_is_unavailable(google: Google, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The words name the variable that says it."""
     monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path))
-    google = google(advice(obtainability=0.9), project=None)
-    with google as (source, _), pytest.raises(Unavailable, match="set GOOGLE_CLOUD_PROJECT"):
+    nameless = google(advice(obtainability=0.9), project=None)
+    with nameless as (source, _), pytest.raises(Unavailable, match="set GOOGLE_CLOUD_PROJECT"):
         source.ask([spot()])
 
 
