@@ -12,7 +12,7 @@ from typing import Any
 
 from azure.core import PipelineClient
 from azure.core.credentials import TokenCredential
-from azure.core.exceptions import AzureError, ClientAuthenticationError
+from azure.core.exceptions import AzureError, ClientAuthenticationError, ServiceResponseError
 from azure.core.pipeline.policies import BearerTokenCredentialPolicy
 from azure.core.rest import HttpRequest, HttpResponse
 from azure.identity import DefaultAzureCredential
@@ -28,7 +28,7 @@ HOME_REGION = "eastus"
 """Where the question is asked; it may be about any region."""
 API_VERSION = "2025-06-05"
 SIZES_AT_ONCE, REGIONS_AT_ONCE = 5, 8
-CONNECT_SECONDS, ANSWER_SECONDS = 5, 20
+CONNECT_SECONDS = 5
 SUBSCRIPTION = "AZURE_SUBSCRIPTION_ID"
 """The variable that Azure's own samples read the subscription from."""
 
@@ -66,10 +66,13 @@ class SpotPlacementScores:
         endpoint_url: str = HOME,
         credential: Callable[[], TokenCredential] = DefaultAzureCredential,
         replicas: int = 1,
+        seconds: float = 20,
     ) -> None:
+        """`seconds` is how long Azure may take for one question."""
         self._endpoint_url = endpoint_url
         self._credential = credential
         self._replicas = replicas
+        self._seconds = seconds
 
     def ask(self, offers: Sequence[Offer]) -> Forecasts:
         """What Azure says of each; sizes and regions that it leaves out are not in it.
@@ -113,7 +116,10 @@ class SpotPlacementScores:
             },
         )
         question.url = client.format_url(question.url)
-        answer = client.send_request(question, connection_timeout=CONNECT_SECONDS, read_timeout=ANSWER_SECONDS)
+        try:
+            answer = client.send_request(question, connection_timeout=CONNECT_SECONDS, read_timeout=self._seconds)
+        except ServiceResponseError as error:
+            return _each(sizes, regions, Unavailable(f"Azure did not answer for its scores: {_line(error.message)}"))
         if answer.status_code == UNAUTHORIZED:
             raise ClientAuthenticationError(_said(answer))
         if answer.status_code == FORBIDDEN:
@@ -121,7 +127,7 @@ class SpotPlacementScores:
         try:
             return {_key(score.sku, score.region): _meaning(score) for score in _read(answer)}
         except Unavailable as error:
-            return {_key(size, region): error for size in sizes for region in regions}
+            return _each(sizes, regions, error)
 
 
 def _read(answer: HttpResponse) -> Sequence[PlacementScore]:
@@ -149,6 +155,10 @@ def _meaning(score: PlacementScore) -> Forecast | SkyferryError:
     if score.score not in LIKELIHOOD:
         return Unavailable(f"Azure scores {where} as {score.score}, which says nothing here")
     return Forecast(LIKELIHOOD[score.score], f"spot placement score {score.score} for {where}")
+
+
+def _each(sizes: Sequence[str], regions: Sequence[str], error: Unavailable) -> Told:
+    return {_key(size, region): error for size in sizes for region in regions}
 
 
 def _said(answer: HttpResponse) -> str:

@@ -15,7 +15,7 @@ from google.auth.transport.requests import AuthorizedSession, Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 from requests import Response
-from requests.exceptions import RequestException
+from requests.exceptions import ReadTimeout, RequestException
 
 from blocks.errors import Refused, Unavailable
 from blocks.ports import Offer
@@ -25,7 +25,7 @@ HOME = "https://compute.googleapis.com/compute/beta"
 SCOPE = "https://www.googleapis.com/auth/cloud-platform"
 AT_ONCE = 8
 """Questions side by side. Each is about one kind of machine: of several Google would say one thing for all."""
-CONNECT_SECONDS, ANSWER_SECONDS = 5, 10
+CONNECT_SECONDS = 5
 OK, UNAUTHORIZED, FORBIDDEN, THROTTLED = 200, 401, 403, 429
 RATE_LIMIT = "rateLimitExceeded"
 """How Compute Engine says with a 403 that it has been asked too often in this minute."""
@@ -56,9 +56,11 @@ class Advice(Answered):
 class CapacityAdvice:
     """Compute Engine's advice.capacity, asked with the credentials that google-auth finds: they are SkyPilot's too."""
 
-    def __init__(self, *, endpoint_url: str = HOME, replicas: int = 1) -> None:
+    def __init__(self, *, endpoint_url: str = HOME, replicas: int = 1, seconds: float = 10) -> None:
+        """`seconds` is how long Google may take for one question."""
         self._endpoint_url = endpoint_url
         self._replicas = replicas
+        self._seconds = seconds
 
     def ask(self, offers: Sequence[Offer]) -> Forecasts:
         """What Google says of each, with Unavailable for those on which it gives no advice.
@@ -86,22 +88,24 @@ class CapacityAdvice:
 
     def _told(self, session: AuthorizedSession, project: str, spot: Spot) -> Forecast | Unavailable:
         zones = {"zones": [{"zone": f"zones/{spot.zone}"}]} if spot.zone else {}
-        answer = session.post(
-            f"{self._endpoint_url}/projects/{project}/regions/{spot.region}/advice/capacity",
-            json={
-                "instanceProperties": {"scheduling": {"provisioningModel": "SPOT"}},
-                "instanceFlexibilityPolicy": {"instanceSelections": {"asked": {"machineTypes": [spot.instance]}}},
-                "distributionPolicy": {"targetShape": "ANY", **zones},
-                "size": self._replicas,
-            },
-            timeout=(CONNECT_SECONDS, ANSWER_SECONDS),
-        )
+        question = {
+            "instanceProperties": {"scheduling": {"provisioningModel": "SPOT"}},
+            "instanceFlexibilityPolicy": {"instanceSelections": {"asked": {"machineTypes": [spot.instance]}}},
+            "distributionPolicy": {"targetShape": "ANY", **zones},
+            "size": self._replicas,
+        }
+        what = f"{spot.instance} in gcp/{spot.zone or spot.region}"
+        url = f"{self._endpoint_url}/projects/{project}/regions/{spot.region}/advice/capacity"
+        try:
+            answer = session.post(url, json=question, timeout=(CONNECT_SECONDS, self._seconds))
+        except ReadTimeout:
+            return Unavailable(f"Google gives no advice on {what} within {self._seconds:g} s")
         if answer.status_code == UNAUTHORIZED:
             raise RefreshError(_said(answer))
         if answer.status_code == FORBIDDEN and RATE_LIMIT not in answer.text:
             raise Unavailable(f"Google keeps its advice from us; allow compute.advice.capacity: {_said(answer)}")
         try:
-            return _read(answer, f"{spot.instance} in gcp/{spot.zone or spot.region}")
+            return _read(answer, what)
         except Unavailable as error:
             return error
 

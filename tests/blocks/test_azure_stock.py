@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -60,9 +61,9 @@ Azure = Callable[..., AbstractContextManager[tuple[SpotPlacementScores, list[Ask
 @pytest.fixture(name="azure")
 def azure_on_loopback(tls: tuple[ssl.SSLContext, Path]) -> Azure:
     @contextmanager
-    def azure(answer: Callable[[Asked], Answer]) -> Iterator[tuple[SpotPlacementScores, list[Asked]]]:
+    def azure(answer: Callable[[Asked], Answer], **more: Any) -> Iterator[tuple[SpotPlacementScores, list[Asked]]]:
         with answering(answer, tls[0]) as (url, asked):
-            yield SpotPlacementScores(endpoint_url=url, credential=Identity, replicas=3), asked
+            yield SpotPlacementScores(endpoint_url=url, credential=Identity, replicas=3, **more), asked
 
     return azure
 
@@ -174,6 +175,23 @@ def test_a_question_without_an_answer_leaves_the_others_theirs(
     last = found[offers[5]]
     assert isinstance(last, Unavailable)
     assert words in str(last)
+
+
+def test_one_slow_answer_leaves_the_others_theirs(azure: Azure) -> None:
+    """It is waited for so long, and no longer."""
+    offers = [spot(f"Standard_{size}") for size in range(6)]
+    over = Event()
+
+    def answer(asked: Asked) -> Answer:
+        if len(asked.json["desiredSizes"]) == 1:
+            over.wait()
+        return every(asked)
+
+    with azure(answer, seconds=1) as (source, _):
+        found = source.ask(offers)
+        over.set()
+    assert isinstance(found[offers[0]], Forecast)
+    assert isinstance(found[offers[5]], Unavailable)
 
 
 def test_a_token_that_azure_does_not_take_is_refused(azure: Azure) -> None:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -31,7 +32,7 @@ def google_on_loopback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Googl
 
     @contextmanager
     def google(
-        answer: Callable[[Asked], Answer], token: Answer = TOKEN, project: str | None = "models"
+        answer: Callable[[Asked], Answer], token: Answer = TOKEN, project: str | None = "models", **more: Any
     ) -> Iterator[tuple[CapacityAdvice, list[Asked]]]:
         with answering(lambda asked: token if asked.path == "/token" else answer(asked)) as (url, asked):
             account = {
@@ -43,7 +44,7 @@ def google_on_loopback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Googl
             key = tmp_path / "key.json"
             key.write_text(json.dumps(account | ({"project_id": project} if project else {})))
             monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(key))
-            yield CapacityAdvice(endpoint_url=f"{url}/compute/beta", replicas=3), asked
+            yield CapacityAdvice(endpoint_url=f"{url}/compute/beta", replicas=3, **more), asked
 
     monkeypatch.delenv("GOOGLE_CLOUD_PROJECT", raising=False)
     return google
@@ -142,6 +143,23 @@ def test_a_question_without_an_answer_leaves_the_others_theirs(
     assert isinstance(found[good], Forecast)
     assert isinstance(found[bad], Unavailable)
     assert words in str(found[bad])
+
+
+def test_one_slow_answer_leaves_the_others_theirs(google: Google) -> None:
+    """It is waited for so long, and no longer."""
+    good, bad = spot("g2-standard-4"), spot("g2-standard-8")
+    over = Event()
+
+    def answer(asked: Asked) -> Answer:
+        if machine_of(asked) == bad.instance:
+            over.wait()
+        return advice(obtainability=0.9)(asked)
+
+    with google(answer, seconds=1) as (source, _):
+        found = source.ask([good, bad])
+        over.set()
+    assert isinstance(found[good], Forecast)
+    assert isinstance(found[bad], Unavailable)
 
 
 def test_a_key_that_google_does_not_take_is_refused(google: Google) -> None:
