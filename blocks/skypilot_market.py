@@ -10,10 +10,12 @@ from typing import Any, Protocol, TypeVar
 
 from blocks import skypilot_catalog
 from blocks.aws_stock import SpotPlacementScores
-from blocks.errors import Refused, SkyferryError, Unavailable
-from blocks.ports import ON_PROCESSORS, Offer, Stock
+from blocks.errors import CellSaidNo, Refused, SkyferryError, Unavailable
+from blocks.google_stock import CapacityAdvice
+from blocks.ports import ON_PROCESSORS, Offer, Stock, is_within
 from blocks.skypilot_catalog import closest
 from blocks.skypilot_infra import KINDS, Infra, Node, Place, Rate, SkyPilotInfra
+from blocks.spot_stock import Forecasts, ForecastSource
 
 SCORE_AT_BEST = 10
 
@@ -27,6 +29,24 @@ class Scores(Protocol):
     def ask(self, instances: Sequence[str], regions: Sequence[str]) -> dict[str, int]: ...
 
 
+class AzureWhereInstalled:
+    """Azure's scores; its library comes with `skyferry[azure]`."""
+
+    def ask(self, offers: Sequence[Offer]) -> Forecasts:
+        try:
+            from blocks import azure_stock  # noqa: PLC0415 - it needs what need not be there
+        except ModuleNotFoundError as error:
+            if not str(error.name).startswith("azure"):
+                raise
+            raise Unavailable("there is no library to ask Azure with; install skyferry[azure]") from error
+        return azure_stock.SpotPlacementScores().ask(offers)
+
+
+def public_forecasts() -> Mapping[str, ForecastSource]:
+    """By cloud."""
+    return {"azure": AzureWhereInstalled(), "gcp": CapacityAdvice()}
+
+
 @dataclass(frozen=True)
 class SkyPilotMarket:
     """Offers from SkyPilot's catalogue and the clusters' own accounts of themselves; stock from whoever can say."""
@@ -35,6 +55,7 @@ class SkyPilotMarket:
     """What Slurm and Kubernetes clusters cost. They go before SkyPilot's own settings for prices, which count too."""
     infra: Infra = field(default_factory=SkyPilotInfra)
     scores: Scores = field(default_factory=SpotPlacementScores)
+    forecasts: Mapping[str, ForecastSource] = field(default_factory=public_forecasts)
     seconds: float = 90
     """How long each source may take: one or two seconds as a rule, but the first question starts SkyPilot's server."""
     now: Callable[[], float] = time.time
@@ -75,7 +96,8 @@ class SkyPilotMarket:
             **{cloud: _bound(self.infra.refusal, cloud) for cloud in clouds},
         }
         answers = _ask(questions, self.seconds)
-        answers |= self._spot_scores([] if answers.get("aws") is not None else offers, places)
+        open_ones = [offer for offer in offers if offer.use_spot and answers.get(places[offer.cell].cloud) is None]
+        answers |= _ask({**self._scores(open_ones, places), **self._forecasts(open_ones, places)}, self.seconds)
         return tuple(self._stock_of(offer, places[offer.cell], answers) for offer in offers)
 
     def _places(self, cells: Sequence[str]) -> tuple[Place, ...]:
@@ -119,25 +141,31 @@ class SkyPilotMarket:
             found[place] = answer if isinstance(answer, SkyferryError) else _of_partition(answer, place)
         return found
 
-    def _spot_scores(self, offers: Sequence[Offer], places: Mapping[str, Place]) -> dict[Any, Any]:
+    def _scores(self, offers: Sequence[Offer], places: Mapping[str, Place]) -> dict[Any, Callable[[], Any]]:
         """One question for each kind of replica: AWS counts how many different ones it is asked in a day."""
-        spot = [offer for offer in offers if offer.use_spot and places[offer.cell].cloud == "aws" and offer.instance]
         machines: dict[Any, set[str]] = defaultdict(set)
         regions: dict[Any, set[str]] = defaultdict(set)
-        for offer in spot:
-            kind = _kind(offer)
-            machines[kind].add(offer.instance or "")
-            regions[kind].add(places[offer.cell].region or "")
-        return _ask(
-            {kind: _bound(self.scores.ask, sorted(machines[kind]), sorted(regions[kind])) for kind in machines},
-            self.seconds,
-        )
+        for offer in offers:
+            if places[offer.cell].cloud == "aws" and offer.instance:
+                machines[_kind(offer)].add(offer.instance)
+                regions[_kind(offer)].add(places[offer.cell].region or "")
+        return {kind: _bound(self.scores.ask, sorted(machines[kind]), sorted(regions[kind])) for kind in machines}
+
+    def _forecasts(self, offers: Sequence[Offer], places: Mapping[str, Place]) -> dict[Any, Callable[[], Any]]:
+        """One question for each cloud, about all of its machines."""
+        asked: dict[str, list[Offer]] = defaultdict(list)
+        for offer in offers:
+            if places[offer.cell].cloud in self.forecasts and offer.instance:
+                asked[places[offer.cell].cloud].append(offer)
+        return {_forecast_of(cloud): _bound(self.forecasts[cloud].ask, asked[cloud]) for cloud in asked}
 
     def _stock_of(self, offer: Offer, place: Place, answers: Mapping[Any, Any]) -> Stock:
         try:
             return self._told_of(offer, place, answers)
         except Refused as error:
             return Stock("refused", self.now(), 1.0, str(error))
+        except CellSaidNo as error:
+            return Stock("none", self.now(), 1.0, str(error))
         except SkyferryError as error:
             return Stock("unknown", self.now(), 0.0, str(error))
 
@@ -149,6 +177,8 @@ class SkyPilotMarket:
             return node_stock(offer, _of_partition(answer, place), self.now())
         if answer is not None:
             raise Refused(f"{place.cloud} does not let us in: {answer}; mend that and run `sky check {place.cloud}`")
+        if place.cloud in self.forecasts:
+            return forecast_stock(offer, place, answers.get(_forecast_of(place.cloud)), self.now())
         return spot_stock(offer, place, answers.get(_kind(offer)), self.now())
 
 
@@ -185,7 +215,7 @@ class RateCard:
             for rate in self.rates
             if rate.accelerator.lower() == accelerator.lower()
             and getattr(rate, column) is not None
-            and (cell == rate.cell or cell.startswith(rate.cell + "/"))
+            and is_within(cell, rate.cell)
         ]
         # Of rates as exact as each other the first one counts: max keeps it.
         return getattr(max(fitting, key=lambda rate: len(rate.cell)), column) if fitting else None
@@ -238,7 +268,7 @@ def node_stock(offer: Offer, nodes: Sequence[Node], at: float) -> Stock:
 
 
 def spot_stock(offer: Offer, place: Place, scores: Mapping[str, int] | SkyferryError | None, at: float) -> Stock:
-    """What a public cloud says: AWS of its spot machines something, all others nothing.
+    """What a public cloud says that forecasts nothing: AWS has scores for its spot machines, all others say nothing.
 
     A score only reorders: the lowest counts as free too, with little confidence.
     """
@@ -249,6 +279,18 @@ def spot_stock(offer: Offer, place: Place, scores: Mapping[str, int] | SkyferryE
     if (score := scores.get(place.region or "")) is None:
         return Stock("unknown", at, 0.0, f"aws gives no spot placement score for {offer}")
     return Stock("free", at, score / SCORE_AT_BEST, f"spot placement score {score} of {SCORE_AT_BEST} for {offer}")
+
+
+def forecast_stock(offer: Offer, place: Place, forecasts: Forecasts | SkyferryError | None, at: float) -> Stock:
+    """What a public cloud forecasts of its spot machines; of all others it says nothing."""
+    if not offer.use_spot or forecasts is None:
+        return Stock("unknown", at, 0.0, f"{place.cloud} does not say what it has of {offer}")
+    told = forecasts if isinstance(forecasts, SkyferryError) else forecasts.get(offer)
+    if told is None:
+        return Stock("unknown", at, 0.0, f"{place.cloud} forecasts nothing of {offer}")
+    if isinstance(told, SkyferryError):
+        raise told
+    return told.stock(at)
 
 
 def _missing(offer: Offer) -> str:
@@ -309,6 +351,10 @@ def _unknown(accelerators: Sequence[str], known: set[str]) -> list[str]:
 def _kind(offer: Offer) -> tuple[str, ...]:
     """What is asked of AWS together; machines without accelerators have only themselves in common."""
     return ("aws", offer.accelerator, str(offer.accelerators), "" if offer.accelerators else offer.instance or "")
+
+
+def _forecast_of(cloud: str) -> tuple[str, str]:
+    return (cloud, "its forecast")
 
 
 def _order(offer: Offer) -> tuple[Any, ...]:

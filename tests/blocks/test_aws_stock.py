@@ -2,8 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
 from urllib.parse import parse_qs
 
 import pytest
@@ -11,8 +9,9 @@ import pytest
 from blocks.aws_stock import SpotPlacementScores
 from blocks.errors import Refused, Unavailable
 from blocks.processes import free_port
+from tests.loopback import Asked, answering
 
-Asked = list[dict[str, str]]
+Forms = list[dict[str, str]]
 
 
 @pytest.fixture(autouse=True)
@@ -34,29 +33,17 @@ def refusal(code: str) -> tuple[int, str]:
 
 
 @contextmanager
-def ec2(answers: dict[str, tuple[int, str]]) -> Iterator[tuple[SpotPlacementScores, Asked]]:
+def ec2(answers: dict[str, tuple[int, str]]) -> Iterator[tuple[SpotPlacementScores, Forms]]:
     """Answers by the token of the page that is asked for; what was asked is kept."""
-    asked: Asked = []
+    forms: Forms = []
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            form = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())
-            asked.append({name: values[0] for name, values in form.items()})
-            status, body = answers[asked[-1].get("NextToken", "")]
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body.encode())
+    def answer(asked: Asked) -> tuple[int, bytes]:
+        forms.append({name: values[0] for name, values in parse_qs(asked.body.decode()).items()})
+        status, body = answers[forms[-1].get("NextToken", "")]
+        return status, body.encode()
 
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name in the base class
-            """Say nothing."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        try:
-            yield SpotPlacementScores(endpoint_url=f"http://127.0.0.1:{server.server_port}", replicas=3), asked
-        finally:
-            server.shutdown()
+    with answering(answer) as (url, _):
+        yield SpotPlacementScores(endpoint_url=url, replicas=3), forms
 
 
 def test_scores_come_from_every_page() -> None:

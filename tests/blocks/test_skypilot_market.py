@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from blocks.errors import Refused, SkyferryError, Unavailable
+from blocks.errors import CellSaidNo, Refused, SkyferryError, Unavailable
 from blocks.ports import ON_PROCESSORS, Offer
 from blocks.skypilot_infra import Kind, Node, Place, Rate, kubernetes_nodes, rates_of, slurm_nodes, translation
 from blocks.skypilot_market import RateCard, SkyPilotMarket, node_offers, node_stock
+from blocks.spot_stock import Forecast, Forecasts
 from tests.sky_catalog import MarketAtHome, process_at, seed
 
 ALPHA = Place("slurm", "alpha")
@@ -69,6 +70,20 @@ class FakeScores:
         if instances[0] not in self.by_machine:
             raise Unavailable("AWS keeps its scores from us")
         return {region: score for region, score in self.by_machine[instances[0]].items() if region in regions}
+
+
+@dataclass
+class FakeForecasts:
+    """What a test lets a cloud say of offers, or its error about all of them."""
+
+    told: Forecasts | SkyferryError
+    asked: list[tuple[Offer, ...]] = field(default_factory=list)
+
+    def ask(self, offers: Sequence[Offer]) -> Forecasts:
+        self.asked.append(tuple(offers))
+        if isinstance(self.told, SkyferryError):
+            raise self.told
+        return self.told
 
 
 def offers_of(nodes: Sequence[Node], *accelerators: str, card: RateCard = CARD) -> list[Offer]:
@@ -303,7 +318,7 @@ def process_with_a_seeded_catalogue(tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def at_home(home: MarketAtHome, infra: FakeInfra, **more: Any) -> MarketAtHome:
-    return replace(home, market=SkyPilotMarket(infra=infra, scores=FakeScores(), **more))
+    return replace(home, market=SkyPilotMarket(infra=infra, scores=FakeScores(), forecasts={}, **more))
 
 
 BOTH = {("slurm", "alpha"): (L4,), ("slurm", "beta"): (replace(L4, accelerator="A100"),)}
@@ -378,7 +393,7 @@ def spot(instance: str, region: str = "us-east-1", accelerators: int = 1) -> Off
 def test_a_score_reorders_and_never_vetoes() -> None:
     """The lowest is free too; machines of one kind are one question; all that AWS does not score is unknown."""
     scores = FakeScores({"a": {"us-east-1": 9, "us-west-2": 1}})
-    market = SkyPilotMarket(infra=FakeInfra(), scores=scores, now=lambda: 5)
+    market = SkyPilotMarket(infra=FakeInfra(), scores=scores, forecasts={}, now=lambda: 5)
     offers = [
         spot("b"),
         spot("a", "us-west-2"),
@@ -400,14 +415,60 @@ def test_a_score_reorders_and_never_vetoes() -> None:
     assert sorted(scores.asked) == [(("a", "b"), ("eu-west-1", "us-east-1", "us-west-2")), (("c",), ("us-east-1",))]
 
 
-def test_a_cloud_without_credentials_is_refused_and_not_asked() -> None:
+def test_a_cloud_that_forecasts_is_asked_once_about_all_its_machines() -> None:
+    """A forecast is stock; its errors are told one by one; what is on demand, or left out, is unknown."""
+    cell = "gcp/us-central1"
+    likely, unlikely, restricted, full, stale, left_out = (replace(spot(name), cell=cell) for name in "abcdef")
+    told = {
+        likely: Forecast(0.9, "obtainability 0.9 of 1"),
+        unlikely: Forecast(0.1, "obtainability 0.1 of 1"),
+        restricted: Refused("never to us"),
+        full: CellSaidNo(cell, "no quota"),
+        stale: Unavailable("no fresh data"),
+    }
+    source = FakeForecasts(told)
+    market = SkyPilotMarket(infra=FakeInfra(), scores=FakeScores(), forecasts={"gcp": source}, now=lambda: 5)
+    on_demand = replace(likely, use_spot=False)
+    found = market.stock([*told, left_out, on_demand])
+    assert [(stock.answer, stock.confidence, stock.at) for stock in found] == [
+        ("free", pytest.approx(0.64), 5),
+        ("none", pytest.approx(0.64), 5),
+        ("refused", 1, 5),
+        ("none", 1, 5),
+        ("unknown", 0, 5),
+        ("unknown", 0, 5),
+        ("unknown", 0, 5),
+    ]
+    assert found[0].words == "obtainability 0.9 of 1"
+    assert "no quota" in found[3].words
+    assert "forecasts nothing" in found[5].words
+    assert "gcp does not say" in found[6].words
+    assert source.asked == [(*told, left_out)]
+
+
+@pytest.mark.parametrize(
+    ("error", "answer"), [(Refused("no keys"), "refused"), (Unavailable("not reached"), "unknown")]
+)
+def test_a_forecast_that_fails_as_a_whole_is_told_of_each_offer(error: SkyferryError, answer: str) -> None:
+    """Whether we may not rent there or nobody answers, the words are the source's; on demand it was not asked."""
+    market = SkyPilotMarket(infra=FakeInfra(), scores=FakeScores(), forecasts={"azure": FakeForecasts(error)})
+    offers = [replace(spot(name), cell="azure/eastus") for name in "ab"]
+    found = market.stock([*offers, replace(offers[0], use_spot=False)])
+    assert [(stock.answer, stock.words) for stock in found[:2]] == [(answer, str(error))] * 2
+    assert found[2].answer == "unknown"
+
+
+@pytest.mark.parametrize("cloud", ["aws", "gcp"])
+def test_a_cloud_without_credentials_is_refused_and_not_asked(cloud: str) -> None:
     """SkyPilot's reason is in the words, with the command that tells more."""
-    scores = FakeScores()
-    market = SkyPilotMarket(infra=FakeInfra(refusals={"aws": "no key is set"}), scores=scores)
-    (stock,) = market.stock([spot("a")])
-    assert (stock.answer, scores.asked) == ("refused", [])
+    scores, source = FakeScores(), FakeForecasts({})
+    infra = FakeInfra(refusals={cloud: "no key is set"})
+    (stock,) = SkyPilotMarket(infra=infra, scores=scores, forecasts={"gcp": source}).stock(
+        [replace(spot("a"), cell=f"{cloud}/us-central1")]
+    )
+    assert (stock.answer, scores.asked, source.asked) == ("refused", [], [])
     assert "no key is set" in stock.words
-    assert "sky check aws" in stock.words
+    assert f"sky check {cloud}" in stock.words
 
 
 def test_a_source_that_never_answers_holds_nobody_up() -> None:
