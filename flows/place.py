@@ -115,12 +115,13 @@ def start_replicas(
         # Whatever an earlier release left in the split, this one begins without traffic.
         traffic_to_live(service, read_record(service.store, service.name))
     started, error = _place(service, release, timeout_seconds, lost)
-    running = list_replicas(service.fleet, service.name)
+    running = [replica for replica in list_replicas(service.fleet, service.name) if replica.release == release.id]
+    ready = {one.replica.name for one in started}
+    put_in_slot(service, release.slot, release.id, [replica for replica in running if replica.name in ready])
+    # Also another release's, which may have been left there to answer for a dead one.
     for server in list_servers(service.gateway, service.name):
         if server.slot == release.slot and server.address not in {replica.address for replica in running}:
             detach(service.gateway, service.name, server.slot, server.address)
-    ready = {one.replica.name for one in started}
-    put_in_slot(service, release.slot, release.id, [replica for replica in running if replica.name in ready])
     for one in started:
         if not one.was_running:
             amend(service.store, service.name, partial(note_start, seconds=one.seconds))

@@ -6,12 +6,13 @@ from functools import partial
 
 from prefect import get_run_logger
 
-from blocks.errors import SkyferryError
+from blocks.errors import SkyferryError, Unavailable
 from blocks.service import Service
 from flows.drain import put_in_slot, stop_release
 from flows.policy.ledger import ServiceRecord, back_out, what_to_back_out
+from flows.policy.way_back import alone_answers
 from flows.tasks.fleet import list_replicas
-from flows.tasks.gateway import give_share
+from flows.tasks.gateway import give_share, list_servers
 from flows.tasks.ledger import amend, read_record
 from flows.tasks.runs import own_run_id
 
@@ -48,7 +49,10 @@ def users_keep_what_they_had(service: Service) -> Iterator[None]:
 
 
 def roll_back_to_stable(service: Service, reason: str) -> ServiceRecord:
-    """Give all traffic to the release that stays, record the decision, then stop the other's replicas."""
+    """Give all traffic to the release that stays, record the decision, then stop the other's replicas.
+
+    Unavailable where only those answer users: the gateway sends to them what the release that stays cannot take.
+    """
     before = read_record(service.store, service.name)
     bad = what_to_back_out(before)
     if bad.state == "under way":
@@ -56,6 +60,12 @@ def roll_back_to_stable(service: Service, reason: str) -> ServiceRecord:
     # Where the live release goes, the ledger comes first: from then on nobody stops the warm one any more.
     record = amend(service.store, service.name, partial(back_out, release=bad.id, reason=reason))
     traffic_to_live(service, record)
+    servers = list_servers(service.gateway, service.name)
+    if record.live is not None and alone_answers(servers, bad.slot, record.live.slot):
+        raise Unavailable(
+            f"{reason}; no replica of {record.live.id} is up, so those of {bad.id} go on answering in its place: run "
+            f"scale-up, which starts {record.live.id}'s, and then scale-down, which stops these"
+        )
     stop_release(service, bad.id, even_if_busy=True, drain_timeout_seconds=LAST_RESORT_SECONDS)
     return record
 

@@ -33,12 +33,14 @@ def what_to_stop(
     """Scale the live release down to `wanted` replicas and clear away what an ended release left behind.
 
     `warm` are the releases that their run still keeps ready. The last healthy replica stays unless `to_zero`; a release
-    under way is left alone; what the ledger does not know is not ours to stop.
+    under way is left alone, and what answers users in a dead one's place; what the ledger does not know is not ours to
+    stop.
     """
     states = {release.id: release.state for release in record.releases}
-    seen = {server.address: server for server in servers}
     live = [replica for replica in replicas if states.get(replica.release) == "live"]
-    healthy = [replica for replica in live if (at := seen.get(replica.address)) is not None and at.state == "up"]
+    up = {server.address for server in servers if server.state == "up"}
+    healthy = [replica for replica in live if replica.address in up]
+    is_dead = "live" in states.values() and not healthy and not to_zero
     staying = healthy[: max(wanted, 0 if to_zero else 1)]
     # While the last healthy ones are all needed, a replica that is only starting up, or down for a moment, is spare.
     staying += [replica for replica in live if replica not in healthy][: max(0, wanted - len(staying))]
@@ -50,6 +52,10 @@ def what_to_stop(
             (replica.release in warm, "kept warm by the run that replaced it"),
             (state is None, "the ledger does not know its release"),
             (state == "under way", "its release is under way"),
+            (
+                is_dead and replica.address in up,
+                "no replica of the live release is up, so users are answered by this one",
+            ),
             (replica in staying, f"one of the {wanted} wanted" if wanted else "the last healthy replica"),
         )
         for applies, reason in reasons_to_keep:

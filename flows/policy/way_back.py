@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from blocks.ports import Load, Server
+from blocks.ports import Load, Server, Slot
 from flows.policy.gates import Ruling
 
 
@@ -27,6 +27,12 @@ def what_bars_the_way_back(
     if waiting > at_once:
         bars.append(f"{waiting} requests wait at its replicas, which answer {at_once} at a time")
     return "; ".join(bars)
+
+
+def alone_answers(servers: Sequence[Server], goes: Slot, stays: Slot) -> bool:
+    """Whether users are answered by the slot that is to go, and by nobody in the one that is to stay."""
+    up = {server.slot for server in servers if server.state == "up"}
+    return goes in up and stays not in up
 
 
 def held_without_way_back(ruling: Ruling, bars: str, elapsed_seconds: float, deadline_seconds: float) -> Ruling:

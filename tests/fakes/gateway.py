@@ -22,6 +22,8 @@ class FakeGateway:
         """The addresses that are spoken to by TLS."""
         self.strangers: set[str] = set()
         """The addresses of replicas that another authority vouches for."""
+        self.dead: set[str] = set()
+        """The addresses at which nothing answers."""
         self._knows_authority = knows_authority
         self._numbers = itertools.count(1)
 
@@ -48,7 +50,7 @@ class FakeGateway:
             kinds = ("plain", "tls") if is_tls else ("tls", "plain")
             raise Refused(f"{address} is attached as {kinds[0]} and not as {kinds[1]}; detach it first")
         (self.tls.add if is_tls else self.tls.discard)(address)
-        state = "down" if is_tls and address in self.strangers else "up"
+        state = "down" if address in self.dead or (is_tls and address in self.strangers) else "up"
         self._servers[service][slot, address] = Server(slot, address, state, known.in_flight if known else 0)
 
     def set_key(self, service: str, slot: Slot, key: str | None) -> None:
@@ -64,6 +66,11 @@ class FakeGateway:
         self._check(service)
         server = self._find(service, slot, address)
         self._servers[service][slot, address] = replace(server, state="draining")
+
+    def die(self, service: str, slot: Slot, address: str) -> None:
+        """Nothing answers there any more."""
+        self.dead.add(address)
+        self._servers[service][slot, address] = replace(self._find(service, slot, address), state="down")
 
     def detach(self, service: str, slot: Slot, address: str) -> None:
         self._check(service)

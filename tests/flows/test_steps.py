@@ -107,6 +107,35 @@ def test_rolling_back_a_release_under_way_stops_it(live: World) -> None:
     assert len(live.fleet.replicas("chat")) == 2
 
 
+def test_what_answers_for_a_dead_release_is_not_stopped(live: World) -> None:
+    """Rolled back, it has no traffic of its own and goes on running, also at night, until the live one is up again."""
+    stables = live.gateway.servers("chat")
+    provision("v2")
+    for server in stables:
+        live.gateway.die("chat", server.slot, server.address)
+    with pytest.raises(
+        Unavailable, match=r"users complain; no replica of .* go on answering in its place: run scale-up"
+    ):
+        roll_back(RollBackPlan(service="chat", reason="users complain"))
+    assert live.gateway.split("chat") == Split(0)
+    assert live.record.releases[-1].state == "rolled back"
+    scale_down(ScaleDownPlan(service="chat", replicas=2))
+    assert len([server for server in live.gateway.servers("chat") if server.state == "up"]) == 2
+    live.gateway.dead.clear()
+    scale_down(ScaleDownPlan(service="chat", replicas=2))  # which attaches the live ones again, and finds them up
+    scale_down(ScaleDownPlan(service="chat", replicas=2))
+    assert {replica.release for replica in live.fleet.replicas("chat")} == {live.first.id}
+
+
+def test_a_new_release_has_its_slot_for_itself(live: World) -> None:
+    """What was left there to answer for a dead release gets no user of the new one."""
+    provision("v2")
+    live.gateway.attach("chat", "green", "127.0.0.1:8999", is_tls=False)
+    provision("v2")
+    running = {replica.address for replica in live.fleet.replicas("chat")}
+    assert {server.address for server in live.gateway.servers("chat")} == running
+
+
 def test_rolling_back_after_promotion_returns_to_the_warm_fleet(live: World) -> None:
     """While the replaced fleet is warm, one command gives it the traffic back."""
     provision("v2")

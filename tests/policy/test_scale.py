@@ -70,6 +70,14 @@ def test_the_last_healthy_one_stays() -> None:
     assert stopped(LIVE, up(LIVE[2]), 1) == ["live-0", "live-1"]
 
 
+def test_what_answers_for_a_dead_release_stays() -> None:
+    """Where no replica of the live release is up, one that is rolled back and up answers its users."""
+    bad = replica("bad", 0)
+    assert stopped([*LIVE, bad], up(bad), 3) == []
+    assert stopped([*LIVE, bad], up(LIVE[0], bad), 3) == ["bad-0"]
+    assert stopped([*LIVE, bad], [], 3) == ["bad-0"]
+
+
 def test_zero_has_to_be_said() -> None:
     """Nothing goes below one replica unless told to."""
     assert len(stopped(LIVE, up(*LIVE), 0)) == 2
