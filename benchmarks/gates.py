@@ -215,7 +215,7 @@ def one_bad_cell(releases: int) -> dict[str, Any]:
                 str(cell[number]),
                 bool(bad[number]),
                 both_ms[number],
-                stream.place[number],
+                stream.user[number],
             )
             judge.observe(outcome, float(stream.seconds[number]))
             borne += bool(bad[number] and mine[number])
@@ -236,7 +236,7 @@ def one_bad_cell(releases: int) -> dict[str, Any]:
     }
 
 
-def _outcome(mine: bool, cell: str, failed: bool, ms: Sequence[float] | Floats, place: int) -> Outcome:  # noqa: FBT001 - private
+def _outcome(mine: bool, cell: str, failed: bool, ms: Sequence[float] | Floats, user: int) -> Outcome:  # noqa: FBT001 - private
     return Outcome(
         id="",
         at=0,
@@ -247,7 +247,7 @@ def _outcome(mine: bool, cell: str, failed: bool, ms: Sequence[float] | Floats, 
         tokens=None if failed else 100,
         per_token_ms=None if failed else float(ms[1]),
         total_ms=0,
-        user=f"user {place}",
+        user=f"user {user}",
         retried=False,
         by_fallback=False,
         cut_short=False,
@@ -261,12 +261,12 @@ def cost_of_judging() -> dict[str, float]:
     stream = Traffic(HARMED[1], 1).take(0, 40_000)
     mine = stream.user_luck < FIRST_SHARE
     outcomes = [
-        _outcome(own, "", bad, ms, place)
-        for own, bad, ms, place in zip(
+        _outcome(own, "", bad, ms, user)
+        for own, bad, ms, user in zip(
             mine.tolist(),
             stream.failed(mine, Harm()).tolist(),
             zip(stream.stable_ms.tolist(), stream.stable_token_ms.tolist(), strict=True),
-            stream.place.tolist(),
+            stream.user.tolist(),
             strict=True,
         )
     ]

@@ -8,13 +8,12 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
-from flows.policy.judge import PLACES
-
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 
 MEDIAN_MS, MEDIAN_TOKEN_MS = 120, 25
+HASHES = 1 << 32
 AR_BLOCK, AR_MEMORY = 50, 0.9
 """Latency that remembers: one draw for 50 requests, of which the next takes over nine tenths."""
 BURST_REQUESTS = 200
@@ -59,8 +58,8 @@ class Stream:
     seconds: Floats
     user_luck: Floats
     """Between 0 and 1, the same for all requests of a user: whoever is below the share is the candidate's."""
-    place: Ints
-    """As the judge tells users apart; from PLACES on, each is a user by itself."""
+    user: Ints
+    """Their hashes, as the judge makes them; from HASHES on, each is a user by itself."""
     failure_luck: Floats
     stable_failing: Floats
     """The chance that stable fails this request; 1 for who always fails."""
@@ -134,7 +133,7 @@ class Traffic:
             activity = self._random.pareto(world.activity_tail, world.users) + 1
             self._activity = np.cumsum(activity / activity.sum())
             self._luck = self._random.random(world.users)
-            self._place = np.array([crc32(str(user).encode()) % PLACES for user in range(world.users)], dtype=np.int64)
+            self._hashes = np.array([crc32(str(user).encode()) for user in range(world.users)], dtype=np.int64)
             self._always = self._random.random(world.users) < world.always_failing_percent_of_users / 100
             self._long = self._random.beta(0.5, 4.5, world.users)
 
@@ -176,19 +175,19 @@ class Traffic:
         seconds = self._seconds + np.cumsum(random.exponential(1, count) / rate)
         self._seconds = float(seconds[-1])
         if world.users:
-            user = np.minimum(np.searchsorted(self._activity, random.random(count)), world.users - 1)
-            luck, place, always = self._luck[user], self._place[user], self._always[user]
-            long_luck = np.where(random.random(count) < self._long[user], 0.05, 0.5)
+            who = np.minimum(np.searchsorted(self._activity, random.random(count)), world.users - 1)
+            luck, user, always = self._luck[who], self._hashes[who], self._always[who]
+            long_luck = np.where(random.random(count) < self._long[who], 0.05, 0.5)
         else:
             luck, always, long_luck = random.random(count), np.zeros(count, bool), random.random(count)
-            place = PLACES + self._length + np.arange(count)
+            user = HASHES + self._length + np.arange(count)
         tide = 1 + 0.5 * np.sin(2 * np.pi * seconds / DRIFT_SECONDS) if world.drifts else np.ones(count)
         ms = MEDIAN_MS * tide * self._times(random, count, spread=0.5)
         token_ms = MEDIAN_TOKEN_MS * tide * self._times(self._token_random, count, spread=0.3)
         return Stream(
             seconds=seconds,
             user_luck=luck,
-            place=place,
+            user=user,
             failure_luck=random.random(count),
             stable_failing=np.where(always, 1.0, world.failing_percent / 100 * tide),
             harm_luck=random.random(count),
