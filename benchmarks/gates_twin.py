@@ -5,12 +5,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
 from benchmarks.gates_worlds import HASHES, Flags, Floats, Harm, Ints, Stream
 from flows.policy.bets import share_at
-from flows.policy.gates import SUSPICIOUS, Verdict
+from flows.policy.gates import SUSPICIOUS, Verdict, requests_needed
 from flows.policy.judge import REQUESTS_A_USER, ROUND_REQUESTS
 from flows.policy.latency import REMEMBERED
 from flows.policy.measures import (
@@ -33,6 +35,7 @@ from flows.policy.measures import (
     parts_of,
     percentile,
 )
+from flows.policy.probes import NO_SURPRISE, NOT_BEFORE, RULE_OF_THREE
 from flows.policy.slowness import ALIKE_WITHIN, LOOKS, ON_FIRST, SLOWER_ON_ALL, slowness_of
 from flows.policy.tally import PLACES
 
@@ -51,6 +54,8 @@ class Held:
     gate: str
     slow_ms: dict[Time, tuple[float, ...]]
     """For the next stage."""
+    is_thin: bool = False
+    """Production may have sent probes."""
 
 
 @dataclass(frozen=True)
@@ -132,12 +137,21 @@ def hold(
     look = min(pass_look, late_look, harm_look)
     if look == len(looks):
         return Held("hold", len(stream), "", {})
+    is_thin = _may_be_thin(counts["failed"].counted[looks[: look + 1]], elapsed[: look + 1], share, limits)
     if look == harm_look:
-        return Held("roll back", int(looks[look]) + 1, gate, {})
+        return Held("roll back", int(looks[look]) + 1, gate, {}, is_thin)
     if look < pass_look:
-        return Held("roll back", int(looks[look]) + 1, "deadline", {})
+        return Held("roll back", int(looks[look]) + 1, "deadline", {}, is_thin)
     end = int(looks[look]) + 1
-    return Held("promote", end, "", {one.time: _next_lines(one, ~failed[:end]) for one in timed})
+    return Held("promote", end, "", {one.time: _next_lines(one, ~failed[:end]) for one in timed}, is_thin)
+
+
+def _may_be_thin(counted: Ints, elapsed: Floats, share: float, limits: Limits) -> bool:
+    """Whether `probes.is_too_thin` may be so at one of these looks; what margins excuse makes it rarer."""
+    pace = (counted + RULE_OF_THREE) / elapsed
+    by_then = counted + pace * np.maximum(0, limits.deadline_seconds - elapsed)
+    thin = by_then < NO_SURPRISE * requests_needed(limits, share)
+    return bool((thin & (elapsed >= NOT_BEFORE * limits.deadline_seconds)).any())
 
 
 def _timed(
@@ -181,8 +195,12 @@ def _timed(
 def _drawn(ms: Floats, slow_ms: Sequence[float]) -> Floats:
     """The lines for each so many answers, drawn from the last ones of both slots before them."""
     lines = [tuple(slow_ms) or _percentiles(ms[:LEARNED_FROM])]
-    ends = range(LEARNED_FROM, len(ms) + 1, LEARNED_FROM)
-    return np.array(lines + [_percentiles(ms[max(0, end - REMEMBERED) : end]) for end in ends])
+    lines += [_percentiles(ms[:end]) for end in range(LEARNED_FROM, min(REMEMBERED, len(ms) + 1), LEARNED_FROM)]
+    if len(ms) < REMEMBERED:
+        return np.array(lines)
+    whole = np.sort(sliding_window_view(ms, REMEMBERED)[::LEARNED_FROM], axis=1)
+    ranks = [ceil(REMEMBERED * percent / 100) - 1 for percent in LINES]
+    return np.concatenate([np.array(lines), whole[:, ranks]])
 
 
 def _percentiles(ms: Floats) -> tuple[float, ...]:
@@ -232,15 +250,15 @@ def _slowness(user: Ints, mine: Flags, band: Ints, share: float) -> tuple[Floats
     first = np.unique(place, return_index=True)[1]
     added = np.zeros((len(table), len(user)))
     added[:, first] = table[:, band[first], mine[first].astype(np.int64)]
-    worth = _coins(np.cumsum(added, axis=1)) + np.log(ON_FIRST)
+    worth = _coins(np.cumsum(added, axis=1))
     last_look, all_looks = np.full(len(user), -np.inf), np.full(len(user), -np.inf)
     total = -np.inf
     for look in (look for look in LOOKS if look <= len(user)):
         now = _worth_of_all(user[:look], mine[:look], band[:look], share)
         total = np.logaddexp(total, now - np.log(len(LOOKS)))
         last_look[look - 1 :], all_looks[look - 1 :] = now, total
-    best = np.maximum(np.maximum.accumulate(worth), all_looks + np.log(1 - ON_FIRST))
-    return np.logaddexp(worth, last_look + np.log(1 - ON_FIRST)), np.maximum(best, 0)
+    best = np.maximum(np.maximum.accumulate(worth) + np.log(ON_FIRST), all_looks + np.log(1 - ON_FIRST))
+    return np.where(np.arange(1, len(user) + 1) < LOOKS[0], worth, last_look), np.maximum(best, 0)
 
 
 def _worth_of_all(user: Ints, mine: Flags, band: Ints, share: float) -> Floats:

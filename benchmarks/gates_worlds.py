@@ -8,6 +8,8 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
+from flows.policy.measures import EACH_TOKEN, FIRST_TOKEN, Limits
+
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Flags = NDArray[np.bool_]
@@ -74,6 +76,9 @@ class Stream:
 
     def between(self, begin: int, end: int) -> Self:
         return type(self)(*(getattr(self, name)[begin:end] for name in self.__dataclass_fields__))
+
+    def some(self, at: Ints) -> Self:
+        return type(self)(*(getattr(self, name)[at] for name in self.__dataclass_fields__))
 
     def failed(self, mine: Flags, harm: Harm) -> Flags:
         added = harm.more_failing_percent / 100 + (self.long_luck < 0.1) * harm.on_long_prompts_percent / 100
@@ -153,13 +158,19 @@ class Traffic:
         begin, end = np.searchsorted(whole.seconds, (begin_seconds, end_seconds))
         return whole.between(int(begin), int(end))
 
-    def true_rates(self, harm: Harm) -> "Rates":
-        """What nobody can know: the rates of both slots, over all users."""
+    def true_rates(self, harm: Harm, excused: Limits | None = None) -> "Rates":
+        """What nobody can know: the rates of both slots, over all users; or stable's with the margins that excuse."""
         many = Traffic(self.world, seed=0).take(0, MANY)
         ours, theirs = np.ones(MANY, bool), np.zeros(MANY, bool)
         if not harm.is_of_speed:
-            return Rates(0.0, float(many.failed(theirs, harm).mean()), float(many.failed(ours, harm).mean()))
+            good, bad = float(many.failed(theirs, harm).mean()), float(many.failed(ours, harm).mean())
+            if excused is not None:
+                good = max(good * excused.more_than_stable, excused.error_margin_percent / 100)
+            return Rates(0.0, good, bad)
         slow, stables = many.harmed_ms(ours, harm), many.harmed_ms(theirs, harm)
+        if excused is not None:
+            time = FIRST_TOKEN if harm.slower_tokens == 1 else EACH_TOKEN
+            stables = np.array([time.allowed_ms(ms, excused) for ms in stables.tolist()])
         choices = [
             Rates(line, float((stables > line).mean()), float((slow > line).mean()))
             for line in np.percentile(stables, (50, 90, 99)).tolist()

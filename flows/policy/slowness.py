@@ -67,8 +67,8 @@ class Slowness:
 
     @property
     def now(self) -> float:
-        """What they are worth now, where nothing is lost by looking too often."""
-        return _together(log(ON_FIRST) + _mean(self._first), log(1 - ON_FIRST) + self._last_look)
+        """What a coin is worth now: on all answers once they were looked at, for they know of first answers as well."""
+        return self._last_look if self._looks else _mean(self._first)
 
     def take(self, band: int, user: int | None, *, mine: bool) -> None:
         """Take in an answer; `user` is a hash, None where nobody knows."""
