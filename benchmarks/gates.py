@@ -21,7 +21,7 @@ import numpy as np
 from benchmarks.gates_production import hold_with_probes, outcome, outcomes
 from benchmarks.gates_rivals import FIRST_SHARE, Judged, argo, flagger, kayenta, told
 from benchmarks.gates_twin import LOOK_EVERY, hold
-from benchmarks.gates_worlds import Harm, Rates, Traffic, World, promised_ms, promised_token_ms
+from benchmarks.gates_worlds import Harm, Traffic, World, promised_ms, promised_token_ms
 from blocks.service import Service
 from flows.policy.gates import requests_needed, rule
 from flows.policy.judge import Judge
@@ -82,7 +82,7 @@ HARMS = (
 )
 HARMED_RELEASES = 1000
 FINDS_PERCENT = 50
-"""A rival that rolls back fewer of the releases with a harm does not find it."""
+"""A rival that takes back no more of the releases with a harm does not find it."""
 CELLS, BAD_CELL_PERCENT = 4, 8
 RIVALS: dict[str, Callable[[Traffic, Harm], Judged]] = {"Flagger": flagger, "Argo": argo, "Kayenta": kayenta}
 
@@ -161,7 +161,7 @@ def _harmful(world: World, harm: Harm, releases: int, rivals: int) -> dict[str, 
     alarm, borne = LIMITS.false_alarm_percent / 100, _requests if harm.is_of_speed else _failed
 
     def knowing(alarm: float, excused: Limits | None = None) -> list[int]:
-        rates = _rates(world, harm, excused)
+        rates = Traffic(world, 0).true_rates(harm, excused)
         return [borne(told(Traffic(world, seed), harm, rates, alarm)) for seed in range(releases)]
 
     judged = {name: [judge(Traffic(world, seed), harm) for seed in range(rivals)] for name, judge in RIVALS.items()}
@@ -212,11 +212,6 @@ def _harmful(world: World, harm: Harm, releases: int, rivals: int) -> dict[str, 
 
 
 @lru_cache
-def _rates(world: World, harm: Harm, excused: Limits | None) -> Rates:
-    return Traffic(world, 0).true_rates(harm, excused)
-
-
-@lru_cache
 def _false_alarms(world: World, releases: int) -> dict[str, float]:
     """Of each rival's rulings on good releases, in percent."""
     return {
@@ -242,7 +237,7 @@ def one_bad_cell(releases: int) -> dict[str, Any]:
     found, wrong, rolled_back, failed = 0, 0, 0, list[int]()
     limits, names = limits_of(HARMED[1]), {str(cell): f"cell {cell}" for cell in range(CELLS)}
     for seed in range(releases):
-        judge = Judge(limits, "green", share=0.2, budget=0.6, cells=names)
+        judge = Judge(limits, "green", share=0.2, budget=budget_of_stage(0, len(STAGES)), cells=names)
         traffic, random, number, borne = Traffic(HARMED[1], seed), np.random.default_rng(seed), 0, 0
         stream = traffic.take(0, 20_000)
         mine = stream.user_luck < 0.2
@@ -251,8 +246,10 @@ def one_bad_cell(releases: int) -> dict[str, Any]:
         both_ms = np.stack([stream.first_token_ms(mine, Harm()), stream.token_ms(mine, Harm())], axis=1)
         ruling = rule(judge.evidence(), limits, 0)
         while number < len(stream) and ruling.verdict == "hold" and not ruling.bad_cells:
-            row = (bool(mine[number]), bool(bad[number]), *both_ms[number].tolist(), int(stream.user[number]))
-            judge.observe(outcome(*row, cell=str(cell[number])), float(stream.seconds[number]))
+            first_ms, token_ms = both_ms[number].tolist()
+            user = int(stream.user[number])
+            request = outcome(bool(mine[number]), bool(bad[number]), first_ms, token_ms, user, str(cell[number]))
+            judge.observe(request, float(stream.seconds[number]))
             borne += bool(bad[number] and mine[number])
             number += 1
             if number % LOOK_EVERY == 0:
@@ -296,19 +293,29 @@ Flagger, Argo Rollouts and Kayenta are written from their documentation (`benchm
 users. They look at failures and first tokens, as their documentation does, and so at no time per token.
 
 **Candidate and stable alike**: how many releases were rolled back all the same, in percent. One that could not be
-passed by its deadline (an hour, or ten times what its first stage takes) stands apart. Rivals: of {rivals} releases,
-fewer at 200 a second.
+passed by its deadline (an hour, or ten times what its first stage takes) stands apart. Where too few users come, probes
+are sent as in production. Rivals: of {rivals} releases, fewer at 200 a second.
 
 | world | releases | harm | deadline | candidate's requests, median | {names} |
 |---|---:|---:|---:|---:|{columns}
 """
 ABOUT_HARM = """
 **A bad candidate**: what its users bore until it was rolled back, on average: failed requests, or with harms of speed
-the candidate's answers. "Told" is Wald's test that is told both true rates, at 5 % of the traffic. Beside each rival
-stands how often it rolled back. "Missed" is how often the candidate was given all traffic.
+the candidate's answers. "Told" is Wald's test that is told both true rates, at 5 % of the traffic, with 1 % of false
+alarms for itself alone. "On our terms" it excuses the margins that the gates excuse, and has the part of the 1 % that
+failures, or one of the two times, have in the first stage; of times it still knows one line only. Beside each rival stands
+how often it rolled back. "Missed" is how often the candidate was given all traffic.
 
-| world | harm | releases | rolled back | missed | bore, mean (median) | told, mean (median) | ours / told | {names} |
-|---|---|---:|---:|---:|---:|---:|---:|{columns}
+| world | harm | releases | rolled back | missed | bore, mean (median) | told, mean (median) | ours / told | told on our terms | {names} |
+|---|---|---:|---:|---:|---:|---:|---:|---:|{columns}
+"""
+ABOUT_THE_BEST = """
+**Beside the best rival, at its own rate of false alarms**: the rival whose users bear least, of those that take back more
+than half of the releases with this harm; how many good releases of this world it takes back; and what is borne by the
+gates' users, and by those of the test that is told, where both may take back as many, or {alarm:g} % where that is more.
+
+| world | harm | best rival | its false alarms | its users bore | ours | ours / its | told / its |
+|---|---|---|---:|---:|---:|---:|---:|
 """
 ABOUT_THE_REST = """
 **One cell of four fails 8 %**, {releases:,} releases at 20 %: held back in {held_back_percent:.1f} %, another cell
@@ -333,11 +340,23 @@ def table(report: dict[str, Any]) -> str:
         cells = [row["world"], row["harm"], f"{row['releases']:,}", f"{row['rolled_back_percent']:.1f} %"]
         cells += [f"{row['missed_before_100_percent']:.1f} %"]
         cells += [f"{row[who + '_mean']:.1f} ({row[who + '_median']:.0f})" for who in ("harmed", "told_both_rates")]
-        cells += [f"{row['times_the_limit_of_theory']:.2f}"]
+        cells += [f"{row['times_the_limit_of_theory']:.2f}", f"{row['told_on_the_gates_terms_mean']:.1f}"]
         rivals = row["rivals"].values()
         cells += [f"{rival['harmed_mean']:,.0f} ({rival['rolled_back_percent']:.0f} %)" for rival in rivals]
         text += f"| {' | '.join(cells)} |\n"
+    text += ABOUT_THE_BEST.format(alarm=LIMITS.false_alarm_percent)
+    text += "".join(_beside_the_best(row) for row in report["harmful"])
     return text + ABOUT_THE_REST.format(**report["one_bad_cell"], **report["cost"])
+
+
+def _beside_the_best(row: dict[str, Any]) -> str:
+    there, cells = row["at_the_best_rivals_rate"], [row["world"], row["harm"]]
+    if not (best := there["best_rival"]):
+        return f"| {' | '.join([*cells, 'none finds it', *5 * ['']])} |\n"
+    its = row["rivals"][best]["harmed_mean"]
+    cells += [best, f"{there['rate_percent']:.0f} %", f"{its:,.1f}", f"{there['harmed_mean']:,.1f}"]
+    cells += [f"{there['harmed_mean'] / its:.2f}", f"{there['told_mean'] / its:.2f}"]
+    return f"| {' | '.join(cells)} |\n"
 
 
 def write_into(page: Path, text: str) -> None:

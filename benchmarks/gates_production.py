@@ -37,7 +37,7 @@ def outcomes(stream: Stream, mine: Flags, harm: Harm) -> Sequence[Outcome]:
     return [outcome(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
 
 
-def outcome(mine: bool, failed: bool, ms: float, token_ms: float, user: int, cell: str = "") -> Outcome:  # noqa: FBT001, PLR0913, PLR0917 - a row
+def outcome(mine: bool, failed: bool, ms: float, token_ms: float, user: int, cell: str = "") -> Outcome:  # noqa: FBT001 - a row
     return Outcome(
         id="",
         at=0,
@@ -98,8 +98,7 @@ def _pairs(recent: Stream, count: int, harm: Harm, random: np.random.Generator) 
     """Both slots' answers to some prompts; who sends them is no user who always fails."""
     mine, stables = (_answers(recent, count, harm, random, mine=mine) for mine in (True, False))
     return [
-        Pair(prompt, MINE, own, STABLE, its)
-        for prompt, own, its in zip(PROMPTS[:count], mine, stables, strict=True)
+        Pair(prompt, MINE, own, STABLE, its) for prompt, own, its in zip(PROMPTS[:count], mine, stables, strict=True)
     ]
 
 

@@ -269,8 +269,8 @@ def _worth_of_all(user: Ints, mine: Flags, band: Ints, share: float) -> Floats:
     worths: list[Floats] = []
     for bands in SLOWER_ON_ALL:
         weight = np.bincount(number[counts], np.log(bands)[band[counts]]) / (1 + ALIKE_WITHIN * (answers - 1))
-        worths.append(np.sum(weight * mine[first] - np.log(share * np.exp(weight) + 1 - share)))
-    return _coins(np.array(worths))
+        worths.append((weight * mine[first] - np.log(share * np.exp(weight) + 1 - share)).sum(keepdims=True))
+    return _coins(np.array(worths))[0]
 
 
 def _places(user: Ints) -> Ints:
@@ -338,9 +338,7 @@ def _lately(place: Ints, mine: Flags, failed: Flags, share: float, limits: Limit
     return crossings
 
 
-def _is_good_news(
-    counts: dict[Measure, _Counts], looks: Ints, share: float, limits: Limits
-) -> Flags:
+def _is_good_news(counts: dict[Measure, _Counts], looks: Ints, share: float, limits: Limits) -> Flags:
     """At which looks every limit is kept and nothing is suspicious."""
     sure = -np.log(limits.missed_harm_percent / 100)
     good = np.ones(len(looks), bool)

@@ -59,7 +59,7 @@ class Slowness:
         self._weights = [[log(times) for times in bands] for bands in SLOWER_ON_ALL]
         self._sums = [array("d", bytes(8 * PLACES)) for _ in SLOWER_ON_ALL]
         self._all = [0.0] * len(SLOWER_ON_ALL)
-        self._answers, self._owner = array("L", bytes(8 * PLACES)), array("L", bytes(8 * PLACES))
+        self._answers, self._owner = array("I", bytes(4 * PLACES)), array("H", bytes(2 * PLACES))
         self._taken = self._looks = 0
         self._last_look = self._all_looks = -inf
         self.best = 0.0
@@ -71,12 +71,10 @@ class Slowness:
         return self._last_look if self._looks else _mean(self._first)
 
     def take(self, band: int, user: int | None, *, mine: bool) -> None:
-        """Take in an answer; `user` is a hash, None where nobody knows."""
+        """Take in an answer; `user` is a hash of 32 bits, None where nobody knows."""
         place = None if user is None else user % PLACES
         if place is None or not self._answers[place]:
-            self._first = [
-                worth + bands[band][mine] for worth, bands in zip(self._first, self._added, strict=True)
-            ]
+            self._first = [worth + bands[band][mine] for worth, bands in zip(self._first, self._added, strict=True)]
             self.best = max(self.best, log(ON_FIRST) + _mean(self._first))
         if user is None or place is None:
             for number, weights in enumerate(self._weights):

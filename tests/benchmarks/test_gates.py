@@ -32,7 +32,10 @@ HARMS = (
     Harm("tokens x 1.5", slower_tokens=1.5),
 )
 Lines = Mapping[Time, tuple[float, ...]]
-KNOWN: Lines = {FIRST_TOKEN: (65.0, 86.0, 120.0, 170.0, 230.0, 310.0, 400.0), EACH_TOKEN: (17.0, 20.5, 25.0, 31.0, 38.0, 46.0, 54.0)}
+KNOWN: Lines = {
+    FIRST_TOKEN: (65.0, 86.0, 120.0, 170.0, 230.0, 310.0, 400.0),
+    EACH_TOKEN: (17.0, 20.5, 25.0, 31.0, 38.0, 46.0, 54.0),
+}
 
 # Kayenta's own test data, to two digits.
 TEN = np.array(
