@@ -303,16 +303,18 @@ ABOUT_HARM = """
 **A bad candidate**: what its users bore until it was rolled back, on average: failed requests, or with harms of speed
 the candidate's answers. "Told" is Wald's test that is told both true rates, at 5 % of the traffic, with 1 % of false
 alarms for itself alone. "On our terms" it excuses the margins that the gates excuse, and has the part of the 1 % that
-failures, or one of the two times, have in the first stage; of times it still knows one line only. Beside each rival stands
-how often it rolled back. "Missed" is how often the candidate was given all traffic.
+failures, or one of the two times, have in the first stage; of times it still knows one line only. Beside each rival
+stands how often it rolled back. "Missed" is how often the candidate was given all traffic.
 
-| world | harm | releases | rolled back | missed | bore, mean (median) | told, mean (median) | ours / told | told on our terms | {names} |
+| world | harm | releases | rolled back | missed | bore, mean (median) | told, mean (median) | ours / told \
+| told on our terms | {names} |
 |---|---|---:|---:|---:|---:|---:|---:|---:|{columns}
 """
 ABOUT_THE_BEST = """
-**Beside the best rival, at its own rate of false alarms**: the rival whose users bear least, of those that take back more
-than half of the releases with this harm; how many good releases of this world it takes back; and what is borne by the
-gates' users, and by those of the test that is told, where both may take back as many, or {alarm:g} % where that is more.
+**Beside the best rival, at its own rate of false alarms**: the rival whose users bear least, of those that take back
+more than half of the releases with this harm; how many good releases of this world it takes back; and what is borne by
+the gates' users, and by those of the test that is told, where both may take back as many, or {alarm:g} % where that is
+more.
 
 | world | harm | best rival | its false alarms | its users bore | ours | ours / its | told / its |
 |---|---|---|---:|---:|---:|---:|---:|
