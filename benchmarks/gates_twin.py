@@ -35,7 +35,7 @@ from flows.policy.measures import (
     parts_of,
     percentile,
 )
-from flows.policy.probes import NO_SURPRISE, NOT_BEFORE, RULE_OF_THREE
+from flows.policy.probes import ENOUGH_TIMES, NOT_BEFORE, RULE_OF_THREE
 from flows.policy.slowness import ALIKE_WITHIN, LOOKS, ON_FIRST, SLOWER_ON_ALL, slowness_of
 from flows.policy.tally import PLACES
 
@@ -150,7 +150,7 @@ def _may_be_thin(counted: Ints, elapsed: Floats, share: float, limits: Limits) -
     """Whether `probes.is_too_thin` may be so at one of these looks; what margins excuse makes it rarer."""
     pace = (counted + RULE_OF_THREE) / elapsed
     by_then = counted + pace * np.maximum(0, limits.deadline_seconds - elapsed)
-    thin = by_then < NO_SURPRISE * requests_needed(limits, share)
+    thin = by_then < ENOUGH_TIMES * requests_needed(limits, share)
     return bool((thin & (elapsed >= NOT_BEFORE * limits.deadline_seconds)).any())
 
 

@@ -22,8 +22,8 @@ NOT_BEFORE = 0.05
 """Of the deadline: until then, nobody can say that too few users come."""
 RULE_OF_THREE = 3
 """Where so many more came by bad luck only once in twenty times, they are granted."""
-NO_SURPRISE = 2
-"""Times what a stage takes if all goes well: a failure of bad luck is made up for by so many."""
+ENOUGH_TIMES = 4
+"""What a stage takes if all goes well: who gets no more is undone by a few failures of bad luck."""
 SPREAD_OVER = 1 / 3
 """Of the deadline: all the probes that a stage may have take so long at least, for engines have users to answer."""
 LENGTHS_APART = 3
@@ -144,7 +144,7 @@ def is_too_thin(evidence: Evidence, limits: Limits, elapsed_seconds: float) -> b
     pace = (counted + RULE_OF_THREE) / elapsed_seconds
     by_then = counted + pace * max(0.0, limits.deadline_seconds - elapsed_seconds)
     slow_ms = {time: evidence.timing(time).slow_ms for time in TIMES}
-    return by_then < NO_SURPRISE * requests_needed(limits, evidence.share, slow_ms)
+    return by_then < ENOUGH_TIMES * requests_needed(limits, evidence.share, slow_ms)
 
 
 def probes_missing(evidence: Evidence, limits: Limits, elapsed_seconds: float, probed: Probed, at_most: int) -> int:

@@ -23,7 +23,7 @@ RIGHT = Answer(200, "A sentence.", first_token_ms=50, total_ms=100, is_whole=Tru
 MINE = Replica("chat-2-0", "chat", "2", "here", "127.0.0.1:2")
 STABLE = Replica("chat-1-0", "chat", "1", "here", "127.0.0.1:1")
 NOBODY = Evidence(share=0.05, budget=0.6)
-SOME = replace(NOBODY, requests=40, counts={"failed": Count(of=40, counted=40)})
+SOME = replace(NOBODY, requests=60, counts={"failed": Count(of=60, counted=60)})
 FEW = Evidence(
     share=0.05,
     budget=0.6,
