@@ -3,11 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import product
+from typing import Any
 from zlib import crc32
 
 import numpy as np
 import pytest
 
+from benchmarks.gates_production import hold_with_probes
 from benchmarks.gates_rivals import Z_95_PERCENT, flagger, mann_whitney, told
 from benchmarks.gates_twin import LOOK_EVERY, Held, hold
 from benchmarks.gates_worlds import Harm, Rates, Stream, Traffic, World
@@ -100,7 +102,18 @@ def test_the_twin_rules_as_production_does(world: World, harm: Harm, share: floa
     for seed in range(2):
         stream = Traffic(world, seed).take(0, 6000)
         twin = hold(stream, harm, LIMITS, share=share, budget=0.6, slow_ms=slow_ms, since=0.0)
-        assert replace(twin, gate="") == production(stream, harm, share, slow_ms)
+        assert replace(twin, gate="", is_thin=False) == production(stream, harm, share, slow_ms)
+
+
+def test_a_thin_stage_is_passed_by_probes_and_a_bad_candidate_is_not() -> None:
+    """A hundred users at 2 a second: the candidate's few do not tell in an hour, and probes do."""
+    stage: Any = {"share": 0.05, "budget": 0.75, "slow_ms": {}, "since": 0.0}
+    stream = Traffic(World("few users", requests_per_second=2, users=100), 2).take(0, 8000)
+    twin = hold(stream, Harm(), LIMITS, **stage)
+    assert (twin.verdict, twin.gate, twin.is_thin) == ("roll back", "deadline", True)
+    assert hold_with_probes(stream, Harm(), LIMITS, **stage).verdict == "promote"
+    bad = hold_with_probes(stream, Harm(more_failing_percent=30), LIMITS, **stage)
+    assert (bad.verdict, bad.gate) == ("roll back", "with probes")
 
 
 def test_the_rival_judges_its_documented_examples() -> None:
