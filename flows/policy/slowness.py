@@ -11,7 +11,10 @@ candidate's or not, and once that is known, the next answer of the same user is 
   known by the second; but the parts of all looks together are worth one coin on average at the end, and their sum never
   falls, so by Markov's inequality it ever reaches 1/alpha with a chance of alpha at most.
 
-The two know different things, so their coins must not be put into one purse (Choe and Ramdas, arXiv 2402.09698: an
+The candidate's answers are put into bands by lines that are later by what is excused, which lowers their weights, and
+with them both bets. The lines are drawn from both slots, so that where those are alike they know of no slot.
+
+The two bets know different things, so their coins must not be put into one purse (Choe and Ramdas, arXiv 2402.09698: an
 average of e-processes of two filtrations is none); each is held against its own part of the bar.
 """
 
