@@ -3,14 +3,16 @@
 `tests/benchmarks/test_gates.py` plays the same streams to both.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
-from benchmarks.gates_worlds import Flags, Floats, Harm, Ints, Stream
+from benchmarks.gates_worlds import HASHES, Flags, Floats, Harm, Ints, Stream
 from flows.policy.bets import share_at
-from flows.policy.gates import SUSPICIOUS, Verdict
+from flows.policy.gates import SUSPICIOUS, Verdict, requests_needed
 from flows.policy.judge import REQUESTS_A_USER, ROUND_REQUESTS
 from flows.policy.latency import REMEMBERED
 from flows.policy.measures import (
@@ -32,8 +34,10 @@ from flows.policy.measures import (
     limit_of,
     parts_of,
     percentile,
-    slowness_of,
 )
+from flows.policy.probes import ENOUGH_TIMES, NOT_BEFORE, RULE_OF_THREE
+from flows.policy.slowness import ALIKE_WITHIN, LOOKS, ON_FIRST, SLOWER_ON_ALL, slowness_of
+from flows.policy.tally import PLACES
 
 LOOK_EVERY = 20
 """Requests of both slots between two looks: production looks once a second, whatever has come by then."""
@@ -50,6 +54,8 @@ class Held:
     gate: str
     slow_ms: dict[Time, tuple[float, ...]]
     """For the next stage."""
+    is_thin: bool = False
+    """Production may have sent probes."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,9 @@ class _Timed:
     time: Time
     ms: Floats
     counts: dict[Measure, _Counts]
+    slowness_now: Floats
     slowness: Floats
+    """At its best."""
     learned_at: int
     slow_ms: tuple[float, ...]
 
@@ -91,13 +99,14 @@ def hold(
     failed = stream.failed(mine, harm)
     looks = np.arange(LOOK_EVERY, len(stream) + 1, LOOK_EVERY) - 1
     rounds = np.arange(len(stream)) // ROUND_REQUESTS
-    good = _ranked(stream.place + rounds * (stream.place.max() + 1)) < REQUESTS_A_USER
+    place = _places(stream.user)
+    good = _ranked(place + rounds * (place.max() + 1)) < REQUESTS_A_USER
     times = (stream.first_token_ms(mine, harm), stream.token_ms(mine, harm))
     timed = [
-        _timed(time, ms, stream.place, mine, ~failed, good, share, limits, slow_ms.get(time, ()))
+        _timed(time, ms, stream.user, mine, ~failed, good, share, limits, slow_ms.get(time, ()))
         for time, ms in zip(TIMES, times, strict=True)
     ]
-    counts: dict[Measure, _Counts] = {"failed": _count(stream.place, mine, failed, good)}
+    counts: dict[Measure, _Counts] = {"failed": _count(place, mine, failed, good)}
     for one in timed:
         counts |= one.counts
 
@@ -112,14 +121,14 @@ def hold(
         ):
             learned_at = next((one.learned_at for one in timed if one.time.hung == measure), 0)
             crossings.append((max(int(over[0]), learned_at), measure))
-    crossings += _lately(stream.place, mine, failed, share, limits, bar("failed lately"))
+    crossings += _lately(place, mine, failed, share, limits, bar("failed lately"))
     elapsed = stream.seconds[looks] - since
     passing = (elapsed >= limits.minimum_seconds) & (_sums(mine)[looks] >= limits.minimum_requests)
-    passing &= _is_good_news(counts, looks, share, limits, bar)
+    passing &= _is_good_news(counts, looks, share, limits)
     for one in timed if share < 1 else ():
         if (over := np.flatnonzero(one.slowness >= bar(one.time.slow))).size:
             crossings.append((max(int(over[0]), one.learned_at), one.time.slow))
-        passing &= one.slowness[looks] < bar(one.time.slow) - SUSPICIOUS
+        passing &= one.slowness_now[looks] < SUSPICIOUS
         passing &= _is_like_stable(one, looks, share, limits)
     harm_at, gate = min(crossings)
     overdue = elapsed >= limits.deadline_seconds
@@ -128,18 +137,27 @@ def hold(
     look = min(pass_look, late_look, harm_look)
     if look == len(looks):
         return Held("hold", len(stream), "", {})
+    is_thin = _may_be_thin(counts["failed"].counted[looks[: look + 1]], elapsed[: look + 1], share, limits)
     if look == harm_look:
-        return Held("roll back", int(looks[look]) + 1, gate, {})
+        return Held("roll back", int(looks[look]) + 1, gate, {}, is_thin)
     if look < pass_look:
-        return Held("roll back", int(looks[look]) + 1, "deadline", {})
+        return Held("roll back", int(looks[look]) + 1, "deadline", {}, is_thin)
     end = int(looks[look]) + 1
-    return Held("promote", end, "", {one.time: _next_lines(one, (~mine & ~failed)[:end]) for one in timed})
+    return Held("promote", end, "", {one.time: _next_lines(one, ~failed[:end]) for one in timed}, is_thin)
+
+
+def _may_be_thin(counted: Ints, elapsed: Floats, share: float, limits: Limits) -> bool:
+    """Whether `probes.is_too_thin` may be so at one of these looks; what margins excuse makes it rarer."""
+    pace = (counted + RULE_OF_THREE) / elapsed
+    by_then = counted + pace * np.maximum(0, limits.deadline_seconds - elapsed)
+    thin = by_then < ENOUGH_TIMES * requests_needed(limits, share)
+    return bool((thin & (elapsed >= NOT_BEFORE * limits.deadline_seconds)).any())
 
 
 def _timed(
     time: Time,
     ms: Floats,
-    place: Ints,
+    user: Ints,
     mine: Flags,
     answered: Flags,
     good: Flags,
@@ -148,30 +166,51 @@ def _timed(
     slow_ms: Sequence[float],
 ) -> _Timed:
     counts: dict[Measure, _Counts] = {}
+    place = _places(user)
     if (limit_ms := time.limit_ms(limits)) is not None:
         counts[time.late] = _count(place, mine & answered, (ms > limit_ms) & mine & answered, good)
+    at = np.flatnonzero(answered)
     learned_at = 0
     if not slow_ms:
-        learning = np.flatnonzero(answered)[:LEARNED_FROM]
-        if len(learning) < LEARNED_FROM:
-            return _Timed(time, ms, counts, np.zeros(len(ms)), 0, ())
-        learned_at = int(learning[-1])
-        slow_ms = tuple(percentile(np.sort(ms[learning]).tolist(), p) or 0.0 for p in LINES)
-    lines, own = np.array(slow_ms), np.array([time.allowed_ms(line, limits) for line in slow_ms])
-    p90 = np.where(mine, own[P90], lines[P90])
+        if len(at) < LEARNED_FROM:
+            return _Timed(time, ms, counts, zeros := np.zeros(len(ms)), zeros, 0, ())
+        learned_at = int(at[LEARNED_FROM - 1])
+    drawn = _drawn(ms[at], slow_ms)
+    own = np.array([[time.allowed_ms(line, limits) for line in lines] for lines in drawn.tolist()])
+    block = (np.cumsum(answered) - answered) // LEARNED_FROM
+    p90 = np.where(mine, own[block, P90], drawn[block, P90])
     later = good & answered & (ms > p90)
     counted, hits = _sums(good & mine & answered), _sums(later & mine)
     counts[time.later] = _Counts(hits, _sums(later), counted, counted, hits, np.flatnonzero(later & mine))
     counts[time.hung] = _count(place, mine & answered, answered & (ms > HUNG_TIMES_P90 * p90), good)
-    slowness = _slowness(place, mine, answered, ms, lines, own, share)
-    return _Timed(time, ms, counts, slowness, learned_at, tuple(slow_ms))
+    now, best = np.zeros(len(ms)), np.zeros(len(ms))
+    if share < 1:
+        lines = np.where(mine[at, None], own[block[at]], drawn[block[at]])
+        band = (ms[at, None] > lines).sum(axis=1)
+        for whole, answers in zip((now, best), _slowness(user[at], mine[at], band, share), strict=True):
+            whole[:] = np.concatenate([[0.0], answers])[np.cumsum(answered)]
+    return _Timed(time, ms, counts, now, best, learned_at, tuple(drawn[0].tolist()))
 
 
-def _next_lines(timed: _Timed, stables: Flags) -> tuple[float, ...]:
-    times = np.sort(timed.ms[: len(stables)][stables][-REMEMBERED:]).tolist()
-    if len(times) >= LEARNED_FROM:
-        return tuple(percentile(times, percent) or 0.0 for percent in LINES)
-    return timed.slow_ms
+def _drawn(ms: Floats, slow_ms: Sequence[float]) -> Floats:
+    """The lines for each so many answers, drawn from the last ones of both slots before them."""
+    lines = [tuple(slow_ms) or _percentiles(ms[:LEARNED_FROM])]
+    lines += [_percentiles(ms[:end]) for end in range(LEARNED_FROM, min(REMEMBERED, len(ms) + 1), LEARNED_FROM)]
+    if len(ms) < REMEMBERED:
+        return np.array(lines)
+    whole = np.sort(sliding_window_view(ms, REMEMBERED)[::LEARNED_FROM], axis=1)
+    ranks = [ceil(REMEMBERED * percent / 100) - 1 for percent in LINES]
+    return np.concatenate([np.array(lines), whole[:, ranks]])
+
+
+def _percentiles(ms: Floats) -> tuple[float, ...]:
+    in_order = np.sort(ms).tolist()
+    return tuple(percentile(in_order, percent) or 0.0 for percent in LINES)
+
+
+def _next_lines(timed: _Timed, answered: Flags) -> tuple[float, ...]:
+    times = timed.ms[: len(answered)][answered][-REMEMBERED:]
+    return _percentiles(times) if len(times) >= LEARNED_FROM else timed.slow_ms
 
 
 def _ranked(place: Ints) -> Ints:
@@ -205,17 +244,42 @@ def _count(place: Ints, trials: Flags, hit: Flags, good: Flags) -> _Counts:
     )
 
 
-def _slowness(
-    place: Ints, mine: Flags, answered: Flags, ms: Floats, lines: Floats, own: Floats, share: float
-) -> Floats:
-    """What the bets on slowness are worth after each request."""
-    at = np.flatnonzero(answered)
-    at = np.sort(at[np.unique(place[at], return_index=True)[1]])
-    band = np.where(mine[at], np.searchsorted(own, ms[at]), np.searchsorted(lines, ms[at]))
-    table = np.array(slowness_of(share))
-    added = np.zeros((len(table), len(place)))
-    added[:, at] = table[:, band, mine[at].astype(np.int64)]
-    return np.logaddexp.reduce(np.cumsum(added, axis=1)) - np.log(len(table))
+def _slowness(user: Ints, mine: Flags, band: Ints, share: float) -> tuple[Floats, Floats]:
+    """What the bets on slowness are worth after each answer, now and at their best."""
+    table, place = np.array(slowness_of(share)), _places(user)
+    first = np.unique(place, return_index=True)[1]
+    added = np.zeros((len(table), len(user)))
+    added[:, first] = table[:, band[first], mine[first].astype(np.int64)]
+    worth = _coins(np.cumsum(added, axis=1))
+    last_look, all_looks = np.full(len(user), -np.inf), np.full(len(user), -np.inf)
+    total = -np.inf
+    for look in (look for look in LOOKS if look <= len(user)):
+        now = _worth_of_all(user[:look], mine[:look], band[:look], share)
+        total = np.logaddexp(total, now - np.log(len(LOOKS)))
+        last_look[look - 1 :], all_looks[look - 1 :] = now, total
+    best = np.maximum(np.maximum.accumulate(worth) + np.log(ON_FIRST), all_looks + np.log(1 - ON_FIRST))
+    return np.where(np.arange(1, len(user) + 1) < LOOKS[0], worth, last_look), np.maximum(best, 0)
+
+
+def _worth_of_all(user: Ints, mine: Flags, band: Ints, share: float) -> Floats:
+    """What all answers so far are worth, of each place the user who came first."""
+    _, first, number = np.unique(_places(user), return_index=True, return_inverse=True)
+    counts = user == user[first][number]
+    answers = np.bincount(number[counts])
+    worths: list[Floats] = []
+    for bands in SLOWER_ON_ALL:
+        weight = np.bincount(number[counts], np.log(bands)[band[counts]]) / (1 + ALIKE_WITHIN * (answers - 1))
+        worths.append((weight * mine[first] - np.log(share * np.exp(weight) + 1 - share)).sum(keepdims=True))
+    return _coins(np.array(worths))[0]
+
+
+def _places(user: Ints) -> Ints:
+    return np.where(user < HASHES, user % PLACES, user)
+
+
+def _coins(worths: Floats) -> Floats:
+    """The mean of bets, as logarithms."""
+    return np.logaddexp.reduce(worths) - np.log(len(worths))
 
 
 def _sums(these: Flags) -> Ints:
@@ -237,9 +301,9 @@ def _above_limit(hits: Ints, of: Ints, limit: float) -> Floats:
     return worth(hits, of, limit, [_times(limit, times) for times in TIMES_THE_LIMIT])
 
 
-def _above_stable(measure: Measure, hits: Ints, all_hits: Ints, of: Ints, share: float, limits: Limits) -> Floats:
+def _above_stable(hits: Ints, all_hits: Ints, of: Ints, share: float, limits: Limits) -> Floats:
     ratio = limits.more_than_stable
-    others = [share_at(share, ratio * times) for times in TIMES_STABLE[measure]]
+    others = [share_at(share, ratio * times) for times in TIMES_STABLE]
     more = worth(hits, all_hits, share_at(share, ratio), others)
     if not limits.error_margin_percent:
         return more
@@ -253,7 +317,7 @@ def _harm(measure: Measure, count: _Counts, share: float, limits: Limits) -> Flo
 
 def _worth_of_harm(measure: Measure, count: _Counts, at: Ints, share: float, limits: Limits) -> Floats:
     if share < 1:
-        return _above_stable(measure, count.hits[at], count.all_hits[at], count.of[at], share, limits)
+        return _above_stable(count.hits[at], count.all_hits[at], count.of[at], share, limits)
     limit = limit_of(measure, limits)
     if limit is None:
         return np.zeros(len(at))
@@ -274,9 +338,7 @@ def _lately(place: Ints, mine: Flags, failed: Flags, share: float, limits: Limit
     return crossings
 
 
-def _is_good_news(
-    counts: dict[Measure, _Counts], looks: Ints, share: float, limits: Limits, bar: Callable[[Measure], float]
-) -> Flags:
+def _is_good_news(counts: dict[Measure, _Counts], looks: Ints, share: float, limits: Limits) -> Flags:
     """At which looks every limit is kept and nothing is suspicious."""
     sure = -np.log(limits.missed_harm_percent / 100)
     good = np.ones(len(looks), bool)
@@ -287,7 +349,7 @@ def _is_good_news(
             good &= worth(count.counted_hits[looks], count.counted[looks], null, others) >= sure
         if measure in parts_of(share, limits):
             now = np.where(count.hits[looks] > 0, _worth_of_harm(measure, count, looks, share, limits), 0.0)
-            good &= now < bar(measure) - SUSPICIOUS
+            good &= now < SUSPICIOUS
     return good
 
 

@@ -8,13 +8,14 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
-from flows.policy.judge import PLACES
+from flows.policy.measures import EACH_TOKEN, FIRST_TOKEN, Limits
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 
 MEDIAN_MS, MEDIAN_TOKEN_MS = 120, 25
+HASHES = 1 << 32
 AR_BLOCK, AR_MEMORY = 50, 0.9
 """Latency that remembers: one draw for 50 requests, of which the next takes over nine tenths."""
 BURST_REQUESTS = 200
@@ -59,8 +60,8 @@ class Stream:
     seconds: Floats
     user_luck: Floats
     """Between 0 and 1, the same for all requests of a user: whoever is below the share is the candidate's."""
-    place: Ints
-    """As the judge tells users apart; from PLACES on, each is a user by itself."""
+    user: Ints
+    """Their hashes, as the judge makes them; from HASHES on, each is a user by itself."""
     failure_luck: Floats
     stable_failing: Floats
     """The chance that stable fails this request; 1 for who always fails."""
@@ -75,6 +76,9 @@ class Stream:
 
     def between(self, begin: int, end: int) -> Self:
         return type(self)(*(getattr(self, name)[begin:end] for name in self.__dataclass_fields__))
+
+    def some(self, at: Ints) -> Self:
+        return type(self)(*(getattr(self, name)[at] for name in self.__dataclass_fields__))
 
     def failed(self, mine: Flags, harm: Harm) -> Flags:
         added = harm.more_failing_percent / 100 + (self.long_luck < 0.1) * harm.on_long_prompts_percent / 100
@@ -134,7 +138,7 @@ class Traffic:
             activity = self._random.pareto(world.activity_tail, world.users) + 1
             self._activity = np.cumsum(activity / activity.sum())
             self._luck = self._random.random(world.users)
-            self._place = np.array([crc32(str(user).encode()) % PLACES for user in range(world.users)], dtype=np.int64)
+            self._hashes = np.array([crc32(str(user).encode()) for user in range(world.users)], dtype=np.int64)
             self._always = self._random.random(world.users) < world.always_failing_percent_of_users / 100
             self._long = self._random.beta(0.5, 4.5, world.users)
 
@@ -154,13 +158,19 @@ class Traffic:
         begin, end = np.searchsorted(whole.seconds, (begin_seconds, end_seconds))
         return whole.between(int(begin), int(end))
 
-    def true_rates(self, harm: Harm) -> "Rates":
-        """What nobody can know: the rates of both slots, over all users."""
+    def true_rates(self, harm: Harm, excused: Limits | None = None) -> "Rates":
+        """What nobody can know: the rates of both slots, over all users; or stable's with the margins that excuse."""
         many = Traffic(self.world, seed=0).take(0, MANY)
         ours, theirs = np.ones(MANY, bool), np.zeros(MANY, bool)
         if not harm.is_of_speed:
-            return Rates(0.0, float(many.failed(theirs, harm).mean()), float(many.failed(ours, harm).mean()))
+            good, bad = float(many.failed(theirs, harm).mean()), float(many.failed(ours, harm).mean())
+            if excused is not None:
+                good = max(good * excused.more_than_stable, excused.error_margin_percent / 100)
+            return Rates(0.0, good, bad)
         slow, stables = many.harmed_ms(ours, harm), many.harmed_ms(theirs, harm)
+        if excused is not None:
+            time = FIRST_TOKEN if harm.slower_tokens == 1 else EACH_TOKEN
+            stables = np.array([time.allowed_ms(ms, excused) for ms in stables.tolist()])
         choices = [
             Rates(line, float((stables > line).mean()), float((slow > line).mean()))
             for line in np.percentile(stables, (50, 90, 99)).tolist()
@@ -176,19 +186,19 @@ class Traffic:
         seconds = self._seconds + np.cumsum(random.exponential(1, count) / rate)
         self._seconds = float(seconds[-1])
         if world.users:
-            user = np.minimum(np.searchsorted(self._activity, random.random(count)), world.users - 1)
-            luck, place, always = self._luck[user], self._place[user], self._always[user]
-            long_luck = np.where(random.random(count) < self._long[user], 0.05, 0.5)
+            who = np.minimum(np.searchsorted(self._activity, random.random(count)), world.users - 1)
+            luck, user, always = self._luck[who], self._hashes[who], self._always[who]
+            long_luck = np.where(random.random(count) < self._long[who], 0.05, 0.5)
         else:
             luck, always, long_luck = random.random(count), np.zeros(count, bool), random.random(count)
-            place = PLACES + self._length + np.arange(count)
+            user = HASHES + self._length + np.arange(count)
         tide = 1 + 0.5 * np.sin(2 * np.pi * seconds / DRIFT_SECONDS) if world.drifts else np.ones(count)
         ms = MEDIAN_MS * tide * self._times(random, count, spread=0.5)
         token_ms = MEDIAN_TOKEN_MS * tide * self._times(self._token_random, count, spread=0.3)
         return Stream(
             seconds=seconds,
             user_luck=luck,
-            place=place,
+            user=user,
             failure_luck=random.random(count),
             stable_failing=np.where(always, 1.0, world.failing_percent / 100 * tide),
             harm_luck=random.random(count),

@@ -152,7 +152,7 @@ class Service(Block):
         description="Of the stages of a release that breaks a limit twice over, so many may be passed by good luck.",
     )
     minimum_requests: int = Field(
-        default=100,
+        default=50,
         ge=1,
         title="Requests a stage, at least",
         description="A stage in which the candidate answered fewer requests than this never passes.",

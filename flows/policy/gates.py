@@ -36,8 +36,8 @@ from flows.policy.measures import (
 )
 
 Verdict = Literal["promote", "hold", "roll back"]
-SUSPICIOUS = log(10)
-"""A bet on harm that is worth ten coins, or within a tenth of its bar, is no harm yet, and no time to rise."""
+SUSPICIOUS = log(2)
+"""A bet on harm that is worth two coins is no harm yet, and no time to rise."""
 BLAME = log(20)
 """A bet that harm is one cell's alone, worth this much, spares the rest."""
 MINUTES_FROM = 600
@@ -187,7 +187,7 @@ def _doubt(evidence: Evidence, limits: Limits, elapsed_seconds: float, probed: P
         doubt += [
             f"{PROBES}{answers_in_words(check, count)}: suspicious"
             for check, count in probed.answers.items()
-            if count.harm_now >= bar_of_answers(probed, limits) - SUSPICIOUS
+            if count.harm_now >= SUSPICIOUS
         ]
     return doubt
 
@@ -257,9 +257,7 @@ def _suspicions(evidence: Evidence, limits: Limits) -> list[str]:
     for measure, count in evidence.counts.items():
         if measure == "failed lately" or measure not in parts_of(evidence.share, limits):
             continue  # what failed lately has a bar that rises, and is known to nobody but the judge
-        # Refusals and departures have no limit that good news could be told by: they must not even look like harm.
-        enough = SUSPICIOUS if measure in {"refused", "left"} else bar(evidence, limits, measure) - SUSPICIOUS
-        if count.harm_now >= enough:
+        if count.harm_now >= SUSPICIOUS:
             doubt.append(f"{_in_words(measure, evidence, limits)}: suspicious")
     return doubt
 
@@ -335,7 +333,7 @@ def requests_needed(limits: Limits, share: float, slow_ms: Mapping[Time, Sequenc
 def _late_part(time: Time, slow_ms: Sequence[float], limits: Limits) -> float:
     """Of the answers of a candidate that is like stable, those that are later than stable's p90 and the margin."""
     allowed = time.allowed_ms(slow_ms[P90], limits) if slow_ms else 0.0
-    passed = [line for line, ms in zip(LINES, slow_ms, strict=False) if ms <= allowed]
+    passed = [line for line, ms in zip(reversed(LINES), reversed(slow_ms), strict=False) if ms <= allowed]
     return 1 - max([*passed, LINES[P90]]) / 100
 
 

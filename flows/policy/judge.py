@@ -86,7 +86,8 @@ class Judge:
         if cell is not None and cell in self._dropped:
             return
         take, marks = self._tally.take, self._marks
-        place = None if outcome.user is None else crc32(outcome.user.encode()) % PLACES
+        user = None if outcome.user is None else crc32(outcome.user.encode())
+        place = None if user is None else user % PLACES
         failed = has_failed(outcome)
         self._turn_the_round()
         if outcome.user_left and not failed:
@@ -107,7 +108,7 @@ class Judge:
             return
         for time, ms in ((FIRST_TOKEN, outcome.first_token_ms), (EACH_TOKEN, outcome.per_token_ms)):
             if ms is not None:
-                self._latencies[time].take(ms, place, mine=mine, cell=cell, counts=counts)
+                self._latencies[time].take(ms, user, mine=mine, cell=cell, counts=counts)
 
     def _add_up(self, outcome: Outcome, cell: str | None, *, mine: bool) -> None:
         if not mine:

@@ -3,23 +3,22 @@
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
-from math import exp, log
 
 from flows.policy.measures import (
     HUNG_TIMES_P90,
     LEARNED_FROM,
     LINES,
     P90,
-    SLOWER,
     Limits,
     Time,
     Timing,
     percentile,
-    slowness_of,
 )
+from flows.policy.slowness import Slowness
 from flows.policy.tally import PLACES, Tally
 
 REMEMBERED = 500
+"""Answers that lines are drawn from, and that are shown."""
 
 _LATE, _HUNG, _TIMED = (1 << bit for bit in range(3))
 
@@ -33,8 +32,10 @@ class Latency:
         self._limit_ms = time.limit_ms(limits)
         self._is_judged = time.is_judged(limits)
         self._marks = bytearray(PLACES if self._is_judged else 0)
-        self._slowness_of, self._slowness = slowness_of(share), [0.0] * len(SLOWER)
+        self._slowness = Slowness(share) if self._is_judged and share < 1 else None
         self._learning: list[tuple[float, bool, int | None, str | None, bool]] = []
+        self._window: deque[float] = deque(maxlen=REMEMBERED)
+        self._answers = 0
         self._recent: dict[bool, deque[float]] = {True: deque(maxlen=REMEMBERED), False: deque(maxlen=REMEMBERED)}
         self._draw_lines(slow_ms)
 
@@ -42,54 +43,54 @@ class Latency:
     def slow_ms(self) -> tuple[float, ...]:
         return self._lines[False]
 
-    def take(self, ms: float, place: int | None, *, mine: bool, cell: str | None, counts: bool) -> None:
+    def take(self, ms: float, user: int | None, *, mine: bool, cell: str | None, counts: bool) -> None:
         self._recent[mine].append(ms)
         if not self._is_judged:
             return
+        place = None if user is None else user % PLACES
         if mine and self._limit_ms is not None:
             late = ms > self._limit_ms
             self._tally.take(self._time.late, place, self._marks, _LATE, mine=True, hit=late, cell=cell, counts=counts)
+        # From both slots together: whoever looks at labels before he draws his lines draws them where he likes. Anew
+        # every so often: latency drifts, and lines that it has left behind tell nothing.
         if self.slow_ms:
-            self._compare(ms, place, mine=mine, cell=cell, counts=counts)
-            return
-        self._learning.append((ms, mine, place, cell, counts))
+            if self._answers and self._answers % LEARNED_FROM == 0:
+                self._draw_lines(_percentiles(self._window))
+            self._compare(ms, user, mine=mine, cell=cell, counts=counts)
+        else:
+            self._learning.append((ms, mine, user, cell, counts))
+        self._answers += 1
+        self._window.append(ms)
         if len(self._learning) == LEARNED_FROM:
-            # From both slots together: whoever looks at labels before he draws his lines draws them where he likes.
-            self._draw_lines(_percentiles([ms for ms, *_ in self._learning]))
+            self._draw_lines(_percentiles(self._window))
             learning, self._learning = self._learning, []
-            for learned_ms, was_mine, its_place, its_cell, counted in learning:
-                self._compare(learned_ms, its_place, mine=was_mine, cell=its_cell, counts=counted)
+            for learned_ms, was_mine, whose, its_cell, counted in learning:
+                self._compare(learned_ms, whose, mine=was_mine, cell=its_cell, counts=counted)
 
     def _draw_lines(self, slow_ms: Sequence[float]) -> None:
         # The candidate's answers are measured by a stick that is as much longer as they may be later.
         own = tuple(self._time.allowed_ms(line, self._limits) for line in slow_ms)
         self._lines = {True: own, False: tuple(slow_ms)}
 
-    def _compare(self, ms: float, place: int | None, *, mine: bool, cell: str | None, counts: bool) -> None:
+    def _compare(self, ms: float, user: int | None, *, mine: bool, cell: str | None, counts: bool) -> None:
         lines, tally, marks = self._lines[mine], self._tally, self._marks
+        place = None if user is None else user % PLACES
         is_late = ms > lines[P90]
         if counts:
             tally.take(self._time.later, None, marks, 0, mine=mine, hit=is_late, cell=None, counts=True)
         hung = ms > HUNG_TIMES_P90 * lines[P90]
         tally.take(self._time.hung, place, marks, _HUNG, mine=mine, hit=hung, cell=cell)
-        if place is not None:
-            if marks[place] & _TIMED:
-                return
-            marks[place] |= _TIMED
-        tally.take(self._time.slow, None, marks, 0, mine=mine, hit=is_late, cell=cell)
-        if self._share < 1:
-            band = bisect_left(lines, ms)
-            self._slowness = [
-                worth + bands[band][mine] for worth, bands in zip(self._slowness, self._slowness_of, strict=True)
-            ]
-            best = max(self._slowness)
-            now = best + log(sum(exp(worth - best) for worth in self._slowness) / len(self._slowness))
-            tally.bet_on_slowness(self._time.slow, now)
+        if place is None or not marks[place] & _TIMED:
+            if place is not None:
+                marks[place] |= _TIMED
+            tally.take(self._time.slow, None, marks, 0, mine=mine, hit=is_late, cell=cell)
+        if self._slowness is not None:
+            self._slowness.take(bisect_left(lines, ms), user, mine=mine)
+            tally.bet_on_slowness(self._time.slow, self._slowness.now, self._slowness.best)
 
     def next_slow_ms(self) -> tuple[float, ...]:
-        """What is slow in the next stage: by stable's last answers, or as before where it gave too few."""
-        stables = self._recent[False]
-        return _percentiles(stables) if len(stables) >= LEARNED_FROM else self.slow_ms
+        """What is slow in the next stage until it has answers of its own."""
+        return _percentiles(self._window) if len(self._window) >= LEARNED_FROM else self.slow_ms
 
     def timing(self) -> Timing:
         recent = [sorted(self._recent[mine]) for mine in (True, False)]

@@ -2,9 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from math import ceil, exp, log
-from statistics import NormalDist
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -34,33 +32,13 @@ Part = Measure | Literal["cells"]
 """What has a part of the error budget."""
 
 TIMES_THE_LIMIT = (2, 4, 8, 16)
-TIMES_STABLE: Mapping[Measure, Sequence[float]] = {
-    "failed": (3, 10, 30),
-    "failed lately": (3, 10, 30),
-    "refused": (3, 10, 30),
-    "left": (3, 10, 30),
-    "hung": (3, 10, 30),
-    "slow": (1.5, 2.5, 5),
-    "hung tokens": (3, 10, 30),
-    "slow tokens": (1.5, 2.5, 5),
-}
-"""What the bets on harm are on: a rate so many times the limit, or stable's."""
-LINES = (50, 75, 90, 97, 99)
-P90 = LINES.index(90)
+TIMES_STABLE = (2.5, 6, 25)
+TIMES_STABLE_IN_A_CELL = (1.5, 2.5, 5)
+"""What the bets on harm are on: a rate so many times the limit, or stable's; the last for late answers of one cell."""
+LINES = (10, 25, 50, 75, 90, 97, 99)
 """Percentiles of stable's times, between which an answer lies in one band or the other."""
-
-
-def _bands(shift: float) -> tuple[float, ...]:
-    """How many times as often as stable's a candidate's answers lie in each band, shifted by so many deviations."""
-    edges = [0.0, *(line / 100 for line in LINES), 1.0]
-    normal = NormalDist()
-    shifted = [0.0, *(normal.cdf(normal.inv_cdf(edge) - shift) for edge in edges[1:-1]), 1.0]
-    parts = zip(pairwise(shifted), pairwise(edges), strict=True)
-    return tuple((high - low) / (to - begin) for (low, high), (begin, to) in parts)
-
-
-SLOWER = (_bands(0.36), _bands(0.8), _bands(1.6))
-"""What the bets on slowness are on: a little, half as much again, twice as slow, where times spread as is usual."""
+P90 = LINES.index(90) - len(LINES)
+"""From the end: older ledgers have no line under the median."""
 HUNG_TIMES_P90 = 3
 
 LATER_THAN_P90 = 0.1
@@ -71,10 +49,10 @@ FRACTIONS_OF_STABLE = (1 / 8, 1 / 2, 1)
 """What the bets on good news are on."""
 
 BESIDE_STABLE: Mapping[Part, float] = {
-    "failed": 0.5,
-    "failed lately": 0.05,
+    "failed": 0.54,
+    "failed lately": 0.03,
     "refused": 0.05,
-    "left": 0.05,
+    "left": 0.03,
     "hung": 0.08,
     "slow": 0.22,
     "cells": 0.05,
@@ -85,6 +63,8 @@ ALONE: Mapping[Part, float] = {"failed": 0.6, "failed lately": 0.1, "late": 0.25
 Where tokens are judged too, they have half of what the first token has here.
 """
 
+FIRST_STAGE = 0.75
+"""Of the error budget."""
 LEARNED_FROM = 100
 """Streamed answers whose times say what is slow."""
 
@@ -261,8 +241,10 @@ class Probed:
 
 
 def budget_of_stage(number: int, of: int) -> float:
-    """Three fifths of what is left for each stage, and the last one gets the rest: most harm shows at once."""
-    return (1.0 if number == of - 1 else 0.6) * 0.4**number
+    """Three quarters for the first stage, for most harm shows at once; the others share the rest alike."""
+    if of == 1:
+        return 1.0
+    return FIRST_STAGE if number == 0 else (1 - FIRST_STAGE) / (of - 1)
 
 
 def percentile(sorted_values: Sequence[float], percent: float) -> float | None:
@@ -281,21 +263,12 @@ def limit_of(measure: Measure, limits: Limits) -> float | None:
 def worth_of_harm(measure: Measure, count: Count, share: float, limits: Limits) -> float:
     """Of the bet on harm: beside stable by stable, for what comes to both is nobody's; alone, by the limit."""
     if share < 1:
-        return worth_above_stable(measure, count, share, limits) if measure in TIMES_STABLE else 0.0
+        return worth_above_stable(measure, count, share, limits) if measure in parts_of(share, limits) else 0.0
     limit = limit_of(measure, limits)
     if limit is None:
         return 0.0
     # Alone, a bad hour cannot be told from a slow model: late answers are harm where the promise is broken twice over.
     return worth_above_limit(count, limit * HARM_THAT_MATTERS if measure in TIME_OF else limit)
-
-
-def slowness_of(share: float) -> list[list[tuple[float, float]]]:
-    """What an answer adds to the bets on slowness: of each bet and band, one of stable's and one of the candidate's.
-
-    A bet that pays more for the candidate's answers the later they are loses on average where the slots are alike, and
-    more so where the candidate is the faster one.
-    """
-    return [[(-log(share * r + 1 - share), log(r / (share * r + 1 - share))) for r in bands] for bands in SLOWER]
 
 
 def _with_tokens(parts: Mapping[Part, float]) -> Mapping[Part, float]:
@@ -326,8 +299,10 @@ def worth_above_limit(count: Count, limit: float) -> float:
 
 def worth_above_stable(measure: Measure, count: Count, share: float, limits: Limits) -> float:
     """Of the bets against "no more than stable" and against "too rarely to matter": of both, what is worth less."""
-    ratio = 1.0 if measure in SLOWNESS else limits.more_than_stable
-    null, others = share_at(share, ratio), [share_at(share, ratio * times) for times in TIMES_STABLE[measure]]
+    ratio, times_stable = limits.more_than_stable, TIMES_STABLE
+    if measure in SLOWNESS:
+        ratio, times_stable = 1.0, TIMES_STABLE_IN_A_CELL
+    null, others = share_at(share, ratio), [share_at(share, ratio * times) for times in times_stable]
     more = worth(count.hits, count.all_hits, null, others)
     if measure in SLOWNESS or not limits.error_margin_percent:
         return more

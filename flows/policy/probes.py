@@ -22,6 +22,8 @@ NOT_BEFORE = 0.05
 """Of the deadline: until then, nobody can say that too few users come."""
 RULE_OF_THREE = 3
 """Where so many more came by bad luck only once in twenty times, they are granted."""
+ENOUGH_TIMES = 4
+"""What a stage takes if all goes well: who gets no more is undone by a few failures of bad luck."""
 SPREAD_OVER = 1 / 3
 """Of the deadline: all the probes that a stage may have take so long at least, for engines have users to answer."""
 LENGTHS_APART = 3
@@ -132,13 +134,17 @@ def _outcome(slot: Slot, replica: Replica, answer: Answer) -> Outcome:
 
 
 def is_too_thin(evidence: Evidence, limits: Limits, elapsed_seconds: float) -> bool:
-    """Whether users will not have told enough by the deadline, even if three more had come by now."""
+    """Whether users will not have told enough by the deadline, even if three more had come by now.
+
+    What counts is what good news stands on: one user who sends nearly all requests tells little.
+    """
     if elapsed_seconds < NOT_BEFORE * limits.deadline_seconds:
         return False
-    pace = (evidence.requests + RULE_OF_THREE) / elapsed_seconds
-    by_then = evidence.requests + pace * max(0.0, limits.deadline_seconds - elapsed_seconds)
+    counted = evidence.count("failed").counted
+    pace = (counted + RULE_OF_THREE) / elapsed_seconds
+    by_then = counted + pace * max(0.0, limits.deadline_seconds - elapsed_seconds)
     slow_ms = {time: evidence.timing(time).slow_ms for time in TIMES}
-    return by_then < requests_needed(limits, evidence.share, slow_ms)
+    return by_then < ENOUGH_TIMES * requests_needed(limits, evidence.share, slow_ms)
 
 
 def probes_missing(evidence: Evidence, limits: Limits, elapsed_seconds: float, probed: Probed, at_most: int) -> int:

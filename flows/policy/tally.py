@@ -59,10 +59,9 @@ class Tally:
         if measure not in SLOWNESS:
             self._harm[measure] = max(self._harm[measure], self._worth(measure) - handicap)
 
-    def bet_on_slowness(self, measure: Measure, now: float) -> None:
-        """What the bets of this measure are worth now: they are on bands, and not on hits."""
-        self._slowness[measure] = now
-        self._harm[measure] = max(self._harm[measure], now)
+    def bet_on_slowness(self, measure: Measure, now: float, best: float) -> None:
+        """What the bets of this measure are worth, now and at their best: they are on bands, and not on hits."""
+        self._slowness[measure], self._harm[measure] = now, best
 
     def of(self, measure: Measure) -> tuple[int, int]:
         """The candidate's requests and its hits."""

@@ -3,17 +3,19 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import product
+from typing import Any
 from zlib import crc32
 
 import numpy as np
 import pytest
 
+from benchmarks.gates_production import hold_with_probes
 from benchmarks.gates_rivals import Z_95_PERCENT, flagger, mann_whitney, told
 from benchmarks.gates_twin import LOOK_EVERY, Held, hold
 from benchmarks.gates_worlds import Harm, Rates, Stream, Traffic, World
 from blocks.ports import Outcome
 from flows.policy.gates import rule
-from flows.policy.judge import PLACES, Judge
+from flows.policy.judge import Judge
 from flows.policy.measures import EACH_TOKEN, FIRST_TOKEN, Time
 from tests import limits
 
@@ -32,7 +34,10 @@ HARMS = (
     Harm("tokens x 1.5", slower_tokens=1.5),
 )
 Lines = Mapping[Time, tuple[float, ...]]
-KNOWN: Lines = {FIRST_TOKEN: (120.0, 170.0, 230.0, 310.0, 400.0), EACH_TOKEN: (25.0, 31.0, 38.0, 46.0, 54.0)}
+KNOWN: Lines = {
+    FIRST_TOKEN: (65.0, 86.0, 120.0, 170.0, 230.0, 310.0, 400.0),
+    EACH_TOKEN: (17.0, 20.5, 25.0, 31.0, 38.0, 46.0, 54.0),
+}
 
 # Kayenta's own test data, to two digits.
 TEN = np.array(
@@ -60,10 +65,9 @@ def production(stream: Stream, harm: Harm, share: float, slow_ms: Lines) -> Held
     mine = stream.user_luck < share
     failed = stream.failed(mine, harm)
     ms, token_ms = stream.first_token_ms(mine, harm), stream.token_ms(mine, harm)
-    # A name for each place, as the judge's own hash finds it again.
-    names = {crc32(str(user).encode()) % PLACES: str(user) for user in range(20_000)}
+    # A name for each hash, as the judge finds it again.
+    names = {crc32(str(user).encode()): str(user) for user in range(20_000)}
     for index, (own, bad) in enumerate(zip(mine.tolist(), failed.tolist(), strict=True)):
-        place = int(stream.place[index])
         outcome = Outcome(
             id="",
             at=0,
@@ -74,7 +78,7 @@ def production(stream: Stream, harm: Harm, share: float, slow_ms: Lines) -> Held
             tokens=None,
             per_token_ms=None if bad else float(token_ms[index]),
             total_ms=0,
-            user=names[place] if place < PLACES else None,
+            user=names.get(int(stream.user[index])),
             retried=False,
             by_fallback=False,
             cut_short=False,
@@ -98,7 +102,18 @@ def test_the_twin_rules_as_production_does(world: World, harm: Harm, share: floa
     for seed in range(2):
         stream = Traffic(world, seed).take(0, 6000)
         twin = hold(stream, harm, LIMITS, share=share, budget=0.6, slow_ms=slow_ms, since=0.0)
-        assert replace(twin, gate="") == production(stream, harm, share, slow_ms)
+        assert replace(twin, gate="", is_thin=False) == production(stream, harm, share, slow_ms)
+
+
+def test_a_thin_stage_is_passed_by_probes_and_a_bad_candidate_is_not() -> None:
+    """A hundred users at 2 a second: the candidate's few do not tell in an hour, and probes do."""
+    stage: Any = {"share": 0.05, "budget": 0.75, "slow_ms": {}, "since": 0.0}
+    stream = Traffic(World("few users", requests_per_second=2, users=100), 2).take(0, 8000)
+    twin = hold(stream, Harm(), LIMITS, **stage)
+    assert (twin.verdict, twin.gate, twin.is_thin) == ("roll back", "deadline", True)
+    assert hold_with_probes(stream, Harm(), LIMITS, **stage).verdict == "promote"
+    bad = hold_with_probes(stream, Harm(more_failing_percent=30), LIMITS, **stage)
+    assert (bad.verdict, bad.gate) == ("roll back", "with probes")
 
 
 def test_the_rival_judges_its_documented_examples() -> None:

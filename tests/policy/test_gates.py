@@ -38,7 +38,7 @@ GOOD = Evidence(
         "slow": Count(hits=20, all_hits=400, of=200),
         "later than p90": Count(hits=38, all_hits=760, of=400, counted=400, counted_hits=38),
     },
-    slow_ms=(100, 150, 200, 300, 400),
+    slow_ms=(50, 70, 100, 150, 200, 300, 400),
 )
 NOTHING = Evidence(share=0.05, budget=0.6)
 
@@ -93,7 +93,9 @@ def test_each_gate_has_its_part_of_the_budget() -> None:
     with_tokens = LIMITS.model_copy(update={"token_p95_ms": 100})
     for share in (0.05, 1.0):
         assert sum(parts_of(share, with_tokens).values()) == pytest.approx(1)
-    over, under = (with_count(GOOD, "failed", Count(0, 15, 400, 400, harm=-log(0.003) + by)) for by in (0.01, -0.01))
+    over, under = (
+        with_count(GOOD, "failed", Count(0, 15, 400, 400, harm=-log(0.01 * 0.6 * 0.54) + by)) for by in (0.01, -0.01)
+    )
     assert rule(under, LIMITS, 50).verdict == "promote"
     assert rule(over, LIMITS, 50).verdict == "roll back"
     assert rule(over, LIMITS.model_copy(update={"false_alarm_percent": 0.5}), 50).verdict == "promote"
@@ -114,14 +116,14 @@ def test_alone_the_limit_is_the_measure_of_harm() -> None:
 
 def test_much_more_than_stable_that_is_no_harm_yet_is_no_time_to_rise() -> None:
     """Three of the four departures are the candidate's, and all other news is good."""
-    suspicious = Count(3, 4, 100, harm=2.5, harm_now=2.5)
-    assert rule(with_count(GOOD, "hung", suspicious), LIMITS, 50).verdict == "promote"
-    assert rule(with_count(GOOD, "hung", replace(suspicious, harm_now=5.4)), LIMITS, 50).verdict == "hold"
-    ruling = rule(with_count(GOOD, "left", suspicious), LIMITS, 50)
-    assert ruling.verdict == "hold"
-    assert "suspicious" in ruling.reason
-    past = replace(suspicious, harm_now=2.0)
-    assert rule(with_count(GOOD, "left", past), LIMITS, 50).verdict == "promote"
+    suspicious = Count(3, 4, 100, harm=2.5, harm_now=0.7)
+    measures: tuple[Measure, ...] = ("failed", "refused", "left", "hung", "slow")
+    for measure in measures:
+        count = replace(suspicious, counted=400) if measure == "failed" else suspicious
+        ruling = rule(with_count(GOOD, measure, count), LIMITS, 50)
+        assert ruling.verdict == "hold"
+        assert "suspicious" in ruling.reason
+        assert rule(with_count(GOOD, measure, replace(count, harm_now=0.6)), LIMITS, 50).verdict == "promote"
 
 
 def test_a_difference_that_does_not_matter_is_none() -> None:
@@ -147,6 +149,13 @@ def test_at_all_traffic_stable_is_no_measure() -> None:
     """With a share of 100 % every failure is the candidate's, and only limits rule."""
     alone = replace(with_count(GOOD, "failed", Count(1, 1, 400, 400, 1)), share=1.0, slow_ms=())
     assert rule(alone, LIMITS, 50).verdict == "promote"
+
+
+def test_lines_of_older_ledgers_are_read_as_they_were() -> None:
+    """They had none under the median: the p90 is the third from the end, then as now."""
+    old = replace(GOOD, slow_ms=(100, 150, 200, 300, 400))
+    assert "stable's p90 (200 ms, 220 ms for the candidate)" in rule(old, LIMITS, 50).reason
+    assert rule(old, LIMITS, 50) == rule(GOOD, LIMITS, 50)
 
 
 def test_without_streams_a_promised_first_token_holds() -> None:
@@ -206,7 +215,7 @@ def test_a_margin_beside_stable_makes_a_stage_shorter() -> None:
     """Once it is known what it excuses: a candidate like stable is seldom later than stable's p90 and the margin."""
     lenient = LIMITS.model_copy(update={"error_percent": 10, "minimum_requests": 10})
     wide = lenient.model_copy(update={"slower_than_stable": 2.0})
-    lines = {FIRST_TOKEN: (100, 120, 150, 200, 300)}
+    lines = {FIRST_TOKEN: (50, 70, 100, 120, 150, 200, 300)}
     needed = requests_needed(lenient, 0.05)
     assert requests_needed(lenient, 0.05, lines) == requests_needed(wide, 0.05) == needed
     assert requests_needed(wide, 0.05, lines) < needed
@@ -221,7 +230,7 @@ def test_a_promised_pace_needs_its_own_good_news() -> None:
         with_count(
             with_count(GOOD, "late tokens", GOOD.count("late")), "tokens later than p90", GOOD.count("later than p90")
         ),
-        each_token=Timing(slow_ms=(10, 12, 15, 18, 22)),
+        each_token=Timing(slow_ms=(6, 8, 10, 12, 15, 18, 22)),
     )
     ruling = rule(tokens, limits, 50)
     assert ruling.verdict == "promote"
@@ -272,7 +281,7 @@ def test_evidence_comes_back_from_json_as_it_was() -> None:
         with_count(GOOD, "failed", Count(8, 20, 400, 400, 8, 9, 9)),
         cells={"a": CellCount(3, {"failed": 1})},
         users=3,
-        each_token=Timing(3, (10, 12, 15, 18, 22), (1.0, 2.0, None, None)),
+        each_token=Timing(3, (6, 8, 10, 12, 15, 18, 22), (1.0, 2.0, None, None)),
         tokens=7,
     )
     adapter = TypeAdapter(Evidence)

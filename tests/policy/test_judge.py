@@ -38,7 +38,7 @@ CELLS = {f"127.0.0.1:{number}": f"cell-{number}" for number in range(4)}
 
 
 def judge(share: float = 0.05, **others: object) -> Judge:
-    return Judge(LIMITS.model_copy(update=others), "green", share=share, budget=0.6)
+    return Judge(LIMITS.model_copy(update=others), "green", share=share, budget=budget_of_stage(0, 5))
 
 
 def users(
@@ -230,19 +230,22 @@ def test_first_tokens_of_the_warm_up_are_not_judged_and_failures_are() -> None:
     assert one.evidence().count("failed").hits == 1
 
 
-def test_what_is_slow_is_learned_once_and_from_both_slots() -> None:
-    """The requests that it is learned from are judged by it too."""
+def test_what_is_slow_is_learned_from_both_slots_and_follows_them() -> None:
+    """The requests that it is learned from are judged by it too; a hundred later the lines are drawn anew."""
     one = judge()
     for number in range(LEARNED_FROM):
         assert not one.evidence().slow_ms
         one.observe(replace(OUTCOME, slot="blue" if number % 10 else "green", first_token_ms=number + 1.0), 10)
     evidence = one.evidence()
-    assert evidence.slow_ms == (50, 75, 90, 97, 99)
+    assert evidence.slow_ms == (10, 25, 50, 75, 90, 97, 99)
     assert evidence.count("slow").all_hits == 9  # from 92 on; 91 is the candidate's, and within 1.1 times 90
-    assert one.next_slow_ms()[FIRST_TOKEN] == evidence.slow_ms  # 90 of stable's are too few to learn anew
-    for number in range(LEARNED_FROM):
+    for number in range(9 * LEARNED_FROM):
         one.observe(replace(OUTCOME, slot="blue", first_token_ms=1000.0 + number), 10)
-    assert one.next_slow_ms()[FIRST_TOKEN][1] > 1000
+    lately = one.evidence().slow_ms
+    assert min(lately) > 1000
+    one.observe(replace(OUTCOME, slot="blue", first_token_ms=5000), 10)
+    assert min(one.evidence().slow_ms) > min(lately)
+    assert min(one.next_slow_ms()[FIRST_TOKEN]) > min(lately)
 
 
 def test_a_log_with_a_gap_begins_anew() -> None:
@@ -252,7 +255,7 @@ def test_a_log_with_a_gap_begins_anew() -> None:
         one.observe(replace(OUTCOME, first_token_ms=number + 1.0, status=500 if number == 5 else 200), 10)
     one.begin_anew()
     assert one.evidence().requests == one.evidence().count("failed").hits == 0
-    assert one.evidence().slow_ms == (50, 75, 90, 97, 99)
+    assert one.evidence().slow_ms == (10, 25, 50, 75, 90, 97, 99)
 
 
 def test_the_same_requests_give_the_same_evidence() -> None:

@@ -23,6 +23,7 @@ RIGHT = Answer(200, "A sentence.", first_token_ms=50, total_ms=100, is_whole=Tru
 MINE = Replica("chat-2-0", "chat", "2", "here", "127.0.0.1:2")
 STABLE = Replica("chat-1-0", "chat", "1", "here", "127.0.0.1:1")
 NOBODY = Evidence(share=0.05, budget=0.6)
+SOME = replace(NOBODY, requests=60, counts={"failed": Count(of=60, counted=60)})
 FEW = Evidence(
     share=0.05,
     budget=0.6,
@@ -59,8 +60,8 @@ def test_probes_are_sent_where_users_will_not_tell_in_time() -> None:
     """Not at the very beginning, not where the pace would do with some luck, and never more than are allowed."""
     assert not is_too_thin(NOBODY, LIMITS, 49)
     assert is_too_thin(NOBODY, LIMITS, 50)
-    assert not is_too_thin(replace(NOBODY, requests=40), LIMITS, 50)
-    assert probes_missing(replace(NOBODY, requests=40), LIMITS, 50, probed(0), 400) == 0
+    assert not is_too_thin(SOME, LIMITS, 50)
+    assert probes_missing(SOME, LIMITS, 50, probed(0), 400) == 0
     assert probes_missing(NOBODY, LIMITS, 50, probed(0), 400) == 172
     assert probes_missing(NOBODY, LIMITS, 50, probed(0), 100) == 100
     assert probes_missing(NOBODY, LIMITS, 50, probed(100), 100) == 0
