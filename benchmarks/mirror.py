@@ -5,7 +5,7 @@ the client's CPU seconds per GB (all its processes, from their start), and the m
 medians. The sink reads and counts each byte; a way whose count is short is an error. `bare` is this machine's limit:
 read, hash, write. Ours imports Prefect before it begins, which costs seconds however large the model:
 `startup_cpu_seconds` says how many, and the claims give the ratio as measured, without them, and as it is for 100 GB.
-`rclone` is there three times, for the least CPU it can do with is where it neither cuts files nor checks anything.
+`rclone` is there three times: where it neither cuts files nor checks anything, it needs the least CPU of all.
 The peers come from PyPI into an environment of their own, which is removed afterwards.
 """
 
