@@ -14,6 +14,7 @@ import json
 import os
 import secrets
 import shutil
+import ssl
 import statistics
 import subprocess
 import sys
@@ -140,7 +141,8 @@ def server(*arguments: str) -> Iterator[str]:
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None  # noqa: S101 - it is a pipe
-        yield f"http://127.0.0.1:{process.stdout.readline().strip()}"
+        scheme = "https" if "--certificate" in arguments else "http"
+        yield f"{scheme}://127.0.0.1:{process.stdout.readline().strip()}"
     finally:
         process.kill()
         process.wait()
@@ -161,8 +163,18 @@ def seaweedfs(directory: Path) -> Iterator[SeaweedFS]:
 
 
 def counted(store: str) -> int:
-    with urllib.request.urlopen(f"{store}/benchmark?counted") as answer:  # noqa: S310 - our own sink
+    anybody = ssl.create_default_context()
+    anybody.check_hostname, anybody.verify_mode = False, ssl.CERT_NONE
+    with urllib.request.urlopen(f"{store}/benchmark?counted", context=anybody) as answer:  # noqa: S310 - our own sink
         return int(answer.read())
+
+
+def make_certificate(path: Path) -> None:
+    """Of this machine's own names, which whoever is given it trusts; its key is in the same file."""
+    about = ["-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-noenc", "-keyout", str(path), "-out", f"{path}.crt"]
+    subprocess.run([*command, *about], check=True, capture_output=True)
+    path.write_text(path.read_text() + Path(f"{path}.crt").read_text())
 
 
 def install_peers(directory: Path) -> Path:
@@ -204,6 +216,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", nargs="*", choices=WAYS, default=list(WAYS), help="some of the ways")
     parser.add_argument("--no-seaweedfs", action="store_true", help="the counting sink alone")
+    parser.add_argument("--https", action="store_true", help="source and sink speak it; only ours and rclone")
     parser.add_argument("--no-fan-out", action="store_true", help="into one store alone")
     parser.add_argument("--directory", type=Path, help="where the data goes; by default the directory for such files")
     given = parser.parse_args()
@@ -213,7 +226,10 @@ def main() -> None:
         files = name_again(home / "model", files, given.times)
         size_bytes = sum((home / "model" / file).stat().st_size for file in files)
         peers = install_peers(home / "peers")
-        with server("source", "--directory", str(home / "model")) as hub, server("sink") as sink:
+        certificate = home / "certificate.pem"
+        make_certificate(certificate)
+        secured = ("--certificate", str(certificate)) if given.https else ()
+        with server("source", "--directory", str(home / "model"), *secured) as hub, server("sink", *secured) as sink:
             environment = {
                 **{name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "HF_"))},
                 "AWS_ACCESS_KEY_ID": "benchmark",
@@ -222,13 +238,16 @@ def main() -> None:
                 "HF_ENDPOINT": hub,
                 "HF_HOME": str(home / "hf"),
                 "HF_HUB_DISABLE_XET": "1",
+                "SSL_CERT_FILE": f"{certificate}.crt",
+                "AWS_CA_BUNDLE": f"{certificate}.crt",
             }
             place = Place(hub, sink, home / "download", environment, files, peers)
-            found = rounds(place, given.only, given.rounds, size_bytes)
-            fans_out = "ours" in given.only and not given.no_fan_out
+            ways = [way for way in given.only if not given.https or way.startswith(("ours", "rclone"))]
+            found = rounds(place, ways, given.rounds, size_bytes)
+            fans_out = "ours" in given.only and not given.no_fan_out and not given.https
             costs = fan_out(place, given.rounds, size_bytes) if fans_out else {}
             into_seaweedfs = {}
-            if not given.no_seaweedfs:
+            if not given.no_seaweedfs and not given.https:
                 with seaweedfs(home / "seaweedfs") as real:
                     place, environment = at(place, real)
                     ways = [way for way in given.only if not way.startswith("bare")]
