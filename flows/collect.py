@@ -31,7 +31,7 @@ def collect_mirrors(plan: CollectPlan) -> tuple[Verdict, ...]:
         ruled = what_to_collect(mirrors, needed, under_way, keep_newest=plan.keep_newest)
         with only_for_show():
             table = collection_table(store.url_of(MIRRORS), ruled, orphans, dry_run=plan.dry_run)
-            create_markdown_artifact(table, key=f"garbage-{number + 1}")
+            create_markdown_artifact(table, key=f"garbage-{service.name}-{number + 1}")
         if not plan.dry_run:
             for verdict in ruled:
                 if verdict.delete and not delete_mirror(store, service.stores, verdict.mirror):

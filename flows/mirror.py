@@ -14,6 +14,7 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from blocks.errors import SkyferryError
 from blocks.ports import Hub, Model, Store
+from blocks.service import Service
 from flows.boards import mirror_report
 from flows.plans import MirrorPlan
 from flows.policy.ledger import mirror_prefix
@@ -47,7 +48,7 @@ def mirror_model(plan: MirrorPlan) -> Manifest:
     if own.error is None and (lacking := [target for target in targets if target.lacks]):
         words = traffic_words(model.size_bytes, plan.egress_dollars_per_gb)
         get_run_logger().info("Mirroring %.3f GB. %s", model.size_bytes / 1e9, words)
-        _fill(service.hub, model, wanted, lacking)
+        _fill(service, model, wanted, lacking)
     for target in targets[1:]:
         if target.error is not None:
             get_run_logger().error("%s has no whole mirror: %s", target.name, target.error)
@@ -71,22 +72,22 @@ def _open(store: Store, model: Model) -> Target:
     return target
 
 
-def _fill(hub: Hub, model: Model, wanted: Selection, targets: Sequence[Target]) -> None:
+def _fill(service: Service, model: Model, wanted: Selection, targets: Sequence[Target]) -> None:
     """Bring every file to where it is missing, and then write the manifests."""
     missing = [file for file in model.files if any(file.path in target.lacks for target in targets)]
     began = time.monotonic()
     with (
-        TransferProgress(model, targets) as progress,
-        Transfer(hub, model, targets, on_progress=progress.refresh) as transfer,
+        TransferProgress(service.name, model, targets) as progress,
+        Transfer(service.hub, model, targets, on_progress=progress.refresh) as transfer,
     ):
         copies = [copy_file.submit(transfer, file) for file in sorted(missing, key=lambda file: -file.size_bytes)]
         wait(copies)
         copied = {file.path: file for copy in copies if (file := copy.result()) is not None}
     for target in targets:
-        _publish(hub, model, target, copied)
+        _publish(service.hub, model, target, copied)
     with only_for_show():
         report = mirror_report(model, wanted, targets, seconds=time.monotonic() - began, retries=transfer.retries)
-        create_markdown_artifact(report, key="mirror-report", description=f"Mirror of {model.repo}")
+        create_markdown_artifact(report, key=f"mirror-report-{service.name}", description=f"Mirror of {model.repo}")
 
 
 def _publish(hub: Hub, model: Model, target: Target, copied: Mapping[str, MirroredFile]) -> None:

@@ -41,7 +41,7 @@ def verify_mirror(plan: VerifyPlan) -> tuple[Finding, ...]:
     wait(readings)
     findings = tuple(reading.result() for reading in readings)
     with only_for_show():
-        create_markdown_artifact(verification_table(findings), key="verification")
+        create_markdown_artifact(verification_table(findings), key=f"verification-{service.name}")
     if wrong := what_is_wrong(findings):
         named = "; ".join(f"{one.store}{one.key}: {one.found} where the manifest says {one.expected}" for one in wrong)
         raise Refused(

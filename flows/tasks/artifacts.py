@@ -5,8 +5,9 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from logging import Logger, LoggerAdapter
 from types import TracebackType
-from typing import Self, cast
+from typing import Any, Self, cast
 from uuid import UUID
 
 from prefect import get_run_logger
@@ -18,6 +19,7 @@ from blocks.ports import Model
 from flows.tasks.transfer import Target
 
 REFRESH_SECONDS = 2.0
+LOGGED_EACH_SECONDS = 30.0
 MIB = 1 << 20
 
 
@@ -39,25 +41,32 @@ class Board:
 
 
 @contextmanager
-def only_for_show() -> Iterator[None]:
-    """What people see must not decide what users get: an error in showing it is logged and no more."""
+def only_for_show(logger: Logger | LoggerAdapter[Any] | None = None) -> Iterator[None]:
+    """What people see must not decide what users get: an error in showing it is logged and no more.
+
+    `logger` is for threads that Prefect knows of no run for.
+    """
     try:
         yield
     except Exception:  # noqa: BLE001 - whatever it is, see above
-        get_run_logger().warning("This could not be shown in the UI.", exc_info=True)
+        (logger or get_run_logger()).warning("This could not be shown in the UI.", exc_info=True)
 
 
 class TransferProgress:
-    """One progress artifact for each store of a transfer."""
+    """One progress artifact for each store of a service's transfer, and now and then a line in the run's log."""
 
-    def __init__(self, model: Model, targets: Sequence[Target]) -> None:
-        self._model, self._targets = model, targets
+    def __init__(
+        self, service: str, model: Model, targets: Sequence[Target], *, refresh_seconds: float = REFRESH_SECONDS
+    ) -> None:
+        self._service, self._model, self._targets = service, model, targets
+        self._refresh_seconds = refresh_seconds
         self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
-        self._begun = self._shown = time.monotonic()
+        self._begun = self._shown = self._logged = time.monotonic()
+        self._logger = get_run_logger()
         self._ids = [
-            cast("UUID", create_progress_artifact(0.0, key=_slug(target.name), description=self._words(target)))
+            cast("UUID", create_progress_artifact(0.0, key=self._key(target), description=self._words(target)))
             for target in self._targets
         ]
         return self
@@ -70,18 +79,28 @@ class TransferProgress:
     def refresh(self) -> None:
         """From time to time; workers call it after each part."""
         with self._lock:
-            if (now := time.monotonic()) - self._shown < REFRESH_SECONDS:
+            if (now := time.monotonic()) - self._shown < self._refresh_seconds:
                 return
             self._shown = now
+            if is_due := now - self._logged >= LOGGED_EACH_SECONDS:
+                self._logged = now
         self._show()
+        if is_due:
+            for target in self._targets:
+                self._logger.info("%s", self._words(target))
 
     def _show(self) -> None:
         for target, artifact in zip(self._targets, self._ids, strict=True):
             size_bytes = self._size_bytes(target)
             # A file that is sent again counts again: the bar may then be ahead, and it ends at 100.
             done = 100.0 if not size_bytes else min(100.0, 100 * target.done_bytes / size_bytes)
-            with only_for_show():
+            with only_for_show(self._logger):
                 update_progress_artifact(artifact, done, description=self._words(target))
+
+    def _key(self, target: Target) -> str:
+        """Artifact keys are made of lower-case letters, digits and dashes."""
+        store = re.sub(r"[^a-z0-9]+", "-", target.name.lower()).strip("-")
+        return f"mirror-progress-{self._service}-{store}"
 
     def _size_bytes(self, target: Target) -> int:
         return sum(file.size_bytes for file in self._model.files if file.path in target.lacks)
@@ -96,8 +115,3 @@ class TransferProgress:
             f"{self._model.repo} at {self._model.commit[:12]} into {target.name}: {done / MIB:.0f} of "
             f"{size_bytes / MIB:.0f} MiB, {len(target.lacks)} files, {rate / MIB:.0f} MiB/s, {left}"
         )
-
-
-def _slug(name: str) -> str:
-    """Artifact keys are made of lower-case letters, digits and dashes."""
-    return "mirror-progress-" + re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")

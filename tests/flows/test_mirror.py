@@ -1,10 +1,13 @@
 """Mirroring into several stores, verifying what is there, and collecting what nobody needs, as flows."""
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from prefect import flow
+from prefect.client.orchestration import get_client
 from pydantic import SecretStr
 
 from blocks.directory_store import DirectoryStore
@@ -22,6 +25,8 @@ from flows.mirror import mirror_model
 from flows.plans import CollectPlan, MirrorPlan, ReapPlan, VerifyPlan
 from flows.policy.ledger import Release, ServiceRecord, ledger_key, mirror_prefix
 from flows.reap import reap_orphans
+from flows.tasks.artifacts import TransferProgress
+from flows.tasks.transfer import Target
 from flows.verify import verify_mirror
 from tests.fakes.store import FakeStore
 from tests.flows.conftest import REPO, World
@@ -68,6 +73,32 @@ def test_without_the_services_own_store_the_run_fails(world: World) -> None:
     world.store.refuses_writes = True
     with pytest.raises(Refused, match="may only be read"):
         mirror()
+
+
+@pytest.mark.usefixtures("world")
+def test_what_is_shown_names_the_service() -> None:
+    """Two services that mirror into one store do not write over each other's progress."""
+    mirror()
+    with get_client(sync_client=True) as client:
+        keys = {artifact.key for artifact in client.read_artifacts()}
+    assert {"mirror-progress-chat-s3-fake", "mirror-report-chat"} <= keys
+
+
+def test_progress_that_cannot_be_shown_stops_nothing(world: World) -> None:
+    """The threads that carry parts belong to no run, and go on all the same."""
+    target = Target("fake", world.store, "models/")
+
+    @flow
+    def lose_the_artifacts() -> None:
+        model = world.hub.look_up(REPO, "v1")
+        with TransferProgress("chat", model, [target], refresh_seconds=0) as progress:
+            with get_client(sync_client=True) as client:
+                for artifact in client.read_artifacts():
+                    client.delete_artifact(artifact.id)
+            with ThreadPoolExecutor(1) as worker:
+                worker.submit(progress.refresh).result()
+
+    lose_the_artifacts()
 
 
 def test_a_mirror_is_made_larger(world: World) -> None:
