@@ -405,11 +405,11 @@ def _beside(measure: Measure, evidence: Evidence, limits: Limits) -> str:
         time = TIME_OF[measure]
         line, what, digits = evidence.timing(time).slow_ms[P90], *_TIME_IN_WORDS[time]
         if measure == time.hung:
-            late = f"{HUNG_TIMES_P90} times stable's p90 ({line:.{digits}f} ms)"
+            late = f"{HUNG_TIMES_P90} times the p90 of both slots ({line:.{digits}f} ms)"
             return f"of the users who waited longer {what}than {late} the candidate has {part}"
         lines = f"{line:.{digits}f} ms, {time.allowed_ms(line, limits):.{digits}f} ms for the candidate"
         whose = "users' first answers in this stage" if measure == time.slow else "answers"
-        return f"of the {whose} later {what}than stable's p{LINES[P90]} ({lines}) the candidate has {part}"
+        return f"of the {whose} later {what}than the p{LINES[P90]} of both slots ({lines}) the candidate has {part}"
     what = {"failed": "who met a failure", "failed lately": "who met a failure lately", "refused": "who were refused"}
     return f"of the users {what.get(measure, 'who gave up without an answer')} the candidate has {part}"
 

@@ -154,7 +154,7 @@ def test_at_all_traffic_stable_is_no_measure() -> None:
 def test_lines_of_older_ledgers_are_read_as_they_were() -> None:
     """They had none under the median: the p90 is the third from the end, then as now."""
     old = replace(GOOD, slow_ms=(100, 150, 200, 300, 400))
-    assert "stable's p90 (200 ms, 220 ms for the candidate)" in rule(old, LIMITS, 50).reason
+    assert "the p90 of both slots (200 ms, 220 ms for the candidate)" in rule(old, LIMITS, 50).reason
     assert rule(old, LIMITS, 50) == rule(GOOD, LIMITS, 50)
 
 
@@ -212,7 +212,7 @@ def test_a_stage_says_beforehand_how_many_requests_it_takes() -> None:
 
 
 def test_a_margin_beside_stable_makes_a_stage_shorter() -> None:
-    """Once it is known what it excuses: a candidate like stable is seldom later than stable's p90 and the margin."""
+    """Once it is known what it excuses: a candidate like stable is seldom later than the p90 of both slots and the margin."""
     lenient = LIMITS.model_copy(update={"error_percent": 10, "minimum_requests": 10})
     wide = lenient.model_copy(update={"slower_than_stable": 2.0})
     lines = {FIRST_TOKEN: (50, 70, 100, 120, 150, 200, 300)}
@@ -234,7 +234,7 @@ def test_a_promised_pace_needs_its_own_good_news() -> None:
     )
     ruling = rule(tokens, limits, 50)
     assert ruling.verdict == "promote"
-    assert "later a token than stable's p90 (15.0 ms, 16.5 ms for the candidate)" in ruling.reason
+    assert "later a token than the p90 of both slots (15.0 ms, 16.5 ms for the candidate)" in ruling.reason
     late = with_count(tokens, "late tokens", Count(40, 40, 400, 400, 40))
     assert rule(late, limits, 50).verdict == "hold"
 

@@ -137,7 +137,7 @@ def test_a_candidate_that_is_slow_to_probes_is_taken_back() -> None:
         judge.observe([pair], 10)
     ruling = rule(FEW, LIMITS, 500, judge.probed())
     assert ruling.verdict == "roll back"
-    assert "later than stable's p90" in ruling.reason
+    assert "later than the p90 of both slots" in ruling.reason
 
 
 def test_a_cell_that_only_probes_find_bad_is_held_back() -> None:
