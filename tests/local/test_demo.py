@@ -47,7 +47,7 @@ def release(name: str, slot: Slot, state: State, *stages: Stage, because: str = 
     )
 
 
-SLOWER = "rolled back at 5 %: of the users' first answers in this stage later than the p90 of both slots the candidate has 9 of 9"
+SLOWER = "rolled back at 5 %: of the users' first answers in this stage later than the p90 the candidate has 9 of 9"
 
 
 @dataclass(frozen=True)

@@ -212,7 +212,7 @@ def test_a_stage_says_beforehand_how_many_requests_it_takes() -> None:
 
 
 def test_a_margin_beside_stable_makes_a_stage_shorter() -> None:
-    """Once it is known what it excuses: a candidate like stable is seldom later than the p90 of both slots and the margin."""
+    """Once it is known what it excuses: a candidate like stable is seldom later than the p90 and the margin."""
     lenient = LIMITS.model_copy(update={"error_percent": 10, "minimum_requests": 10})
     wide = lenient.model_copy(update={"slower_than_stable": 2.0})
     lines = {FIRST_TOKEN: (50, 70, 100, 120, 150, 200, 300)}
