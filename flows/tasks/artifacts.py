@@ -113,5 +113,6 @@ class TransferProgress:
             left = f"dropped out: {target.error}"
         return (
             f"{self._model.repo} at {self._model.commit[:12]} into {target.name}: {done / MIB:.0f} of "
-            f"{size_bytes / MIB:.0f} MiB, {len(target.lacks)} files, {rate / MIB:.0f} MiB/s, {left}"
+            f"{size_bytes / MIB:.0f} MiB, {target.done_files} of {len(target.lacks)} files, {rate / MIB:.0f} MiB/s, "
+            f"{left}"
         )

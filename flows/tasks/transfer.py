@@ -48,6 +48,7 @@ class Target:
     """By the provider, from what it has."""
     resumed_bytes: int = 0
     """In parts that an earlier run had sent."""
+    done_files: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @property
@@ -112,14 +113,16 @@ class Transfer:
         """
         lacking = [target for target in self._standing() if file.path in target.lacks]
         sha256 = file.sha256
-        lacking = [target for target in lacking if not self._is_held(target, file)]
-        leaders, followers = _apart(lacking)
+        leaders, followers = _apart(target for target in lacking if not self._is_held(target, file))
         if leaders:
             sha256 = self._stream(file, leaders)
         left = [target for target, leader in followers if not self._follows(target, leader, file)]
         if left:
             sha256 = self._stream(file, left)
         self._raise_if_none_is_left()
+        for target in lacking:
+            with target.lock:
+                target.done_files += target.error is None
         return None if sha256 is None else MirroredFile(path=file.path, size_bytes=file.size_bytes, sha256=sha256)
 
     def _is_held(self, target: Target, file: ModelFile) -> bool:

@@ -80,8 +80,9 @@ def test_what_is_shown_names_the_service() -> None:
     """Two services that mirror into one store do not write over each other's progress."""
     mirror()
     with get_client(sync_client=True) as client:
-        keys = {artifact.key for artifact in client.read_artifacts()}
-    assert {"mirror-progress-chat-s3-fake", "mirror-report-chat"} <= keys
+        shown = {artifact.key: artifact.description or "" for artifact in client.read_artifacts()}
+    assert {"mirror-progress-chat-s3-fake", "mirror-report-chat"} <= shown.keys()
+    assert " 2 of 2 files" in shown["mirror-progress-chat-s3-fake"]
 
 
 def test_progress_that_cannot_be_shown_stops_nothing(world: World) -> None:

@@ -76,6 +76,7 @@ def test_every_byte_arrives(hub: CountingHub, workers: int) -> None:
     (target,) = mirror(hub, [store], REPO, workers=workers)
     assert content(store, hub) == FILES
     assert hub.read_bytes == target.sent_bytes == sum(map(len, FILES.values()))
+    assert target.done_files == len(FILES)
     assert store.uploads == {}
     assert target.manifest is not None
     assert {file.path: file.sha256 for file in target.manifest.files} == {
@@ -98,6 +99,7 @@ def test_a_provider_with_two_buckets_copies_itself(hub: CountingHub) -> None:
     assert content(stores[1], hub) == FILES
     assert stores[1].parts_sent == []
     assert second.copied_bytes == first.sent_bytes
+    assert first.done_files == second.done_files == len(FILES)
 
 
 def test_a_provider_that_may_not_copy_is_sent_the_bytes(hub: CountingHub) -> None:
