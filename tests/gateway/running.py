@@ -76,9 +76,11 @@ class RunningGateway:
 
     def kill(self) -> None:
         """SIGKILL, to the master and its workers."""
-        for process in marked(self.daemon.pid_file):
+        processes = [*marked(self.daemon.pid_file)]
+        for process in processes:
             process.kill()
-        end([*marked(self.daemon.pid_file)], grace_seconds=5)
+        # Those, and not what is still marked: one that is about to end shows no mark, and would be taken for running.
+        end(processes, grace_seconds=5)
 
     def url(self, service: str = "chat") -> str:
         return f"http://{self.settings.services[service]}/v1/chat/completions"
