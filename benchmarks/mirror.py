@@ -81,6 +81,7 @@ def rclone(place: Place) -> list[list[str]]:
             *("--http-url", f"{place.hub}/files/", "--s3-provider", "Other", "--s3-endpoint", place.store),
             *("--s3-env-auth", "--s3-no-check-bucket", "--s3-force-path-style", "--transfers", "4"),
             *("--s3-upload-concurrency", "4", "--s3-chunk-size", "32M"),
+            "--ignore-times",  # a store that keeps what another of its ways has sent is not asked whether it has it
         ]
     ]
 
