@@ -4,7 +4,7 @@ The score is for the machines named in the question taken together, and AWS call
 it orders regions, and says little in itself.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from boto3.session import Session
@@ -12,6 +12,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
 
 from blocks.errors import Refused, Unavailable
+from blocks.spot_stock import by
 
 HOME_REGION = "us-east-1"
 """Where the question is asked; it may be about any region."""
@@ -34,7 +35,7 @@ class SpotPlacementScores:
         Refused where AWS knows no such keys or we have none, Unavailable where it does not answer the question.
         """
         scores: dict[str, int] = {}
-        for asked in _by(REGIONS_AT_ONCE, sorted(set(regions))):
+        for asked in by(REGIONS_AT_ONCE, sorted(set(regions))):
             try:
                 pages = (
                     self._client()
@@ -75,8 +76,3 @@ def _translation(error: ClientError) -> Refused | Unavailable:
     if code == "MaxConfigLimitExceeded":
         return Unavailable("AWS answers no more kinds of questions for its scores today; name fewer accelerators")
     return Unavailable(f"AWS did not answer for its scores: {error}")
-
-
-def _by(size: int, values: Sequence[str]) -> Iterator[list[str]]:
-    for start in range(0, len(values), size):
-        yield list(values[start : start + size])

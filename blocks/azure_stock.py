@@ -7,7 +7,8 @@ The library comes with `skyferry[azure]`; Azure's own client for these scores ex
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from http import HTTPStatus
 from typing import Any
 
 from azure.core import PipelineClient
@@ -21,7 +22,7 @@ from pydantic.alias_generators import to_camel
 
 from blocks.errors import CellSaidNo, Refused, SkyferryError, Unavailable
 from blocks.ports import Offer
-from blocks.spot_stock import Forecast, Forecasts, Spot
+from blocks.spot_stock import Forecast, Forecasts, Spot, by, one_line
 
 HOME = "https://management.azure.com"
 HOME_REGION = "eastus"
@@ -35,8 +36,6 @@ SUBSCRIPTION = "AZURE_SUBSCRIPTION_ID"
 LIKELIHOOD = {"High": 0.85, "Medium": 0.5, "Low": 0.15}
 """Azure's words, in the middles of what Google calls high, medium and low (blocks/google_stock.py): an assumption."""
 
-OK, UNAUTHORIZED, FORBIDDEN, THROTTLED = 200, 401, 403, 429
-WORDS_AT_MOST = 300
 
 Told = dict[tuple[str, str], Forecast | SkyferryError]
 """By size and region, in lower case."""
@@ -90,15 +89,15 @@ class SpotPlacementScores:
         try:
             policy = BearerTokenCredentialPolicy(self._credential(), f"{HOME}/.default")
             with PipelineClient(self._endpoint_url, policies=[policy]) as client:
-                for sizes in _by(SIZES_AT_ONCE, sorted(regions)):
-                    for places in _by(REGIONS_AT_ONCE, sorted(set().union(*(regions[size] for size in sizes)))):
+                for sizes in by(SIZES_AT_ONCE, sorted(regions)):
+                    for places in by(REGIONS_AT_ONCE, sorted(set().union(*(regions[size] for size in sizes)))):
                         told |= self._told(client, subscription, sizes, places)
         except ClientAuthenticationError as error:
             raise Refused(
-                f"Azure takes no credentials of ours ({_line(error.message)}); run `az login` and `sky check azure`"
+                f"Azure takes no credentials of ours ({one_line(error.message)}); run `az login` and `sky check azure`"
             ) from error
         except AzureError as error:
-            raise Unavailable(f"Azure was not reached for its scores: {_line(error.message)}") from error
+            raise Unavailable(f"Azure was not reached for its scores: {one_line(error.message)}") from error
         keys = {offer: _key(spot.instance, spot.region) for offer in offers for spot in [Spot.of(offer)]}
         return {offer: told[key] for offer, key in keys.items() if key in told}
 
@@ -119,10 +118,10 @@ class SpotPlacementScores:
         try:
             answer = client.send_request(question, connection_timeout=CONNECT_SECONDS, read_timeout=self._seconds)
         except ServiceResponseError as error:
-            return _each(sizes, regions, Unavailable(f"Azure did not answer for its scores: {_line(error.message)}"))
-        if answer.status_code == UNAUTHORIZED:
+            return _each(sizes, regions, Unavailable(f"Azure did not answer for its scores: {one_line(error.message)}"))
+        if answer.status_code == HTTPStatus.UNAUTHORIZED:
             raise ClientAuthenticationError(_said(answer))
-        if answer.status_code == FORBIDDEN:
+        if answer.status_code == HTTPStatus.FORBIDDEN:
             raise Unavailable(f"Azure keeps its scores from us; have the Compute Recommendations Role: {_said(answer)}")
         try:
             return {_key(score.sku, score.region): _meaning(score) for score in _read(answer)}
@@ -131,9 +130,9 @@ class SpotPlacementScores:
 
 
 def _read(answer: HttpResponse) -> Sequence[PlacementScore]:
-    if answer.status_code == THROTTLED:
+    if answer.status_code == HTTPStatus.TOO_MANY_REQUESTS:
         raise Unavailable("Azure answers no more questions for its scores for now; ask again later")
-    if answer.status_code != OK:
+    if answer.status_code != HTTPStatus.OK:
         raise Unavailable(f"Azure did not answer for its scores: {answer.status_code} {_said(answer)}")
     try:
         return PlacementScores.model_validate_json(answer.content).placement_scores
@@ -164,19 +163,10 @@ def _each(sizes: Sequence[str], regions: Sequence[str], error: Unavailable) -> T
 def _said(answer: HttpResponse) -> str:
     """Azure's message, in one line; of what is none, the beginning."""
     try:
-        return _line(f"{(error := answer.json()['error'])['code']}: {error['message']}")
+        return one_line(f"{(error := answer.json()['error'])['code']}: {error['message']}")
     except (ValueError, KeyError, TypeError):
-        return _line(answer.text())
-
-
-def _line(text: str) -> str:
-    return " ".join(text.split())[:WORDS_AT_MOST]
+        return one_line(answer.text())
 
 
 def _key(size: str, region: str) -> tuple[str, str]:
     return size.casefold(), region.casefold()
-
-
-def _by(size: int, values: Sequence[str]) -> Iterator[list[str]]:
-    for start in range(0, len(values), size):
-        yield list(values[start : start + size])

@@ -8,6 +8,7 @@ The obtainability "indicates the likelihood of successfully obtaining (provision
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from http import HTTPStatus
 
 import google.auth
 from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError, RefreshError
@@ -19,17 +20,15 @@ from requests.exceptions import ReadTimeout, RequestException
 
 from blocks.errors import Refused, Unavailable
 from blocks.ports import Offer
-from blocks.spot_stock import Forecast, Forecasts, Spot
+from blocks.spot_stock import Forecast, Forecasts, Spot, one_line
 
 HOME = "https://compute.googleapis.com/compute/beta"
 SCOPE = "https://www.googleapis.com/auth/cloud-platform"
 AT_ONCE = 8
 """Questions side by side. Each is about one kind of machine: of several Google would say one thing for all."""
 CONNECT_SECONDS = 5
-OK, UNAUTHORIZED, FORBIDDEN, THROTTLED = 200, 401, 403, 429
 RATE_LIMIT = "rateLimitExceeded"
 """How Compute Engine says with a 403 that it has been asked too often in this minute."""
-WORDS_AT_MOST = 300
 
 NOT_ASKED = "accelerators that are added to an N1 machine are not asked of Google"
 """The machine's own score is not theirs. The API's reference has a field for them, of which the guide says nothing."""
@@ -79,11 +78,11 @@ class CapacityAdvice:
                 told = dict(zip(spots, pool.map(partial(self._told, session, project), spots), strict=True))
         except (DefaultCredentialsError, RefreshError) as error:
             raise Refused(
-                f"Google takes no credentials of ours ({_line(str(error))}); "
+                f"Google takes no credentials of ours ({one_line(str(error))}); "
                 "run `gcloud auth application-default login` and `sky check gcp`"
             ) from error
         except (GoogleAuthError, RequestException) as error:
-            raise Unavailable(f"Google was not reached for its advice: {_line(str(error))}") from error
+            raise Unavailable(f"Google was not reached for its advice: {one_line(str(error))}") from error
         return {offer: Unavailable(NOT_ASKED) if _is_added(offer) else told[Spot.of(offer)] for offer in offers}
 
     def _told(self, session: AuthorizedSession, project: str, spot: Spot) -> Forecast | Unavailable:
@@ -100,9 +99,9 @@ class CapacityAdvice:
             answer = session.post(url, json=question, timeout=(CONNECT_SECONDS, self._seconds))
         except ReadTimeout:
             return Unavailable(f"Google gives no advice on {what} within {self._seconds:g} s")
-        if answer.status_code == UNAUTHORIZED:
+        if answer.status_code == HTTPStatus.UNAUTHORIZED:
             raise RefreshError(_said(answer))
-        if answer.status_code == FORBIDDEN and RATE_LIMIT not in answer.text:
+        if answer.status_code == HTTPStatus.FORBIDDEN and RATE_LIMIT not in answer.text:
             raise Unavailable(f"Google keeps its advice from us; allow compute.advice.capacity: {_said(answer)}")
         try:
             return _read(answer, what)
@@ -111,9 +110,9 @@ class CapacityAdvice:
 
 
 def _read(answer: Response, what: str) -> Forecast:
-    if answer.status_code in {FORBIDDEN, THROTTLED}:
+    if answer.status_code in {HTTPStatus.FORBIDDEN, HTTPStatus.TOO_MANY_REQUESTS}:
         raise Unavailable("Google answers no more questions for its advice in this minute; ask again later")
-    if answer.status_code != OK:
+    if answer.status_code != HTTPStatus.OK:
         raise Unavailable(f"Google gives no advice on {what}: {answer.status_code} {_said(answer)}")
     try:
         recommended = Advice.model_validate_json(answer.content).recommendations
@@ -134,10 +133,6 @@ def _is_added(offer: Offer) -> bool:
 def _said(answer: Response) -> str:
     """Google's message, in one line; of what is none, the beginning."""
     try:
-        return _line(str(answer.json()["error"]["message"]))
+        return one_line(str(answer.json()["error"]["message"]))
     except (ValueError, KeyError, TypeError):
-        return _line(answer.text)
-
-
-def _line(text: str) -> str:
-    return " ".join(text.split())[:WORDS_AT_MOST]
+        return one_line(answer.text)

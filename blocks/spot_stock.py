@@ -1,12 +1,13 @@
 """What a cloud forecasts of its spot machines, as stock."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from blocks.errors import SkyferryError
 from blocks.ports import Offer, Stock
 
+WORDS_AT_MOST = 300
 SURE_AT_MOST = 0.8
 """How sure the surest forecast is; a guess. Vendors say that theirs is good for the moment and promises nothing.
 
@@ -53,3 +54,14 @@ class ForecastSource(Protocol):
     def ask(self, offers: Sequence[Offer]) -> Forecasts:
         """Of machines on spot. Refused where our credentials are not taken, Unavailable where nobody answers."""
         ...
+
+
+def one_line(words: str) -> str:
+    """What a cloud said, short enough for a table."""
+    return " ".join(words.split())[:WORDS_AT_MOST]
+
+
+def by(size: int, values: Sequence[str]) -> Iterator[list[str]]:
+    """So many at a time, for a cloud that takes no more in one question."""
+    for start in range(0, len(values), size):
+        yield list(values[start : start + size])

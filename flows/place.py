@@ -170,13 +170,13 @@ def _with_losses(service: Service, view: Survey, lost: Sequence[Replica]) -> Sur
     """A machine that was taken away says of its cell what a no to a launch says."""
     for replica in lost:
         if (offer := view.offer_under(replica)) is not None:
-            loss = attempt_on(offer, said_no=f"{replica.name} was lost there", seconds=0.0)
+            loss = _attempt_on(offer, said_no=f"{replica.name} was lost there", seconds=None)
             note_attempt(service.store, loss)
             view = replace(view, attempts=note(view.attempts, loss))
     return view
 
 
-def attempt_on(offer: Offer, *, said_no: str | None, seconds: float) -> Attempt:
+def _attempt_on(offer: Offer, *, said_no: str | None, seconds: float | None) -> Attempt:
     """What became of a launch, just now."""
     return Attempt(
         cell=offer.cell,
@@ -222,7 +222,7 @@ class _Try:
         )
 
     def ended(self, said_no: str | None) -> Attempt:
-        return attempt_on(self.offer, said_no=said_no, seconds=time.time() - self.begun)
+        return _attempt_on(self.offer, said_no=said_no, seconds=time.time() - self.begun)
 
 
 @dataclass
@@ -300,7 +300,7 @@ class _Placing:
                 self._not_ready.add(tried.offer)
             if len(self._not_ready) >= NOT_READY_AT_MOST:
                 self.error = self.error or Refused(
-                    f"on {NOT_READY_AT_MOST} different machines no engine was ready in time, so it is the model or its "
+                    f"on {NOT_READY_AT_MOST} different offers no engine was ready in time, so it is the model or its "
                     f"settings, and no third one is rented: {no}"
                 )
             self._place([tried.order])

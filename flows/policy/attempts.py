@@ -70,8 +70,8 @@ class Attempt(Frozen):
     use_spot: bool
     at: float
     """Unix seconds at which the answer came."""
-    seconds: float
-    """How long the no took, or the start up to the first completion; 0 where a machine was lost after its start."""
+    seconds: float | None
+    """How long the no took, or the start up to the first completion; None where a machine was lost after its start."""
     said_no: str | None
     """The cell's words, or that what started there was lost; None where the replica started."""
 
@@ -144,15 +144,14 @@ def start_seconds(attempts: Attempts, offer: Offer, default: float) -> float:
 
 def answer_seconds(attempts: Attempts, offer: Offer, default: float) -> float:
     """How long it takes there to be told no; likewise."""
-    return _median_seconds(
-        [one for one in attempts.like(offer) if one.said_no is not None and one.seconds], offer, default
-    )
+    return _median_seconds([one for one in attempts.like(offer) if one.said_no is not None], offer, default)
 
 
 def _median_seconds(alike: Sequence[Attempt], offer: Offer, default: float) -> float:
-    own = [one for one in alike if one.cell == offer.cell]
-    last = (own or alike)[-LAST_STARTS:]
-    return median(one.seconds for one in last) if last else default
+    measured = [(one.cell, one.seconds) for one in alike if one.seconds is not None]
+    own = [seconds for cell, seconds in measured if cell == offer.cell]
+    last = (own or [seconds for _, seconds in measured])[-LAST_STARTS:]
+    return median(last) if last else default
 
 
 def _weight(one: Attempt, offer: Offer) -> float:

@@ -31,7 +31,7 @@ NEIGHBOUR = replace(OFFER, cell="aws/us-east-1/us-east-1b")
 ELSEWHERE = replace(OFFER, cell="aws/us-west-2/us-west-2a")
 
 
-def attempt(offer: Offer = OFFER, ago: float = 0, seconds: float = 60, said_no: str | None = None) -> Attempt:
+def attempt(offer: Offer = OFFER, ago: float = 0, seconds: float | None = 60, said_no: str | None = None) -> Attempt:
     return Attempt(
         cell=offer.cell,
         accelerator=offer.accelerator,
@@ -154,3 +154,11 @@ def test_how_long_a_start_takes_is_learnt_there() -> None:
     assert start_seconds(memory, NEIGHBOUR, 900) == 40
     assert start_seconds(memory, ELSEWHERE, 900) == 900
     assert answer_seconds(memory, OFFER, 90) == 7
+
+
+def test_a_machine_that_was_lost_says_nothing_of_how_long_a_no_takes() -> None:
+    """It makes the next launch there less likely to succeed, as a no does."""
+    lost = attempt(seconds=None, said_no="chat-1a-0 was lost there")
+    assert answer_seconds(remembering(lost), OFFER, 90) == 90
+    assert answer_seconds(remembering(lost, attempt(seconds=7, said_no="full")), OFFER, 90) == 7
+    assert chance(remembering(lost), OFFER, NOW) == chance(remembering(attempt(said_no="full")), OFFER, NOW)

@@ -1,10 +1,12 @@
 """Whether stable could take its traffic back, by what gateway and engines say."""
 
+from typing import Literal
+
 import pytest
 
 from blocks.ports import Load, Server
 from flows.policy.gates import Ruling
-from flows.policy.way_back import held_without_way_back, what_bars_the_way_back
+from flows.policy.way_back import alone_answers, held_without_way_back, what_bars_the_way_back
 
 UP = Server("blue", "127.0.0.1:1", "up", 3)
 ALSO_UP = Server("blue", "127.0.0.1:2", "up", 0)
@@ -57,3 +59,13 @@ def test_a_pass_waits_for_the_way_back_until_the_deadline() -> None:
     assert late.verdict == "roll back"
     assert late.reason.startswith("not passed within 10 s: stable could not")
     assert held_without_way_back(harm, "no replica", 10, 10) == harm
+
+
+@pytest.mark.parametrize(
+    ("stays", "goes", "alone"),
+    [("down", "up", True), ("up", "up", False), ("up", "down", False), ("down", "down", False)],
+)
+def test_who_answers_alone(stays: Literal["up", "down"], goes: Literal["up", "down"], *, alone: bool) -> None:
+    """The slot that goes does where it has a replica up, and the one that stays has none."""
+    servers = [Server("blue", "127.0.0.1:1", stays, 0), Server("green", "127.0.0.1:2", goes, 0)]
+    assert alone_answers(servers, goes="green", stays="blue") is alone
