@@ -94,7 +94,7 @@ class LocalFleet(Block):
             )
             write_whole(self._record(order.name), json.dumps(asdict(replica)))
             daemon = self._daemon(order.name)
-            process = daemon.start(
+            daemon.start(
                 [
                     *(sys.executable, "-m", "blocks.llama_cpp"),
                     *("--weights", str(weights)),
@@ -105,7 +105,7 @@ class LocalFleet(Block):
                 ],
                 env={},
             )
-            _wait_until_listening(process, port, daemon)
+            _wait_until_listening(daemon, port)
             return replica
 
     def replicas(self, service: str) -> tuple[Replica, ...]:
@@ -204,9 +204,9 @@ def _copy(store: Store, key: str, path: Path, sha256: str) -> None:
         )
 
 
-def _wait_until_listening(process: psutil.Process, port: int, daemon: Daemon) -> None:
+def _wait_until_listening(daemon: Daemon, port: int) -> None:
     deadline = time.monotonic() + LISTENING_SECONDS
-    while not _listens(process, port):
+    while not daemon.listens(port):
         if daemon.find() is None:
             raise Unavailable(f"replica {daemon.name} died as it started; its last words:\n{daemon.log_tail()}")
         if time.monotonic() > deadline:
@@ -215,11 +215,3 @@ def _wait_until_listening(process: psutil.Process, port: int, daemon: Daemon) ->
                 f"its last words:\n{daemon.log_tail()}"
             )
         time.sleep(POLL_SECONDS)
-
-
-def _listens(process: psutil.Process, port: int) -> bool:
-    try:
-        connections = process.net_connections("tcp4")
-    except psutil.Error:
-        return False
-    return any(found.status == psutil.CONN_LISTEN and found.laddr.port == port for found in connections)

@@ -1,5 +1,6 @@
 """Processes on this machine that outlive whoever started them, found again by pid file or by a mark they carry."""
 
+import errno
 import json
 import os
 import secrets
@@ -71,6 +72,11 @@ class Daemon:
             end([*_family(process)], grace_seconds)
         self.pid_file.unlink(missing_ok=True)
 
+    def listens(self, port: int) -> bool:
+        """Whether it runs and has that port: whoever else may answer there is not it."""
+        process = self.find()
+        return process is not None and any(port in _ports_of(member) for member in _family(process))
+
     def log_tail(self, lines: int = 20) -> str:
         if not self.log_file.exists():
             return ""
@@ -122,6 +128,15 @@ def _family(process: psutil.Process) -> Iterator[psutil.Process]:
         return
 
 
+def _ports_of(process: psutil.Process) -> set[int]:
+    """Those that it listens on."""
+    try:
+        connections = process.net_connections("tcp")
+    except psutil.Error:
+        return set()
+    return {found.laddr.port for found in connections if found.status == psutil.CONN_LISTEN}
+
+
 def _signal(send: Callable[[], None]) -> None:
     try:
         send()
@@ -134,8 +149,31 @@ PORTS = range(10_000, 32_768)
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A port that nobody listens on at this moment."""
-    return next(port for port in iter(lambda: secrets.choice(PORTS), None) if is_free(host, port))
+    """A port that nobody listens on, and that is given to nobody else on this machine for a minute."""
+    return next(port for port in iter(lambda: secrets.choice(PORTS), None) if reserve(host, port))
+
+
+def reserve(host: str, port: int) -> bool:
+    """Whether nobody had the port; it is then kept for a server for a minute, also when this process ends.
+
+    What keeps it is a closed connection in TIME_WAIT. The kernel lets a server listen beside that, as servers set
+    SO_REUSEADDR, and no second reservation, which does not.
+    """
+    with socket.socket() as listener, socket.socket() as client:
+        try:
+            listener.bind((host, port))
+            # The connection inherits it; without, no server could have the port either.
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.listen()
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                return False
+            raise
+        client.connect((host, port))
+        accepted, _ = listener.accept()
+        # Before the client: TIME_WAIT is on the side that closes first.
+        accepted.close()
+    return True
 
 
 def is_free(host: str, port: int) -> bool:

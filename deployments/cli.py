@@ -72,8 +72,8 @@ def status(data: Data = DATA) -> None:
     table = Table("part", "process", "address", "health")
     for part in stack.parts:
         process = part.daemon.find()
-        healthy = process is not None and part.is_healthy()
-        table.add_row(part.title, str(process.pid) if process else "-", part.address, "good" if healthy else "down")
+        pid, health = str(process.pid) if process else "-", "good" if part.is_healthy else "down"
+        table.add_row(part.title, pid, part.address, health)
     for replica in stack.fleet.replicas(SERVICE):
         table.add_row(f"replica {replica.name}", "", replica.address, "running")
     console.print(table)

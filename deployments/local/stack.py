@@ -43,8 +43,16 @@ class Part:
     daemon: Daemon
     command: list[str]
     address: str
-    is_healthy: Callable[[], bool]
+    port: int | None
+    """Where it listens, if it does."""
+    answers: Callable[[], bool]
     grace_seconds: float = 10
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether it runs and answers; whoever else has its port and answers there is not it."""
+        runs = self.daemon.find() is not None if self.port is None else self.daemon.listens(self.port)
+        return runs and self.answers()
 
 
 @dataclass(frozen=True)
@@ -77,7 +85,7 @@ class Stack:
     def parts(self) -> tuple[Part, ...]:
         """In the order in which they start; they stop in the opposite one."""
         home, settings = self.home, self.settings
-        store, worker = settings.seaweed(home), Daemon("worker", home.run)
+        store = settings.seaweed(home)
         prefect = [sys.executable, "-m", "prefect"]
         return (
             Part(
@@ -85,6 +93,7 @@ class Stack:
                 Daemon("prefect-server", home.run),
                 [*prefect, "server", "start", "--host", HOST, "--port", str(settings.ui_port)],
                 settings.ui_url,
+                settings.ui_port,
                 lambda: _answers(f"{settings.api_url}/health", 200),
             ),
             Part(
@@ -95,6 +104,7 @@ class Stack:
                     *("--directory", str(home.hub), "--port", str(settings.hub_port)),
                 ],
                 settings.hub_url,
+                settings.hub_port,
                 lambda: _answers(f"{settings.hub_url}/api/models/{REPO}", 200),
             ),
             Part(
@@ -102,6 +112,7 @@ class Stack:
                 Daemon("store", home.run),
                 store.command(),
                 f"http://{HOST}:{settings.store_ports.s3}",
+                settings.store_ports.s3,
                 lambda: _answers(f"http://{HOST}:{settings.store_ports.s3}"),
                 grace_seconds=1,  # it takes a quarter of a minute to end by itself, and loses nothing when it is killed
             ),
@@ -110,17 +121,19 @@ class Stack:
                 Daemon("gateway", home.run),
                 command(home.gateway),
                 settings.endpoint,
+                settings.gateway_port,
                 lambda: _answers(settings.endpoint),
             ),
             Part(
                 "Prefect worker",
-                worker,
+                Daemon("worker", home.run),
                 [
                     *(*prefect, "worker", "start"),
                     *("--pool", "local", "--type", "process", "--name", "local", "--limit", "4"),
                 ],
                 "work pool local",
-                lambda: worker.find() is not None,
+                port=None,
+                answers=lambda: True,
             ),
         )
 
@@ -170,7 +183,7 @@ class Stack:
             pid_file.unlink()
 
     def is_up(self) -> bool:
-        return all(part.daemon.find() is not None and part.is_healthy() for part in self.parts)
+        return all(part.is_healthy for part in self.parts)
 
     def is_running(self) -> bool:
         """Whether any of it is."""
@@ -221,7 +234,7 @@ def prefect_file() -> Path:
 def wait_until_healthy(part: Part) -> None:
     """Unavailable, with its last words, where the process has died or does not get ready in time."""
     deadline = time.monotonic() + START_SECONDS
-    while not part.is_healthy():
+    while not part.is_healthy:
         if part.daemon.find() is None:
             raise Unavailable(f"the {part.title} died as it started; its last words:\n{part.daemon.log_tail()}")
         if time.monotonic() > deadline:

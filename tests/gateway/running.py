@@ -54,7 +54,8 @@ class RunningGateway:
 
     def start(self) -> None:
         self.daemon.start(command(self.settings.run_directory), env=self.env)
-        wait_until("the gateway answers", lambda: self.worker is not None)
+        wait_until("the gateway answers or ends", lambda: self.worker is not None or self.daemon.find() is None)
+        assert self.worker is not None, f"the gateway ended as it started; its last words:\n{self.daemon.log_tail()}"
 
     @property
     def worker(self) -> str | None:
@@ -63,7 +64,7 @@ class RunningGateway:
             with socket.socket(socket.AF_UNIX) as connection:
                 connection.connect(str(self.settings.run_directory / "admin.sock"))
                 connection.sendall(b"get var proc.boot\n")
-                return connection.recv(1000).decode()
+                return connection.recv(1000).decode() or None  # nothing, where it ends before it has begun
         except OSError:
             return None
 

@@ -4,6 +4,7 @@ import json
 import socket
 import ssl
 import stat
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ import trustme
 from blocks.errors import Refused, Unavailable
 from blocks.haproxy import HAProxyGateway
 from blocks.ports import WHOLE, Slot, Split
+from blocks.processes import free_port
 from blocks.replica_tls import new_authority, new_identity, release_key
 from deployments.gateway.config import (
     GatewaySettings,
@@ -308,6 +310,16 @@ def test_an_authority_that_went_missing_is_named(tls_gateway: tuple[RunningGatew
     process = gateway.daemon.start(command(gateway.settings.run_directory), env=gateway.env)
     assert process.wait(timeout=10) != 0
     assert "knows no authority that vouches for replicas; set replica_ca" in gateway.daemon.log_tail()
+
+
+@pytest.mark.parametrize("services", [("chat",), ("new", "another")])
+def test_no_port_is_shared(gateway: RunningGateway, tmp_path: Path, services: tuple[str, ...]) -> None:
+    """Where another gateway or another of its services has the port, a gateway does not start, and names it."""
+    address = gateway.settings.services.get(services[0], f"127.0.0.1:{free_port()}")
+    write_configuration(GatewaySettings(tmp_path / "2nd", services=dict.fromkeys(services, address)))
+    ended = subprocess.run(command(tmp_path / "2nd"), capture_output=True, text=True, timeout=10, check=False)
+    assert ended.returncode != 0
+    assert f"cannot bind socket (Address already in use) for [{address}]" in ended.stderr
 
 
 def test_a_missing_key_is_named_before_the_gateway_starts(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from blocks.ports import MANIFEST, Offer
 from blocks.replica_tls import Authority
 from blocks.s3 import S3Store
 from blocks.skypilot_fleet import SkyPilotFleet
-from tests.live.slurm_lab import CLUSTERS, SlurmLab
+from tests.live.slurm_lab import CLUSTERS, REPLICA_PORTS, SlurmLab
 
 ECHO = """
 resources: {cpus: 1, memory: 1}
@@ -60,6 +60,8 @@ def skypilot_fleet(
         store=store,
         task=ECHO,
         authority=authority,
+        slurm_first_port=REPLICA_PORTS.start,
+        slurm_last_port=REPLICA_PORTS.stop - 1,
         refresh_seconds=1,
         # With it SkyPilot asks the node before all that it does. Whole releases have it.
         autodown_minutes=None,

@@ -60,6 +60,10 @@ CLUSTERS = {
     "beta": Cluster("beta", "A100", 8, {"cpu": 0.02, "memory": 0.002, "accelerators": {"A100": 2.5}}),
 }
 
+REPLICA_PORTS = range(2_000, 8_000)
+"""Of a fleet in the lab. It cannot see that all nodes are this machine, where Prefect's server for tests has one from
+8,000 on, and the other servers have those that `free_port` gives, from 10,000 on."""
+
 
 def what_is_missing() -> str | None:
     """Why no lab can be made here, and what to do; None where one can."""
@@ -222,13 +226,10 @@ class _Layout:
     @classmethod
     def drawn(cls, directory: Path) -> "_Layout":
         """On free ports."""
-        ports: set[int] = set()
-        while len(ports) < 2 + 2 * len(CLUSTERS):
-            ports.add(free_port())
-        slurm_ports = {cluster: (ports.pop(), ports.pop()) for cluster in CLUSTERS}
+        slurm_ports = {cluster: (free_port(), free_port()) for cluster in CLUSTERS}
         # Limits and file owners count by number, so the users of two labs should not have the same ones.
         first_uid = 200_000 + len(CLUSTERS) * secrets.randbelow(1_000_000)
-        return cls(directory, ports.pop(), ports.pop(), slurm_ports, first_uid)
+        return cls(directory, free_port(), free_port(), slurm_ports, first_uid)
 
     @property
     def home(self) -> Path:

@@ -24,7 +24,7 @@ from flows.tasks.service import serving
 from tests.flows.conftest import prefect_api  # noqa: F401 - the fixture
 from tests.gateway.running import running_gateway
 from tests.live.running import stop_all
-from tests.live.slurm_lab import SlurmLab
+from tests.live.slurm_lab import REPLICA_PORTS, SlurmLab
 from tests.servers import local_hub, running_seaweedfs  # noqa: F401 - the fixture s3_store
 from tests.tiny_gguf import tiny_gguf
 
@@ -87,6 +87,8 @@ def running_world(slurm_lab: SlurmLab, s3_store: S3Store, tmp_path_factory: pyte
         task="resources: {cpus: 1, memory: 1}\n"
         + task.replace("SKYFERRY_PYTHON: python3", f"SKYFERRY_PYTHON: {slurm_lab.python}"),
         authority=authority,
+        slurm_first_port=REPLICA_PORTS.start,
+        slurm_last_port=REPLICA_PORTS.stop - 1,
         refresh_seconds=20,
         launch_timeout_seconds=240,
     )

@@ -196,7 +196,7 @@ def test_down_leaves_nothing(stack: RunningStack) -> None:
 def test_down_undoes_the_release_under_way(stack: RunningStack, interrupted_release: UUID) -> None:
     """The next `up` finds a run that has ended and no release under way; killed half-way, `down` ends it as well."""
     with up(stack.home) as starting:
-        wait_until("Prefect answers", stack.stack.parts[0].is_healthy, PATIENCE_SECONDS)
+        wait_until("Prefect answers", lambda: stack.stack.parts[0].is_healthy, PATIENCE_SECONDS)
         stack.stack.settings.seaweed(stack.home).wait_until_ready()
         assert stack.state(interrupted_release).is_crashed()
         assert stack.record.under_way is None
