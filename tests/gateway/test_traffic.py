@@ -1,6 +1,7 @@
 """What users see of a real HAProxy while releases come, go and die behind it."""
 
 import json
+import os
 import socket
 import ssl
 import stat
@@ -8,6 +9,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,6 +30,7 @@ from deployments.gateway.config import (
     command,
     write_configuration,
 )
+from deployments.gateway.reload import reload
 from flows.policy.judge import has_failed
 from tests.gateway.replica import Replica
 from tests.gateway.running import Load, RunningGateway, running_gateway, wait_until
@@ -119,7 +122,7 @@ def test_a_user_who_got_the_candidate_keeps_it(gateway: RunningGateway) -> None:
 
 @pytest.mark.parametrize("restart", ["reload", "kill"])
 def test_split_and_servers_outlive_the_process(gateway: RunningGateway, blue: Replica, restart: str) -> None:
-    """After SIGUSR2, or SIGKILL and a fresh start, the same share goes to the same servers, drained ones included."""
+    """After a reload, or SIGKILL and a fresh start, the same share goes to the same servers, drained ones included."""
     gateway.by_tls.set_split("chat", Split(10_000))
     gateway.by_tls.drain("chat", "blue", blue.address)
     before = servers(gateway)
@@ -243,7 +246,7 @@ def tls_gateway(tmp_path: Path) -> Iterator[tuple[RunningGateway, Replica]]:
 
 @pytest.mark.parametrize("restart", ["reload", "kill"])
 def test_tls_and_keys_outlive_the_process(tls_gateway: tuple[RunningGateway, Replica], restart: str) -> None:
-    """After SIGUSR2, or SIGKILL and a fresh start, the same replica gets the same key over TLS; others never do."""
+    """After a reload, or SIGKILL and a fresh start, the same replica gets the same key over TLS; others never do."""
     gateway, replica = tls_gateway
     if restart == "reload":
         gateway.reload()
@@ -320,6 +323,47 @@ def test_no_port_is_shared(gateway: RunningGateway, tmp_path: Path, services: tu
     ended = subprocess.run(command(tmp_path / "2nd"), capture_output=True, text=True, timeout=10, check=False)
     assert ended.returncode != 0
     assert f"cannot bind socket (Address already in use) for [{address}]" in ended.stderr
+
+
+def test_a_reload_during_another_is_not_lost(gateway: RunningGateway) -> None:
+    """What is written while the gateway reads its configuration stands once the reload that was asked for then is done.
+
+    A file that is a pipe, which the gateway waits for, holds the first reload for as long as it takes.
+    """
+    run = gateway.settings.run_directory
+    keys = run / "keys.map"
+    keys.unlink()
+    os.mkfifo(keys)
+    with ThreadPoolExecutor(2) as askers:
+        first = askers.submit(reload, run)
+        with keys.open("w"):
+            keys.unlink()
+            services = {**gateway.settings.services, "late": f"127.0.0.1:{free_port()}"}
+            write_configuration(replace(gateway.settings, services=services))
+            second = askers.submit(reload, run)
+        first.result()
+        second.result()
+    assert gateway.by_socket.split("late") == Split(0)
+
+
+def test_a_reload_that_fails_says_so(gateway: RunningGateway) -> None:
+    """A port that is taken is named, users go on with what there was, and the next reload works."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        write_configuration(replace(gateway.settings, services={**gateway.settings.services, "late": address}))
+        with pytest.raises(
+            Refused, match=rf"goes on as it was; mend this and reload:\n.*cannot bind socket .* for \[{address}\]"
+        ):
+            reload(gateway.settings.run_directory)
+        assert gateway.ask().json()["from"] == "blue"
+    reload(gateway.settings.run_directory)
+    assert gateway.by_socket.split("late") == Split(0)
+
+
+def test_what_does_not_run_is_not_reloaded(tmp_path: Path) -> None:
+    """It says where it looked for the gateway's master."""
+    with pytest.raises(Unavailable, match=rf"no connection to the gateway's master at {tmp_path / 'master.sock'}"):
+        reload(tmp_path, timeout_seconds=0.1)
 
 
 def test_a_missing_key_is_named_before_the_gateway_starts(tmp_path: Path) -> None:
