@@ -9,8 +9,9 @@ from prefect import get_run_logger
 from blocks.errors import SkyferryError, Unavailable
 from blocks.service import Service
 from flows.drain import put_in_slot, stop_release
-from flows.policy.ledger import ServiceRecord, back_out, what_to_back_out
+from flows.policy.ledger import Release, ServiceRecord, back_out, what_to_back_out
 from flows.policy.way_back import alone_answers
+from flows.tasks.engine import who_is_healthy
 from flows.tasks.fleet import list_replicas
 from flows.tasks.gateway import give_share, list_servers
 from flows.tasks.ledger import amend, read_record
@@ -60,14 +61,19 @@ def roll_back_to_stable(service: Service, reason: str) -> ServiceRecord:
     # Where the live release goes, the ledger comes first: from then on nobody stops the warm one any more.
     record = amend(service.store, service.name, partial(back_out, release=bad.id, reason=reason))
     traffic_to_live(service, record)
-    servers = list_servers(service.gateway, service.name)
-    if record.live is not None and alone_answers(servers, bad.slot, record.live.slot):
+    if record.live is not None and _alone_answers(service, bad, record.live):
         raise Unavailable(
             f"{reason}; no replica of {record.live.id} is up, so those of {bad.id} go on answering in its place: run "
             f"scale-up, which starts {record.live.id}'s, and then scale-down, which stops these"
         )
     stop_release(service, bad.id, even_if_busy=True, drain_timeout_seconds=LAST_RESORT_SECONDS)
     return record
+
+
+def _alone_answers(service: Service, goes: Release, stays: Release) -> bool:
+    placed = [replica for replica in list_replicas(service.fleet, service.name) if replica.address]
+    healthy = who_is_healthy(service.engine, placed)
+    return alone_answers(list_servers(service.gateway, service.name), healthy, goes.slot, stays.slot)
 
 
 def traffic_to_live(service: Service, record: ServiceRecord) -> None:

@@ -1,6 +1,6 @@
 """Could stable take all of its traffic back now? If not, no share rises: a roll-back would be no rescue."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from blocks.ports import Load, Server, Slot
@@ -29,10 +29,16 @@ def what_bars_the_way_back(
     return "; ".join(bars)
 
 
-def alone_answers(servers: Sequence[Server], goes: Slot, stays: Slot) -> bool:
-    """Whether users are answered by the slot that is to go, and by nobody in the one that is to stay."""
-    up = {server.slot for server in servers if server.state == "up"}
-    return goes in up and stays not in up
+def alone_answers(servers: Sequence[Server], healthy: Collection[str], goes: Slot, stays: Slot) -> bool:
+    """Whether users are answered by the slot that is to go, and by nobody in the one that is to stay.
+
+    `healthy` are the addresses whose engines say so themselves: the gateway notices a death, and a start, a second
+    late. What is to stay has to be up for both; of what is to go either is enough, for it can still be stopped later.
+    """
+    staying = {server.address for server in servers if server.slot == stays and server.state == "up"}
+    going = {server.address: server.state for server in servers if server.slot == goes and server.state != "draining"}
+    answering = {address for address, state in going.items() if state == "up" or address in healthy}
+    return bool(answering) and staying.isdisjoint(healthy)
 
 
 def held_without_way_back(ruling: Ruling, bars: str, elapsed_seconds: float, deadline_seconds: float) -> Ruling:

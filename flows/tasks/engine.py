@@ -21,6 +21,13 @@ def loads_of(engine: Engine, replicas: Sequence[Replica]) -> dict[str, Load | No
         return {replica.name: load for replica, load in zip(replicas, loads, strict=True)}
 
 
+def who_is_healthy(engine: Engine, replicas: Sequence[Replica]) -> frozenset[str]:
+    """The addresses of those that say so themselves, now; side by side, for the same reason."""
+    with ThreadPoolExecutor(READERS) as askers:
+        answers = askers.map(engine.is_healthy, replicas)
+        return frozenset(replica.address for replica, says_so in zip(replicas, answers, strict=True) if says_so)
+
+
 class LoadReader:
     """Reads the loads of replicas from time to time, aside: nobody who rules on a stage waits for an engine's page."""
 

@@ -1,6 +1,7 @@
 """Stages under real traffic: a real HAProxy, replicas that do as they are told, and the judge that looks at its log."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -9,16 +10,20 @@ from pathlib import Path
 
 import pytest
 
-from blocks.errors import SkyferryError
+from blocks.errors import SkyferryError, Unavailable
 from blocks.openai_engine import OpenAIEngine
 from blocks.ports import WHOLE, Split
 from blocks.service import GoldenPrompt
-from flows.plans import ReleasePlan
+from flows.plans import PromotePlan, ReleasePlan, ScaleDownPlan, ScaleUpPlan
 from flows.policy.ledger import Release
+from flows.promote import promote_canary
 from flows.release import release_model
+from flows.scale_down import scale_down
+from flows.scale_up import scale_up
 from flows.tasks.waiting import pausing_with
 from tests.flows.conftest import FakeService, World
 from tests.flows.test_release import plan
+from tests.flows.test_steps import provision
 from tests.gateway.replica import Replica
 from tests.gateway.running import Load, RunningGateway, running_gateway, wait_until
 
@@ -44,6 +49,16 @@ class Live:
     def fail(self, *numbers: int) -> None:
         for number in numbers:
             self.replicas[number].fails = True
+
+    def die(self, *numbers: int) -> None:
+        """Their machines go as well: the fleet knows them no more."""
+        for number in numbers:
+            self.replicas[number].stop()
+            (name,) = (r.name for r in self.world.fleet.replicas("chat") if r.address == self.replicas[number].address)
+            self.world.fleet.kill(name)
+
+    def servers(self) -> set[tuple[str, str]]:
+        return {(server.address, server.state) for server in self.gateway.by_socket.servers("chat")}
 
     def ask(self, times: int) -> None:
         for _ in range(times):
@@ -119,3 +134,36 @@ def test_traffic_that_stops_half_way_is_made_up_for_once(live: Live) -> None:
     assert 20 <= passed.requests < 100
     assert passed.probed is not None
     assert passed.requests + passed.probed.evidence.requests >= 172
+
+
+def test_a_candidate_answers_in_place_of_a_live_release_that_has_died(live: Live) -> None:
+    """Taken back by its guard, it answers all users, at night too, until the live one is up again and it can go."""
+    provision("v2")
+    stable, candidate = live.world.first.id, live.candidate.id
+    told = rf"no replica of {stable} is up, so those of {candidate} go on answering .*: run scale-up, .* scale-down"
+    users = Load(live.gateway.url())
+    with Replica("again-0") as one, Replica("again-1") as other, ExitStack() as calling:
+
+        def die() -> None:
+            live.die(0, 1)
+            calling.enter_context(users)
+
+        with ThreadPoolExecutor(1) as meanwhile:
+            meanwhile.submit(live.once_half_is_given, die)
+            stages = PromotePlan(service="chat", stages_percent=(50, 100), stage_seconds=0, stage_deadline_seconds=3)
+            with pytest.raises(Unavailable, match=told):
+                promote_canary(stages)
+        assert (live.gateway.by_socket.split("chat"), live.candidate.state) == (Split(0), "rolled back")
+        scale_down(ScaleDownPlan(service="chat"))
+        left = {(replica.address, "up") for replica in live.replicas[2:]}
+        assert left <= live.servers()
+        users.goes_on()
+        live.world.fleet._ports = iter([one.port, other.port])
+        scale_up(ScaleUpPlan(service="chat"))
+        back = {(replica.address, "up") for replica in (one, other)}
+        wait_until("the live release is up", lambda: live.servers() == left | back)
+        scale_down(ScaleDownPlan(service="chat", replicas=2))
+        assert live.servers() == back
+        users.goes_on()
+    assert {replica.release for replica in live.world.fleet.replicas("chat")} == {stable}
+    assert Counter(users.answers) == {200: len(users.answers)}

@@ -127,6 +127,15 @@ def test_what_answers_for_a_dead_release_is_not_stopped(live: World) -> None:
     assert {replica.release for replica in live.fleet.replicas("chat")} == {live.first.id}
 
 
+def test_a_death_that_the_gateway_has_not_seen_yet_counts(live: World) -> None:
+    """The live release dies as it is rolled back to, and is still up for the gateway: the candidate is not stopped."""
+    provision("v2")
+    live.engine.unhealthy = {server.address for server in live.gateway.servers("chat") if server.slot == "blue"}
+    with pytest.raises(Unavailable, match=r"users complain; no replica of .* is up"):
+        roll_back(RollBackPlan(service="chat", reason="users complain"))
+    assert len(live.fleet.replicas("chat")) == 4
+
+
 def test_a_new_release_has_its_slot_for_itself(live: World) -> None:
     """What was left there to answer for a dead release gets no user of the new one."""
     provision("v2")

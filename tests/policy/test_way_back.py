@@ -8,6 +8,8 @@ from blocks.ports import Load, Server
 from flows.policy.gates import Ruling
 from flows.policy.way_back import alone_answers, held_without_way_back, what_bars_the_way_back
 
+State = Literal["up", "down", "draining"]
+
 UP = Server("blue", "127.0.0.1:1", "up", 3)
 ALSO_UP = Server("blue", "127.0.0.1:2", "up", 0)
 DOWN = Server("blue", "127.0.0.1:2", "down", 0)
@@ -62,10 +64,24 @@ def test_a_pass_waits_for_the_way_back_until_the_deadline() -> None:
 
 
 @pytest.mark.parametrize(
-    ("stays", "goes", "alone"),
-    [("down", "up", True), ("up", "up", False), ("up", "down", False), ("down", "down", False)],
+    ("stays", "stays_well", "goes", "goes_well", "alone"),
+    [
+        ("down", False, "up", True, True),
+        ("up", True, "up", True, False),
+        ("up", True, "down", False, False),
+        ("down", False, "down", False, False),
+        # The gateway has not seen yet that it died.
+        ("up", False, "up", True, True),
+        # Well, but the gateway does not reach it: its users go elsewhere.
+        ("down", True, "up", True, True),
+        # Attached just now.
+        ("down", False, "down", True, True),
+        # Nobody is sent to what drains, well as it may be.
+        ("down", False, "draining", True, False),
+    ],
 )
-def test_who_answers_alone(stays: Literal["up", "down"], goes: Literal["up", "down"], *, alone: bool) -> None:
-    """The slot that goes does where it has a replica up, and the one that stays has none."""
+def test_who_answers_alone(stays: State, goes: State, *, stays_well: bool, goes_well: bool, alone: bool) -> None:
+    """The slot that goes does where it has a replica that is up or well, and the one that stays none that is both."""
     servers = [Server("blue", "127.0.0.1:1", stays, 0), Server("green", "127.0.0.1:2", goes, 0)]
-    assert alone_answers(servers, goes="green", stays="blue") is alone
+    healthy = {server.address for server, well in zip(servers, (stays_well, goes_well), strict=True) if well}
+    assert alone_answers(servers, healthy, goes="green", stays="blue") is alone
