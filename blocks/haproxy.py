@@ -109,6 +109,8 @@ class HAProxyGateway(Block):
                 raise Refused(f"{word!r} cannot be part of a gateway command; use letters, digits and . : [ ] - _")
         answer = self._ask(" ".join(("skyferry", verb, *words, *([secret] if secret else []))))
         outcome, _, rest = answer.strip().partition("\n")
+        if outcome.startswith("again "):
+            raise Unavailable(f"the gateway at {self._where} to {verb}: {outcome}")
         if outcome != "ok":
             said = f"the gateway at {self._where} to {verb} {' '.join(words)}: {outcome} {rest}".strip()
             # A gateway that does not know the verb may quote it all.

@@ -1,7 +1,14 @@
 -- The verbs that Skyferry speaks over the admin connection. Each acts at once and then writes what stands into the
 -- run directory, where a reload or a fresh start finds it: HAProxy itself would forget splits, servers and keys.
+--
+-- In a reload the old worker still serves verbs after the new one has read those files. So a worker that begins to run
+-- writes its name down and then reads them again; and a verb is answered only by the worker whose name stands there
+-- once all is written. Either the new worker's reading is the later one and finds what the verb has written, or the
+-- verb finds the new worker's name, and its caller is told to try again.
 
 local run_directory = ...
+local worker_file = run_directory .. "/worker"
+local own_name = io.lines("/proc/sys/kernel/random/uuid")()
 local split_file = run_directory .. "/split.map"
 local servers_file = run_directory .. "/servers"
 local keys_file = run_directory .. "/keys.map"
@@ -104,7 +111,8 @@ local function occupy(place, address)
 end
 
 local function write(path, lines)
-  local draft = path .. ".draft"
+  -- Two workers may write at the same time.
+  local draft = path .. "." .. own_name .. ".draft"
   local file = assert(io.open(draft, "w"))
   assert(file:write(table.concat(lines, "\n"), "\n"))
   assert(file:close())
@@ -116,10 +124,15 @@ local function salt_of(service)
   return service .. ".salt"
 end
 
+-- A service that is new has all of its traffic on blue.
+local function split_of(service)
+  return splits:lookup(service) or "0"
+end
+
 local function save_splits()
   local lines = {}
   for _, service in ipairs(services()) do
-    lines[#lines + 1] = service .. " " .. splits:lookup(service)
+    lines[#lines + 1] = service .. " " .. split_of(service)
     local salt = splits:lookup(salt_of(service))
     lines[#lines + 1] = salt and salt_of(service) .. " " .. salt
   end
@@ -152,27 +165,95 @@ local function save_keys()
   write(keys_file, lines)
 end
 
-local function restore_servers()
-  local file = io.open(servers_file)
+local function lines_of(path)
+  local file = io.open(path)
   if not file then
-    return
+    return {}
   end
+  local lines = {}
   for line in file:lines() do
+    lines[#lines + 1] = line
+  end
+  file:close()
+  return lines
+end
+
+local function restore_splits()
+  for _, line in ipairs(lines_of(split_file)) do
+    local key, value = line:match("^(%S+) (%S+)$")
+    if key and splits:lookup(key) ~= value then
+      core.set_map(split_file, key, value)
+    end
+  end
+end
+
+local function restore_keys()
+  local saved = {}
+  for _, line in ipairs(lines_of(keys_file)) do
+    local backend, key = line:match("^(%S+) (%S+)$")
+    saved[backend or ""] = key
+  end
+  for _, service in ipairs(services()) do
+    for _, backend in ipairs({ service .. "-blue", service .. "-green" }) do
+      if saved[backend] and saved[backend] ~= keys:lookup(backend) then
+        core.set_map(keys_file, backend, saved[backend])
+      elseif keys:lookup(backend) and not saved[backend] then
+        core.del_map(keys_file, backend)
+      end
+    end
+  end
+end
+
+local function restore_servers()
+  local saved, stays = {}, {}
+  for _, line in ipairs(lines_of(servers_file)) do
     -- Without its last word in a file that an older Skyferry wrote.
     local backend, address, mode, kind = line:match("^(%S+) (%S+) (%S+) ?(%S*)$")
     -- The service may have left the configuration since.
     if backend and core.backends[backend] then
-      local place = empty_place(backend, kind == "tls" and "tls" or "plain")
-      occupy(place, address)
-      if mode == "ready" then
-        place:set_ready()
+      kind = kind == "tls" and "tls" or "plain"
+      saved[#saved + 1] = { backend = backend, address = address, mode = mode, kind = kind }
+      stays[backend .. " " .. address .. " " .. kind] = true
+    end
+  end
+  for _, service in ipairs(services()) do
+    for _, backend in ipairs({ service .. "-blue", service .. "-green" }) do
+      for _, place in ipairs(places(backend)) do
+        if not is_empty(place) and not stays[backend .. " " .. address_of(place) .. " " .. kind_of(place)] then
+          place:set_maint()
+        end
       end
     end
   end
-  file:close()
+  for _, server in ipairs(saved) do
+    local place = find(server.backend, server.address)
+    if not place then
+      place = empty_place(server.backend, server.kind)
+      occupy(place, server.address)
+    end
+    if server.mode ~= "ready" then
+      place:set_drain()
+    elseif place:is_draining() then
+      place:set_ready()
+    end
+  end
 end
 
 core.register_init(restore_servers)
+
+local has_begun = false
+
+local function begin()
+  if not has_begun then
+    write(worker_file, { own_name })
+    restore_splits()
+    restore_keys()
+    restore_servers()
+    has_begun = true
+  end
+end
+
+core.register_task(begin)
 
 local verbs = {}
 
@@ -183,7 +264,7 @@ function verbs.split(service, basis_points)
     if not share or share < 0 or share > 10000 then
       error(basis_points .. " is no share; give green's in whole basis points, 0 to 10000", 0)
     end
-    local before = tonumber(splits:lookup(service))
+    local before = tonumber(split_of(service))
     if (before == 0 or before == 10000) and share > 0 and share < 10000 then
       -- A release gets its first share: others come first than in the last one. Until now the salt decided nothing.
       local salt = tonumber(splits:lookup(salt_of(service))) or 0
@@ -192,7 +273,7 @@ function verbs.split(service, basis_points)
     core.set_map(split_file, service, tostring(share))
     save_splits()
   end
-  return splits:lookup(service)
+  return split_of(service)
 end
 
 function verbs.servers(service)
@@ -263,7 +344,14 @@ end
 
 for verb, act in pairs(verbs) do
   core.register_cli({ "skyferry", verb }, "skyferry " .. verb, function(applet, _, _, ...)
-    local did, answer = pcall(act, ...)
+    local did, answer = pcall(begin)
+    if did then
+      did, answer = pcall(act, ...)
+      if lines_of(worker_file)[1] ~= own_name then
+        applet:send("again the gateway has been reloaded just now\n")
+        return
+      end
+    end
     applet:send((did and "ok\n" or "refused ") .. tostring(answer) .. "\n")
   end)
 end

@@ -95,8 +95,8 @@ def write_configuration(settings: GatewaySettings) -> Path:
     run.mkdir(mode=0o700, parents=True, exist_ok=True)
     for script in ("admin.lua", "tokens.lua"):
         shutil.copyfile(HERE / script, run / script)
-    _add_splits(run / "split.map", settings.services)
-    (run / "keys.map").touch(mode=0o600)
+    for kept in ("split.map", "keys.map"):
+        (run / kept).touch(mode=0o600)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE),
         undefined=jinja2.StrictUndefined,
@@ -139,12 +139,3 @@ def command(run_directory: Path) -> list[str]:
     """Starts HAProxy in the foreground; `reload` makes it read its configuration again, SIGTERM ends it."""
     master = f"{run_directory / 'master.sock'},mode,600"
     return [*ENVIRONMENT, *PRIVATE, BINARY, "-W", "-S", master, "-f", str(run_directory / "haproxy.cfg")]
-
-
-def _add_splits(path: Path, services: Mapping[str, str]) -> None:
-    """A service that is new starts with all of its traffic on blue."""
-    standing = path.read_text().splitlines() if path.exists() else []
-    known = {line.split()[0] for line in standing if line}
-    path.write_text(
-        "".join(f"{line}\n" for line in [*standing, *(f"{name} 0" for name in services if name not in known)])
-    )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Self
 
 import httpx
+import psutil
 import trustme
 
 from blocks.haproxy import HAProxyGateway
@@ -69,9 +70,14 @@ class RunningGateway:
             return None
 
     def reload(self) -> None:
-        before = self.worker
         reload(self.settings.run_directory)
-        wait_until("the new worker answers", lambda: self.worker not in (before, None))
+        self.wait_for_one_worker()
+
+    def wait_for_one_worker(self) -> None:
+        """For a moment after a reload the old one may still answer."""
+        master = self.daemon.find()
+        assert master is not None
+        wait_until("one worker listens", lambda: sum(map(_listens, master.children())) == 1)
 
     def kill(self) -> None:
         """SIGKILL, to the master and its workers."""
@@ -99,6 +105,13 @@ class RunningGateway:
         reading = self.by_socket.requests("chat", after)
         assert reading.is_complete
         return reading.outcomes
+
+
+def _listens(process: psutil.Process) -> bool:
+    try:
+        return any(found.status == psutil.CONN_LISTEN for found in process.net_connections("tcp"))
+    except psutil.Error:  # it has ended
+        return False
 
 
 @contextmanager

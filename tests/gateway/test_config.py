@@ -8,12 +8,12 @@ from blocks.errors import Refused
 from deployments.gateway.config import GatewaySettings, check_configuration, command, write_configuration
 
 
-def test_a_new_service_joins_without_moving_the_others(tmp_path: Path) -> None:
-    """Written again with one more service, the split that stands stays, and the new one begins on blue."""
+def test_the_splits_are_the_gateways_own(tmp_path: Path) -> None:
+    """Written again with one more service, nothing of them is touched: a gateway may change one at the same moment."""
     write_configuration(GatewaySettings(tmp_path, {"chat": "127.0.0.1:8080"}))
     (tmp_path / "split.map").write_text("chat 1500\n")
     write_configuration(GatewaySettings(tmp_path, {"chat": "127.0.0.1:8080", "embed": "127.0.0.1:8081"}))
-    assert (tmp_path / "split.map").read_text() == "chat 1500\nembed 0\n"
+    assert (tmp_path / "split.map").read_text() == "chat 1500\n"
 
 
 def test_haproxy_takes_what_is_written(tmp_path: Path) -> None:

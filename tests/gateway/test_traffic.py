@@ -343,7 +343,40 @@ def test_a_reload_during_another_is_not_lost(gateway: RunningGateway) -> None:
             second = askers.submit(reload, run)
         first.result()
         second.result()
+    gateway.wait_for_one_worker()
     assert gateway.by_socket.split("late") == Split(0)
+
+
+def test_what_is_said_during_a_reload_is_not_lost(gateway: RunningGateway, blue: Replica, green: Replica) -> None:
+    """The old worker acts on it when the new one has already read what stood before, and the new one takes it over."""
+    file = gateway.settings.run_directory / "servers"
+    before = file.read_text()
+    file.unlink()
+    os.mkfifo(file)
+    with ThreadPoolExecutor(1) as asker, Replica("third") as third:
+        reloaded = asker.submit(reload, gateway.settings.run_directory)
+        with file.open("w") as read_by_the_new_one:
+            gateway.by_socket.set_split("chat", Split(3000))
+            gateway.by_socket.set_key("chat", "blue", "new")
+            gateway.by_socket.detach("chat", "blue", blue.address)
+            gateway.by_socket.attach("chat", "blue", third.address, is_tls=False)
+            gateway.by_socket.drain("chat", "green", green.address)
+            read_by_the_new_one.write(before)
+        reloaded.result()
+        gateway.wait_for_one_worker()
+        assert gateway.by_socket.split("chat") == Split(3000)
+        assert servers(gateway) == {("blue", third.address, "up"), ("green", green.address, "draining")}
+        assert gateway.ask().json()["from"] == "third"
+        assert third.seen[-1]["authorization"] == "Bearer new"
+
+
+def test_a_worker_that_has_been_replaced_confirms_nothing(gateway: RunningGateway) -> None:
+    """Whoever speaks to it after the new one has begun is told to try again."""
+    (gateway.settings.run_directory / "worker").write_text("another\n")
+    with pytest.raises(Unavailable, match="to split: again the gateway has been reloaded just now"):
+        gateway.by_socket.set_split("chat", Split(3000))
+    gateway.reload()
+    gateway.by_socket.set_split("chat", Split(3000))
 
 
 def test_a_reload_that_fails_says_so(gateway: RunningGateway) -> None:
@@ -356,7 +389,7 @@ def test_a_reload_that_fails_says_so(gateway: RunningGateway) -> None:
         ):
             reload(gateway.settings.run_directory)
         assert gateway.ask().json()["from"] == "blue"
-    reload(gateway.settings.run_directory)
+    gateway.reload()
     assert gateway.by_socket.split("late") == Split(0)
 
 
