@@ -9,6 +9,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from itertools import product
@@ -21,11 +22,11 @@ import numpy as np
 from benchmarks.gates_production import hold_with_probes, outcome, outcomes
 from benchmarks.gates_rivals import FIRST_SHARE, Judged, argo, flagger, kayenta, told
 from benchmarks.gates_twin import LOOK_EVERY, hold
-from benchmarks.gates_worlds import Harm, Traffic, World, promised_ms, promised_token_ms
+from benchmarks.gates_worlds import Borne, Harm, Traffic, World, promised_ms, promised_token_ms
 from blocks.service import Service
 from flows.policy.gates import requests_needed, rule
 from flows.policy.judge import Judge
-from flows.policy.measures import Limits, Time, budget_of_stage, parts_of
+from flows.policy.measures import Limits, Time, budget_of_stage
 from flows.policy.probes import PART_OF_THE_BUDGET
 
 STAGES = (0.05, 0.15, 0.3, 0.5, 1.0)
@@ -80,6 +81,7 @@ HARMS = (
     Harm("errors on long prompts only, 20 % of them", on_long_prompts_percent=20),
     Harm("errors +10 points", more_failing_percent=10),
 )
+WITHIN_MARGINS = Harm(", times 8 % longer, 0.04 points more fail", 0.04, slower=1.08, slower_tokens=1.08)
 HARMED_RELEASES = 1000
 FINDS_PERCENT = 50
 """A rival that takes back no more of the releases with a harm does not find it."""
@@ -94,14 +96,15 @@ class Ended:
     verdict: str
     """`promoted`, `harm` or `deadline`; one that is rolled back at 100 % was given all traffic before."""
     stage: int
-    failed: int
+    users: int
+    """Whom the candidate harmed."""
     requests: int
     gate: str = ""
 
 
 def play(traffic: Traffic, harm: Harm, limits: Limits) -> Ended:
     """All stages of one release."""
-    begin = failed = requests = 0
+    begin, borne = 0, Borne(harm)
     slow_ms: Mapping[Time, tuple[float, ...]] = {}
     for number, share in enumerate(STAGES):
         count = int(1.2 * requests_needed(limits, share) / share)
@@ -117,12 +120,12 @@ def play(traffic: Traffic, harm: Harm, limits: Limits) -> Ended:
                 break
             count *= 2
         seen = stream.between(0, held.at)
-        mine = seen.user_luck < share
-        failed, requests = failed + int((seen.failed(mine, harm) & mine).sum()), requests + int(mine.sum())
+        borne.take(seen, seen.user_luck < share)
         if held.verdict == "roll back":
-            return Ended("deadline" if held.gate == "deadline" else "harm", number, failed, requests, held.gate)
+            verdict = "deadline" if held.gate == "deadline" else "harm"
+            return Ended(verdict, number, borne.users, borne.requests, held.gate)
         begin, slow_ms = begin + held.at, held.slow_ms
-    return Ended("promoted", len(STAGES), failed, requests)
+    return Ended("promoted", len(STAGES), borne.users, borne.requests)
 
 
 def limits_of(world: World) -> Limits:
@@ -132,44 +135,40 @@ def limits_of(world: World) -> Limits:
     return LIMITS.model_copy(update={"deadline_seconds": deadline, **promised})
 
 
-def alike(world: World, releases: int, rivals: int) -> dict[str, Any]:
-    """Candidate and stable are the same."""
-    limits, good = limits_of(world), Harm()
-    ended = [play(Traffic(world, seed), good, limits) for seed in range(releases)]
+def good(world: World, harm: Harm, releases: int, rivals: int) -> dict[str, Any]:
+    """Candidate and stable are the same, or what is worse is within the margins."""
+    limits = limits_of(world)
+    ended = [play(Traffic(world, seed), harm, limits) for seed in range(releases)]
     return {
-        "world": world.name,
+        "world": world.name + harm.name,
         "releases": releases,
         "false_rollback_percent": 100 * mean(one.verdict == "harm" for one in ended),
         "deadline_percent": 100 * mean(one.verdict == "deadline" for one in ended),
         "median_requests": median(one.requests for one in ended),
         "gates": _tally([one.gate for one in ended if one.verdict != "promoted"]),
         "rivals_releases": rivals,
-        "rivals_false_rollback_percent": _false_alarms(world, rivals),
+        "rivals_false_rollback_percent": _false_alarms(world, harm, rivals),
     }
 
 
 def harmful(world: World, harm: Harm, releases: int, rivals: int) -> dict[str, Any]:
     """The candidate is worse."""
-    return {"harm": harm.name, **_harmful(world, replace(harm, name=""), releases, rivals)}
-
-
-@lru_cache
-def _harmful(world: World, harm: Harm, releases: int, rivals: int) -> dict[str, Any]:
-    """The same for all harms that differ in name only."""
     limits = limits_of(world)
     ended = [play(Traffic(world, seed), harm, limits) for seed in range(releases)]
-    alarm, borne = LIMITS.false_alarm_percent / 100, _requests if harm.is_of_speed else _failed
 
-    def knowing(alarm: float, excused: Limits | None = None) -> list[int]:
-        rates = Traffic(world, 0).true_rates(harm, excused)
-        return [borne(told(Traffic(world, seed), harm, rates, alarm)) for seed in range(releases)]
+    def knowing(alarm_percent: float, *, once: bool = False) -> float:
+        rates, alarm = Traffic(world, 0).true_rates(harm), alarm_percent / 100
+        rulings = (told(Traffic(world, seed), harm, rates, alarm, each_user_once=once) for seed in range(releases))
+        return mean(one.users for one in rulings)
 
+    theirs = knowing(LIMITS.false_alarm_percent)
+    theirs_once = knowing(LIMITS.false_alarm_percent, once=True) if world.users else theirs
     judged = {name: [judge(Traffic(world, seed), harm) for seed in range(rivals)] for name, judge in RIVALS.items()}
     others = {
         name: {
             "rolled_back_percent": 100 * mean(not one.passed for one in rulings),
-            "harmed_mean": mean(borne(one) for one in rulings),
-            "false_alarm_percent": _false_alarms(world, rivals)[name],
+            "harmed_mean": mean(one.users for one in rulings),
+            "false_alarm_percent": _false_alarms(world, Harm(""), rivals)[name],
         }
         for name, rulings in judged.items()
     }
@@ -183,28 +182,24 @@ def _harmful(world: World, harm: Harm, releases: int, rivals: int) -> dict[str, 
         rate = others[best]["false_alarm_percent"]
         if rate > LIMITS.false_alarm_percent:
             rated = limits.model_copy(update={"false_alarm_percent": rate})
-            ours_there = mean(borne(play(Traffic(world, seed), harm, rated)) for seed in range(releases))
-            told_there = mean(knowing(rate / 100))
+            ours_there = mean(play(Traffic(world, seed), harm, rated).users for seed in range(releases))
+            told_there = knowing(rate)
         else:
-            ours_there, told_there = mean(borne(one) for one in ended), mean(knowing(alarm))
+            ours_there, told_there = mean(one.users for one in ended), theirs
         at_its_rate |= {"harmed_mean": ours_there, "told_mean": told_there, "rate_percent": rate}
-    part = parts_of(FIRST_SHARE, limits)["failed" if not harm.is_of_speed else "slow"]
-    on_our_terms = mean(knowing(alarm * (1 - PART_OF_THE_BUDGET) * budget_of_stage(0, len(STAGES)) * part, limits))
-    theirs = knowing(alarm)
-    ours = mean(borne(one) for one in ended)
+    ours = mean(one.users for one in ended)
     return {
         "world": world.name,
         "releases": releases,
-        "counted": "answers of the candidate" if harm.is_of_speed else "failed requests",
         "rolled_back_percent": 100 * mean(one.verdict == "harm" for one in ended),
         "deadline_percent": 100 * mean(one.verdict == "deadline" for one in ended),
         "missed_before_100_percent": 100 * mean(one.stage >= len(STAGES) - 1 for one in ended),
         "harmed_mean": ours,
-        "harmed_median": median(borne(one) for one in ended),
-        "told_both_rates_mean": mean(theirs),
-        "told_both_rates_median": median(theirs),
-        "times_the_limit_of_theory": ours / mean(theirs),
-        "told_on_the_gates_terms_mean": on_our_terms,
+        "harmed_median": median(one.users for one in ended),
+        "told_both_rates_mean": theirs,
+        "told_each_user_once_mean": theirs_once,
+        "times_the_limit_of_theory": ours / theirs,
+        "times_the_limit_each_user_once": ours / theirs_once,
         "at_the_best_rivals_rate": at_its_rate,
         "rivals_releases": rivals,
         "rivals": others,
@@ -212,29 +207,21 @@ def _harmful(world: World, harm: Harm, releases: int, rivals: int) -> dict[str, 
 
 
 @lru_cache
-def _false_alarms(world: World, releases: int) -> dict[str, float]:
+def _false_alarms(world: World, harm: Harm, releases: int) -> dict[str, float]:
     """Of each rival's rulings on good releases, in percent."""
     return {
-        name: 100 * mean(not judge(Traffic(world, seed), Harm()).passed for seed in range(releases))
+        name: 100 * mean(not judge(Traffic(world, seed), harm).passed for seed in range(releases))
         for name, judge in RIVALS.items()
     }
-
-
-def _failed(one: Ended | Judged) -> int:
-    return one.failed
-
-
-def _requests(one: Ended | Judged) -> int:
-    return one.requests
 
 
 def _tally(names: Sequence[str]) -> dict[str, int]:
     return {name: names.count(name) for name in sorted(set(names))}
 
 
-def one_bad_cell(releases: int) -> dict[str, Any]:
-    """One cell of four fails; judged by production's own code, at 20 % of the traffic."""
-    found, wrong, rolled_back, failed = 0, 0, 0, list[int]()
+def bad_cells(bad_ones: int, releases: int) -> dict[str, Any]:
+    """So many cells of four fail; judged by production's own code, at 20 % of the traffic."""
+    found, other, rolled_back, failed = 0, 0, 0, list[int]()
     limits, names = limits_of(HARMED[1]), {str(cell): f"cell {cell}" for cell in range(CELLS)}
     for seed in range(releases):
         judge = Judge(limits, "green", share=0.2, budget=budget_of_stage(0, len(STAGES)), cells=names)
@@ -242,7 +229,7 @@ def one_bad_cell(releases: int) -> dict[str, Any]:
         stream = traffic.take(0, 20_000)
         mine = stream.user_luck < 0.2
         cell, luck = random.integers(CELLS, size=len(stream)), random.random(len(stream))
-        bad = stream.failed(mine, Harm()) | (mine & (cell == 0) & (luck < BAD_CELL_PERCENT / 100))
+        bad = stream.failed(mine, Harm()) | (mine & (cell < bad_ones) & (luck < BAD_CELL_PERCENT / 100))
         both_ms = np.stack([stream.first_token_ms(mine, Harm()), stream.token_ms(mine, Harm())], axis=1)
         ruling = rule(judge.evidence(), limits, 0)
         while number < len(stream) and ruling.verdict == "hold" and not ruling.bad_cells:
@@ -255,16 +242,16 @@ def one_bad_cell(releases: int) -> dict[str, Any]:
             if number % LOOK_EVERY == 0:
                 ruling = rule(judge.evidence(), limits, float(stream.seconds[number - 1]))
         found += ruling.bad_cells == ("cell 0",)
-        wrong += bool(ruling.bad_cells) and ruling.bad_cells != ("cell 0",)
+        other += bool(ruling.bad_cells) and ruling.bad_cells != ("cell 0",)
         rolled_back += ruling.verdict == "roll back"
         failed.append(borne)
     return {
-        "harm": f"one cell of {CELLS} fails {BAD_CELL_PERCENT} %",
+        "bad_ones": bad_ones,
         "releases": releases,
         "held_back_percent": 100 * found / releases,
-        "wrong_cell_percent": 100 * wrong / releases,
+        "other_cell_percent": 100 * other / releases,
         "rolled_back_percent": 100 * rolled_back / releases,
-        "harmed_mean": mean(failed),
+        "failed_mean": mean(failed),
     }
 
 
@@ -294,35 +281,41 @@ users. They look at failures and first tokens, as their documentation does, and 
 
 **Candidate and stable alike**: how many releases were rolled back all the same, in percent. One that could not be
 passed by its deadline (an hour, or ten times what its first stage takes) stands apart. Where too few users come, probes
-are sent as in production. Rivals: of {rivals} releases, fewer at 200 a second.
+are sent as in production. In the last two rows the candidate is worse by a little less than the margins excuse, in all
+that is measured at once. Rivals: of {rivals} releases, fewer at 200 a second.
 
 | world | releases | harm | deadline | candidate's requests, median | {names} |
 |---|---:|---:|---:|---:|{columns}
 """
 ABOUT_HARM = """
-**A bad candidate**: what its users bore until it was rolled back, on average: failed requests, or with harms of speed
-the candidate's answers. "Told" is Wald's test that is told both true rates, at 5 % of the traffic, with 1 % of false
-alarms for itself alone. "On our terms" it excuses the margins that the gates excuse, and has the part of the 1 % that
-failures, or one of the two times, have in the first stage; of times it still knows one line only. Beside each rival
+**A bad candidate**: how many users it harmed until it was rolled back, on average: those whom a request failed, or
+with harms of speed all whom it answered. Each counts once, and a nameless request is a user. "Told" is Wald's test that
+is told both true rates, at 5 % of the traffic, with 1 % of false alarms for itself alone; of times it is told one line,
+and how the hour of the day and what latency remembers shift them. It takes all requests of a user for as many draws,
+which nobody can know to be right; "each user once" is the same test without that, as the gates are. Beside each rival
 stands how often it rolled back. "Missed" is how often the candidate was given all traffic.
 
-| world | harm | releases | rolled back | missed | bore, mean (median) | told, mean (median) | ours / told \
-| told on our terms | {names} |
-|---|---|---:|---:|---:|---:|---:|---:|---:|{columns}
+| world | harm | releases | rolled back | missed | users harmed, mean (median) | told | ours / told \
+| told, each user once | ours / it | {names} |
+|---|---|---:|---:|---:|---:|---:|---:|---:|---:|{columns}
 """
 ABOUT_THE_BEST = """
-**Beside the best rival, at its own rate of false alarms**: the rival whose users bear least, of those that take back
-more than half of the releases with this harm; how many good releases of this world it takes back; and what is borne by
-the gates' users, and by those of the test that is told, where both may take back as many, or {alarm:g} % where that is
-more.
+**Beside the best rival, at its own rate of false alarms**: the rival that lets the fewest users be harmed, of those
+that take back more than half of the releases with this harm; how many good releases of this world it takes back; and
+how many users the gates let be harmed, and the test that is told, where both may take back as many, or {alarm:g} %
+where that is more.
 
-| world | harm | best rival | its false alarms | its users bore | ours | ours / its | told / its |
+| world | harm | best rival | its false alarms | users harmed | by ours | ours / its | told / its |
 |---|---|---|---:|---:|---:|---:|---:|
 """
-ABOUT_THE_REST = """
-**One cell of four fails 8 %**, {releases:,} releases at 20 %: held back in {held_back_percent:.1f} %, another cell
-in {wrong_cell_percent:.1f} %, a roll-back in {rolled_back_percent:.1f} %; {harmed_mean:.1f} failed requests.
+ABOUT_CELLS = """
+**Cells**: so many of four fail 8 % more, at 20 % of the traffic. How often the first one alone was held back, other
+ones were, and the release was rolled back, in percent; and how many requests failed until then.
 
+| cells that fail | releases | the first held back | others | rolled back | failed, mean |
+|---:|---:|---:|---:|---:|---:|
+"""
+ABOUT_THE_COST = """
 **Cost**: {observe_us:.0f} µs of one core for each request, {observe_and_rule_us:.0f} µs with a ruling after every
 twentieth, on a shared machine.
 """
@@ -332,7 +325,7 @@ def table(report: dict[str, Any]) -> str:
     """What stands in docs/gates.md."""
     names = {"names": " | ".join(RIVALS), "columns": "---:|" * len(RIVALS)}
     text = ABOUT.format(**names, command=report["command"], rivals=report["harmful"][0]["rivals_releases"])
-    for row in report["alike"]:
+    for row in report["good"]:
         cells = [row["world"], f"{row['releases']:,}", f"{row['false_rollback_percent']:.2f}"]
         cells += [f"{row['deadline_percent']:.2f}", f"{row['median_requests']:,.0f}"]
         cells += [f"{percent:.1f}" for percent in row["rivals_false_rollback_percent"].values()]
@@ -341,14 +334,20 @@ def table(report: dict[str, Any]) -> str:
     for row in report["harmful"]:
         cells = [row["world"], row["harm"], f"{row['releases']:,}", f"{row['rolled_back_percent']:.1f} %"]
         cells += [f"{row['missed_before_100_percent']:.1f} %"]
-        cells += [f"{row[who + '_mean']:.1f} ({row[who + '_median']:.0f})" for who in ("harmed", "told_both_rates")]
-        cells += [f"{row['times_the_limit_of_theory']:.2f}", f"{row['told_on_the_gates_terms_mean']:.1f}"]
+        cells += [f"{row['harmed_mean']:.1f} ({row['harmed_median']:.0f})"]
+        cells += [f"{row['told_both_rates_mean']:.1f}", f"{row['times_the_limit_of_theory']:.2f}"]
+        cells += [f"{row['told_each_user_once_mean']:.1f}", f"{row['times_the_limit_each_user_once']:.2f}"]
         rivals = row["rivals"].values()
         cells += [f"{rival['harmed_mean']:,.0f} ({rival['rolled_back_percent']:.0f} %)" for rival in rivals]
         text += f"| {' | '.join(cells)} |\n"
     text += ABOUT_THE_BEST.format(alarm=LIMITS.false_alarm_percent)
     text += "".join(_beside_the_best(row) for row in report["harmful"])
-    return text + ABOUT_THE_REST.format(**report["one_bad_cell"], **report["cost"])
+    text += ABOUT_CELLS
+    for row in report["cells"]:
+        cells = [str(row["bad_ones"]), f"{row['releases']:,}", f"{row['held_back_percent']:.1f}"]
+        cells += [f"{row[name]:.1f}" for name in ("other_cell_percent", "rolled_back_percent", "failed_mean")]
+        text += f"| {' | '.join(cells)} |\n"
+    return text + ABOUT_THE_COST.format(**report["cost"])
 
 
 def _beside_the_best(row: dict[str, Any]) -> str:
@@ -376,20 +375,29 @@ def main() -> None:
     options = parser.parse_args()
     harmed, rivals = min(options.releases, HARMED_RELEASES), max(1, min(options.releases, HARMED_RELEASES) // 10)
     command = f"python -m benchmarks.gates --json FILE --releases {options.releases}"
-    report: dict[str, Any] = {"command": command, "stages": STAGES, "limits": LIMITS.model_dump(), "alike": []}
+    report: dict[str, Any] = {"command": command, "stages": STAGES, "limits": LIMITS.model_dump(), "good": []}
     report["cost"] = cost_of_judging()
     report["worlds"], report["harmful"] = [asdict(world) for world in WORLDS], []
 
-    def keep(rows: list[dict[str, Any]], work: Callable[[], dict[str, Any]]) -> None:
-        rows.append(_timed(work))
-        options.json.write_text(json.dumps(report, indent=1))
+    with ProcessPoolExecutor() as pool:
 
-    for world in WORLDS:
-        few = max(1, rivals // 10) if world.requests_per_second > 100 else rivals
-        keep(report["alike"], partial(alike, world, options.releases, few))
-    for world, harm in product(HARMED, HARMS):
-        keep(report["harmful"], partial(harmful, world, harm, harmed, rivals))
-    report["one_bad_cell"] = _timed(partial(one_bad_cell, harmed))
+        def row(work: Callable[..., dict[str, Any]], *parameters: object) -> Future[dict[str, Any]]:
+            return pool.submit(_timed, partial(work, *parameters))
+
+        few = {world: max(1, rivals // 10) if world.requests_per_second > 100 else rivals for world in WORLDS}
+        rows = [row(good, world, Harm(""), options.releases, few[world]) for world in WORLDS]
+        rows += [row(good, world, WITHIN_MARGINS, harmed, rivals) for world in HARMED]
+        # What differs in name only is played once.
+        harms = {replace(harm, name=""): None for harm in HARMS}
+        played = {(world, harm): row(harmful, world, harm, harmed, rivals) for world, harm in product(HARMED, harms)}
+        cells = [row(bad_cells, bad_ones, harmed) for bad_ones in (1, CELLS)]
+        for one in rows:
+            report["good"].append(one.result())
+            options.json.write_text(json.dumps(report, indent=1))
+        for world, harm in product(HARMED, HARMS):
+            report["harmful"].append({"harm": harm.name, **played[world, replace(harm, name="")].result()})
+            options.json.write_text(json.dumps(report, indent=1))
+        report["cells"] = [one.result() for one in cells]
     options.json.write_text(json.dumps(report, indent=1))
     write_into(options.docs, table(report))
 

@@ -17,7 +17,7 @@ from math import sqrt
 
 import numpy as np
 
-from benchmarks.gates_worlds import Floats, Harm, Rates, Traffic, promised_ms
+from benchmarks.gates_worlds import Borne, Flags, Floats, Harm, Ints, Rates, Traffic, promised_ms
 
 FIRST_SHARE = 0.05
 PASSED, ROLLED_BACK = True, False
@@ -33,54 +33,56 @@ class Judged:
     """How a release ended, and what the candidate's users had to bear until then."""
 
     passed: bool
-    failed: int
-    """Requests of the candidate that failed."""
+    users: int
+    """Whom the candidate harmed."""
     requests: int
     """Requests of the candidate."""
 
 
 def flagger(traffic: Traffic, harm: Harm) -> Judged:
     """One check a minute, and five that fail are enough."""
-    failures = step = check = failed = requests = 0
+    failures = step = check = 0
+    borne = Borne(harm)
     while step < len(FLAGGER_WEIGHTS):
         window = traffic.within(check * FLAGGER_SECONDS, (check + 1) * FLAGGER_SECONDS)
         mine = window.user_luck < FLAGGER_WEIGHTS[step]
         bad, slow = window.failed(mine, harm)[mine], window.first_token_ms(mine, harm)[mine]
-        failed, requests, check = failed + int(bad.sum()), requests + len(bad), check + 1
+        borne.take(window, mine)
+        check += 1
         if len(bad) and 1 - bad.mean() >= SUCCESS and np.percentile(slow, 99) <= promised_ms(traffic.world):
             step += 1
             continue
         failures += 1
         if failures >= FLAGGER_FAILURES:
-            return Judged(ROLLED_BACK, failed, requests)
-    return Judged(PASSED, failed, requests)
+            return Judged(ROLLED_BACK, borne.users, borne.requests)
+    return Judged(PASSED, borne.users, borne.requests)
 
 
 def argo(traffic: Traffic, harm: Harm) -> Judged:
     """A measurement every five minutes, and more than three that fail are enough."""
-    failures = failed = requests = 0
+    failures, borne = 0, Borne(harm)
     for number in range(int(len(ARGO_WEIGHTS) * ARGO_STEP_SECONDS / ARGO_SECONDS)):
         begin = number * ARGO_SECONDS
         window = traffic.within(begin, begin + ARGO_SECONDS)
         mine = window.user_luck < ARGO_WEIGHTS[int(begin // ARGO_STEP_SECONDS)]
         bad = window.failed(mine, harm)[mine]
-        failed, requests = failed + int(bad.sum()), requests + len(bad)
+        borne.take(window, mine)
         failures += bool(len(bad)) and 1 - bad.mean() < SUCCESS
         if failures > ARGO_FAILURES:
-            return Judged(ROLLED_BACK, failed, requests)
-    return Judged(PASSED, failed, requests)
+            return Judged(ROLLED_BACK, borne.users, borne.requests)
+    return Judged(PASSED, borne.users, borne.requests)
 
 
 def kayenta(traffic: Traffic, harm: Harm) -> Judged:
     """An hour beside a baseline, and one ruling at its end."""
     points: list[list[float]] = [[], [], [], []]
-    failed = requests = 0
+    borne = Borne(harm)
     for minute in range(KAYENTA_MINUTES):
         window = traffic.within(minute * 60.0, minute * 60.0 + 60)
         mine = window.user_luck < FIRST_SHARE
         baseline = ~mine & (window.user_luck < 2 * FIRST_SHARE)
         bad, ms = window.failed(mine, harm), window.first_token_ms(mine, harm)
-        failed, requests = failed + int(bad[mine].sum()), requests + int(mine.sum())
+        borne.take(window, mine)
         for series, value, group in ((0, bad, mine), (1, bad, baseline), (2, ms, mine), (3, ms, baseline)):
             if group.any():
                 points[series].append(float(value[group].mean()))
@@ -90,7 +92,7 @@ def kayenta(traffic: Traffic, harm: Harm) -> Judged:
     ]
     known = [ruling for ruling in rulings if ruling != "no data"]
     score = 100 * sum(ruling != "high" for ruling in known) / len(known) if known else 0
-    return Judged(score >= KAYENTA_SCORE, failed, requests)
+    return Judged(score >= KAYENTA_SCORE, borne.users, borne.requests)
 
 
 def mann_whitney(experiment: Floats, control: Floats, tolerance: float, z: float) -> str:
@@ -109,23 +111,43 @@ def mann_whitney(experiment: Floats, control: Floats, tolerance: float, z: float
     return "low" if upper < -critical else "pass"
 
 
-def told(traffic: Traffic, harm: Harm, rates: Rates, alarm: float) -> Judged:
+def told(traffic: Traffic, harm: Harm, rates: Rates, alarm: float, *, each_user_once: bool = False) -> Judged:
     """Wald's test, told the true rates of both slots: the fewest users that anybody can do with, at 5 % of the traffic.
 
-    Of a harm of speed it is told the true share of answers beyond stable's true p50, p90 or p99, whichever says most.
+    Of a harm of speed it is told the true share of answers beyond stable's true p50, p90 or p99, whichever says most,
+    and the level that the times of all users have just then: or drift alone would set it off. It takes the requests of
+    one user for as many draws, which they are here, and which nobody can know; `each_user_once` is the same without
+    that: of a user only the requests until the first failure count, or the first answer.
     """
-    begin, total, failed, requests, size = 0, 0.0, 0, 0, 16384
+    begin, total, size = 0, 0.0, 16384
+    borne, known = Borne(harm), np.array([], np.int64)
     while begin < size << 6:
         stream = traffic.take(begin, size)
         mine = stream.user_luck < FIRST_SHARE
-        bad = stream.failed(mine, harm)
-        hits = (stream.harmed_ms(mine, harm) > rates.line if harm.is_of_speed else bad)[mine]
+        hits = stream.harmed_ms(mine, harm) > rates.line if harm.is_of_speed else stream.failed(mine, harm)
         steps = np.where(hits, np.log(rates.bad / rates.good), np.log((1 - rates.bad) / (1 - rates.good)))
-        worth = total + np.cumsum(steps)
+        counts = mine
+        if each_user_once:
+            settled = mine if harm.is_of_speed else mine & hits
+            counts = mine & until_first(stream.user, settled) & ~np.isin(stream.user, known)
+            known = np.union1d(known, stream.user[settled])
+        worth = total + np.cumsum(np.where(counts, steps, 0.0))
         over = np.flatnonzero(worth >= -np.log(alarm))
         if over.size:
-            last = int(over[0]) + 1
-            return Judged(ROLLED_BACK, failed + int(bad[mine][:last].sum()), requests + last)
-        begin, total = begin + size, float(worth[-1]) if len(worth) else total
-        failed, requests = failed + int(bad[mine].sum()), requests + int(mine.sum())
-    return Judged(PASSED, failed, requests)
+            end = int(over[0]) + 1
+            borne.take(stream.between(0, end), mine[:end])
+            return Judged(ROLLED_BACK, borne.users, borne.requests)
+        begin, total = begin + size, float(worth[-1])
+        borne.take(stream, mine)
+    return Judged(PASSED, borne.users, borne.requests)
+
+
+def until_first(user: Ints, settled: Flags) -> Flags:
+    """Each user's requests until the first that is settled, and that one."""
+    at = np.flatnonzero(settled)
+    users, first = np.unique(user[at], return_index=True)
+    found = np.searchsorted(users, user)
+    known = np.isin(user, users)
+    last = np.full(len(user), len(user))
+    last[known] = at[first[found[known]]]
+    return np.arange(len(user)) <= last

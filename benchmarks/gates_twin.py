@@ -12,7 +12,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from benchmarks.gates_worlds import HASHES, Flags, Floats, Harm, Ints, Stream
 from flows.policy.bets import share_at
-from flows.policy.gates import SUSPICIOUS, Verdict, requests_needed
+from flows.policy.gates import NEEDLESS, SUSPICIOUS, Verdict, requests_needed
 from flows.policy.judge import REQUESTS_A_USER, ROUND_REQUESTS
 from flows.policy.latency import REMEMBERED
 from flows.policy.measures import (
@@ -80,6 +80,8 @@ class _Timed:
     slowness_now: Floats
     slowness: Floats
     """At its best."""
+    slowness_that_matters: Floats
+    """The same by lines that are later by what is excused."""
     learned_at: int
     slow_ms: tuple[float, ...]
 
@@ -113,22 +115,19 @@ def hold(
     def bar(part: Measure) -> float:
         return float(-np.log(limits.false_alarm_percent / 100 * budget * parts_of(share, limits)[part]))
 
-    crossings = [(len(stream), "")]
-    for measure, count in counts.items():
-        if (
-            measure in parts_of(share, limits)
-            and (over := count.events[_harm(measure, count, share, limits) >= bar(measure)]).size
-        ):
+    crossings = [(len(stream), ""), *_lately(place, mine, failed, share, limits, bar("failed lately"), budget)]
+    for measure in counts.keys() & parts_of(share, limits).keys():
+        worths = _worths(measure, counts[measure], counts[measure].events, share, limits)
+        if (over := counts[measure].events[_crossing(*worths, bar(measure), budget)]).size:
             learned_at = next((one.learned_at for one in timed if one.time.hung == measure), 0)
             crossings.append((max(int(over[0]), learned_at), measure))
-    crossings += _lately(place, mine, failed, share, limits, bar("failed lately"))
     elapsed = stream.seconds[looks] - since
     passing = (elapsed >= limits.minimum_seconds) & (_sums(mine)[looks] >= limits.minimum_requests)
     passing &= _is_good_news(counts, looks, share, limits)
     for one in timed if share < 1 else ():
-        if (over := np.flatnonzero(one.slowness >= bar(one.time.slow))).size:
+        if (over := _crossing(one.slowness, one.slowness_that_matters, bar(one.time.slow), budget)).size:
             crossings.append((max(int(over[0]), one.learned_at), one.time.slow))
-        passing &= one.slowness_now[looks] < SUSPICIOUS
+        passing &= one.slowness_now[looks] <= SUSPICIOUS
         passing &= _is_like_stable(one, looks, share, limits)
     harm_at, gate = min(crossings)
     overdue = elapsed >= limits.deadline_seconds
@@ -173,7 +172,7 @@ def _timed(
     learned_at = 0
     if not slow_ms:
         if len(at) < LEARNED_FROM:
-            return _Timed(time, ms, counts, zeros := np.zeros(len(ms)), zeros, 0, ())
+            return _Timed(time, ms, counts, zeros := np.zeros(len(ms)), zeros, zeros, 0, ())
         learned_at = int(at[LEARNED_FROM - 1])
     drawn = _drawn(ms[at], slow_ms)
     own = np.array([[time.allowed_ms(line, limits) for line in lines] for lines in drawn.tolist()])
@@ -183,13 +182,14 @@ def _timed(
     counted, hits = _sums(good & mine & answered), _sums(later & mine)
     counts[time.later] = _Counts(hits, _sums(later), counted, counted, hits, np.flatnonzero(later & mine))
     counts[time.hung] = _count(place, mine & answered, answered & (ms > HUNG_TIMES_P90 * p90), good)
-    now, best = np.zeros(len(ms)), np.zeros(len(ms))
+    now, best, matters = np.zeros(len(ms)), np.zeros(len(ms)), np.zeros(len(ms))
     if share < 1:
-        lines = np.where(mine[at, None], own[block[at]], drawn[block[at]])
-        band = (ms[at, None] > lines).sum(axis=1)
-        for whole, answers in zip((now, best), _slowness(user[at], mine[at], band, share), strict=True):
+        excused = np.where(mine[at, None], own[block[at]], drawn[block[at]])
+        bands = [(ms[at, None] > lines).sum(axis=1) for lines in (drawn[block[at]], excused)]
+        (harm_now, harm), (matters_now, mattering) = (_slowness(user[at], mine[at], band, share) for band in bands)
+        for whole, answers in ((now, np.minimum(harm_now, matters_now)), (best, harm), (matters, mattering)):
             whole[:] = np.concatenate([[0.0], answers])[np.cumsum(answered)]
-    return _Timed(time, ms, counts, now, best, learned_at, tuple(drawn[0].tolist()))
+    return _Timed(time, ms, counts, now, best, matters, learned_at, tuple(drawn[0].tolist()))
 
 
 def _drawn(ms: Floats, slow_ms: Sequence[float]) -> Floats:
@@ -301,30 +301,33 @@ def _above_limit(hits: Ints, of: Ints, limit: float) -> Floats:
     return worth(hits, of, limit, [_times(limit, times) for times in TIMES_THE_LIMIT])
 
 
-def _above_stable(hits: Ints, all_hits: Ints, of: Ints, share: float, limits: Limits) -> Floats:
-    ratio = limits.more_than_stable
+def _above_stable(hits: Ints, all_hits: Ints, share: float, ratio: float = 1.0) -> Floats:
     others = [share_at(share, ratio * times) for times in TIMES_STABLE]
-    more = worth(hits, all_hits, share_at(share, ratio), others)
-    if not limits.error_margin_percent:
-        return more
-    return np.minimum(more, _above_limit(hits, of, limits.error_margin_percent / 100))
+    return worth(hits, all_hits, share_at(share, ratio), others)
 
 
-def _harm(measure: Measure, count: _Counts, share: float, limits: Limits) -> Floats:
-    """What the bet on harm is worth at each of the candidate's hits."""
-    return _worth_of_harm(measure, count, count.events, share, limits)
-
-
-def _worth_of_harm(measure: Measure, count: _Counts, at: Ints, share: float, limits: Limits) -> Floats:
+def _worths(measure: Measure, count: _Counts, at: Ints, share: float, limits: Limits) -> tuple[Floats, Floats]:
+    """`measures.worth_of_harm` and `worth_that_matters`, which is infinite where nothing is excused."""
+    hits, all_hits, of, limit = count.hits[at], count.all_hits[at], count.of[at], limit_of(measure, limits)
     if share < 1:
-        return _above_stable(count.hits[at], count.all_hits[at], count.of[at], share, limits)
-    limit = limit_of(measure, limits)
+        more = _above_stable(hits, all_hits, share, limits.more_than_stable)
+        often = _above_limit(hits, of, limits.error_margin_percent / 100) if limits.error_margin_percent else more
+        return _above_stable(hits, all_hits, share), np.minimum(more, often)
     if limit is None:
-        return np.zeros(len(at))
-    return _above_limit(count.hits[at], count.of[at], limit * HARM_THAT_MATTERS if measure in TIME_OF else limit)
+        return np.zeros(len(at)), np.full(len(at), np.inf)
+    harm = _above_limit(hits, of, limit * HARM_THAT_MATTERS if measure in TIME_OF else limit)
+    return harm, np.full(len(at), np.inf)
 
 
-def _lately(place: Ints, mine: Flags, failed: Flags, share: float, limits: Limits, bar: float) -> list[tuple[int, str]]:
+def _crossing(harm: Floats, matters: Floats, bar: float, budget: float) -> Ints:
+    """Where the bets have been worth enough, each at its best until then."""
+    best, best_matters = np.maximum.accumulate(harm), np.maximum.accumulate(matters)
+    return np.flatnonzero((best >= bar) & (best_matters >= min(bar, -np.log(NEEDLESS * budget))))
+
+
+def _lately(
+    place: Ints, mine: Flags, failed: Flags, share: float, limits: Limits, bar: float, budget: float
+) -> list[tuple[int, str]]:
     """Where the bets of each round cross their bars."""
     crossings: list[tuple[int, str]] = []
     for number, begin in enumerate(range(0, len(place), ROUND_REQUESTS)):
@@ -332,8 +335,9 @@ def _lately(place: Ints, mine: Flags, failed: Flags, share: float, limits: Limit
         if not (failed[part] & mine[part]).any():
             continue
         count = _count(place[part], mine[part], failed[part], mine[part])
-        harm = _harm("failed lately", count, share, limits) - np.log((number + 1) * (number + 2))
-        if (over := count.events[harm >= bar]).size:
+        handicap = np.log((number + 1) * (number + 2))
+        harm, matters = (w - handicap for w in _worths("failed lately", count, count.events, share, limits))
+        if (over := count.events[_crossing(harm, matters, bar, budget)]).size:
             crossings.append((begin + int(over[0]), "failed lately"))
     return crossings
 
@@ -348,8 +352,9 @@ def _is_good_news(counts: dict[Measure, _Counts], looks: Ints, share: float, lim
             null = _times(limit, HARM_THAT_MATTERS)
             good &= worth(count.counted_hits[looks], count.counted[looks], null, others) >= sure
         if measure in parts_of(share, limits):
-            now = np.where(count.hits[looks] > 0, _worth_of_harm(measure, count, looks, share, limits), 0.0)
-            good &= now < SUSPICIOUS
+            worths = _worths(measure, count, looks, share, limits)
+            now = np.where(count.hits[looks] > 0, np.minimum(*worths), 0.0)
+            good &= now <= SUSPICIOUS
     return good
 
 

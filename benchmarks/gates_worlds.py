@@ -8,8 +8,6 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
-from flows.policy.measures import EACH_TOKEN, FIRST_TOKEN, Limits
-
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Flags = NDArray[np.bool_]
@@ -70,6 +68,9 @@ class Stream:
     """Below 0.1, a long prompt."""
     stable_ms: Floats
     stable_token_ms: Floats
+    level: Floats
+    token_level: Floats
+    """What the two times of all users are a multiple of just then: the hour of the day, and what latency remembers."""
 
     def __len__(self) -> int:
         return len(self.seconds)
@@ -92,8 +93,32 @@ class Stream:
         return np.where(mine, self.stable_token_ms * harm.slower_tokens, self.stable_token_ms)
 
     def harmed_ms(self, mine: Flags, harm: Harm) -> Floats:
-        """The time that a harm of speed is in."""
-        return self.first_token_ms(mine, harm) if harm.slower_tokens == 1 else self.token_ms(mine, harm)
+        """The time that a harm of speed is in, over what all users have just then."""
+        if harm.slower_tokens == 1:
+            return self.first_token_ms(mine, harm) / self.level
+        return self.token_ms(mine, harm) / self.token_level
+
+    def harmed_users(self, mine: Flags, harm: Harm) -> Ints:
+        """The candidate's users whom a request failed, or, with a harm of speed, who were answered; each once."""
+        return np.unique(self.user[mine if harm.is_of_speed else mine & self.failed(mine, harm)])
+
+
+class Borne:
+    """Adds up what the candidate's users bear."""
+
+    def __init__(self, harm: Harm) -> None:
+        self._harm = harm
+        self._users: set[int] = set()
+        self.requests = 0
+        """Of the candidate."""
+
+    @property
+    def users(self) -> int:
+        return len(self._users)
+
+    def take(self, stream: Stream, mine: Flags) -> None:
+        self._users.update(stream.harmed_users(mine, self._harm).tolist())
+        self.requests += int(mine.sum())
 
 
 @dataclass(frozen=True)
@@ -158,19 +183,14 @@ class Traffic:
         begin, end = np.searchsorted(whole.seconds, (begin_seconds, end_seconds))
         return whole.between(int(begin), int(end))
 
-    def true_rates(self, harm: Harm, excused: Limits | None = None) -> "Rates":
-        """What nobody can know: the rates of both slots, over all users; or stable's with the margins that excuse."""
+    def true_rates(self, harm: Harm) -> "Rates":
+        """What nobody can know: the rates of both slots, over all users; of times, at the level that all have."""
         many = Traffic(self.world, seed=0).take(0, MANY)
         ours, theirs = np.ones(MANY, bool), np.zeros(MANY, bool)
         if not harm.is_of_speed:
             good, bad = float(many.failed(theirs, harm).mean()), float(many.failed(ours, harm).mean())
-            if excused is not None:
-                good = max(good * excused.more_than_stable, excused.error_margin_percent / 100)
             return Rates(0.0, good, bad)
         slow, stables = many.harmed_ms(ours, harm), many.harmed_ms(theirs, harm)
-        if excused is not None:
-            time = FIRST_TOKEN if harm.slower_tokens == 1 else EACH_TOKEN
-            stables = np.array([time.allowed_ms(ms, excused) for ms in stables.tolist()])
         choices = [
             Rates(line, float((stables > line).mean()), float((slow > line).mean()))
             for line in np.percentile(stables, (50, 90, 99)).tolist()
@@ -193,8 +213,8 @@ class Traffic:
             luck, always, long_luck = random.random(count), np.zeros(count, bool), random.random(count)
             user = HASHES + self._length + np.arange(count)
         tide = 1 + 0.5 * np.sin(2 * np.pi * seconds / DRIFT_SECONDS) if world.drifts else np.ones(count)
-        ms = MEDIAN_MS * tide * self._times(random, count, spread=0.5)
-        token_ms = MEDIAN_TOKEN_MS * tide * self._times(self._token_random, count, spread=0.3)
+        ms, level = self._times(random, MEDIAN_MS * tide, spread=0.5)
+        token_ms, token_level = self._times(self._token_random, MEDIAN_TOKEN_MS * tide, spread=0.3)
         return Stream(
             seconds=seconds,
             user_luck=luck,
@@ -205,15 +225,19 @@ class Traffic:
             long_luck=long_luck,
             stable_ms=ms,
             stable_token_ms=token_ms,
+            level=level,
+            token_level=token_level,
         )
 
-    def _times(self, random: np.random.Generator, count: int, spread: float) -> Floats:
-        """Around one."""
+    def _times(self, random: np.random.Generator, level: Floats, spread: float) -> tuple[Floats, Floats]:
+        """Around a level that the world may still shift, and the level then."""
         if self.world.tail == "Pareto":
-            times = (random.pareto(2.5, count) + 1) / 2 ** (1 / 2.5)
+            times = (random.pareto(2.5, len(level)) + 1) / 2 ** (1 / 2.5)
         else:
-            times = np.exp(spread * random.standard_normal(count))
-        return times * np.exp(0.3 * _remembering(random, count)) if self.world.is_autocorrelated else times
+            times = np.exp(spread * random.standard_normal(len(level)))
+        if self.world.is_autocorrelated:
+            level = level * np.exp(0.3 * _remembering(random, len(level)))
+        return level * times, level
 
 
 def _remembering(random: np.random.Generator, count: int) -> Floats:

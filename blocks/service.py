@@ -115,27 +115,26 @@ class Service(Block):
         default=1.1,
         ge=1,
         title="Slower than stable, without harm (times)",
-        description="Tokens that take up to so many times as long as stable's, the first or the others, never count as "
-        "slower.",
+        description="Tokens that take up to so many times as long as stable's, the first or the others, are excused.",
     )
     first_token_margin_ms: float = Field(
         default=10.0,
         ge=0,
         title="Slower than stable, without harm (ms)",
-        description="A first token that is later than stable's by less than this never counts as slower.",
+        description="A first token that is later than stable's by less than this is excused.",
     )
     more_than_stable: float = Field(
         default=1.1,
         ge=1,
         title="More than stable, without harm (times)",
-        description="Up to so many times stable's failures, refusals and departures never count as more.",
+        description="Up to so many times stable's failures, refusals and departures are excused.",
     )
     error_margin_percent: float = Field(
         default=0.25,
         ge=0,
         lt=100,
         title="More than stable, without harm (%)",
-        description="A share of failures, refusals or departures below this never counts as more than stable's.",
+        description="A share of failures, refusals or departures below this is excused, however few stable has.",
     )
     false_alarm_percent: float = Field(
         default=1.0,

@@ -17,6 +17,7 @@ from flows.policy.measures import (
     LEARNED_FROM,
     LINES,
     P90,
+    SLOWNESS,
     TIME_OF,
     TIMES,
     CellCount,
@@ -32,13 +33,16 @@ from flows.policy.measures import (
     parts_of,
     worth_like_stable,
     worth_of_harm,
+    worth_that_matters,
     worth_within_limit,
 )
 
 Verdict = Literal["promote", "hold", "roll back"]
-SUSPICIOUS = log(2)
-"""A bet on harm that is worth two coins is no harm yet, and no time to rise."""
-BLAME = log(20)
+SUSPICIOUS = 0.0
+"""A bet on harm that is worth more than the coin it began with is no harm yet, and no time to rise."""
+NEEDLESS = 0.1
+"""Of the releases that are worse by no more than the margins excuse, so many may each gate roll back."""
+BLAME = log(5)
 """A bet that harm is one cell's alone, worth this much, spares the rest."""
 MINUTES_FROM = 600
 PROMISED: tuple[Measure, ...] = ("failed", *(time.late for time in TIMES))
@@ -83,17 +87,34 @@ def _harm(evidence: Evidence, limits: Limits) -> dict[Measure, str]:
     """What is beyond bad luck, in words."""
     words: dict[Measure, str] = {}
     for measure, count in evidence.counts.items():
-        if measure in parts_of(evidence.share, limits) and count.harm >= bar(evidence, limits, measure):
-            luck = f"if it {'were like stable' if evidence.share < 1 else 'kept the limit'}, this would be bad luck of"
+        if measure not in parts_of(evidence.share, limits):
+            continue
+        if _is_beyond(count.harm, count.matters, bar(evidence, limits, measure), evidence):
+            like = "were like stable" if evidence.share < 1 else "kept the limit"
+            luck = f"if it {like}, {_all_this(measure)} would be bad luck of"
             words[measure] = f"{_in_words(measure, evidence, limits)}; {luck} {_chance(count.harm)}"
     if len(words) > 1:
         words.pop("failed lately", None)
     return words
 
 
+def _all_this(measure: Measure) -> str:
+    """What is shown of slow answers is who waited; the bet is on how late all of them came."""
+    return "how late all its answers are" if measure in SLOWNESS else "this"
+
+
 def bar(evidence: Evidence, limits: Limits, part: Part) -> float:
     """What a bet has to be worth before it says harm."""
     return -log(limits.false_alarm_percent / 100 * evidence.budget * parts_of(evidence.share, limits)[part])
+
+
+def bar_of_margins(evidence: Evidence, bar: float) -> float:
+    """What a bet on more than the margins excuse has to be worth, beside one on harm that has this bar."""
+    return min(bar, -log(NEEDLESS * evidence.budget))
+
+
+def _is_beyond(harm: float, matters: float | None, bar: float, evidence: Evidence) -> bool:
+    return harm >= bar and (matters is None or matters >= bar_of_margins(evidence, bar))
 
 
 def bar_of_answers(probed: Probed, limits: Limits) -> float:
@@ -160,7 +181,8 @@ def _is_harm(measure: Measure, count: Count, part: float, beyond: float, evidenc
     share = evidence.share * part
     # In brackets: at 100 % it is 1 and no float beside it, or a part would be compared with a stable that is not there.
     beside = share / (share + (1 - evidence.share))
-    return worth_of_harm(measure, count, beside, limits) >= beyond
+    matters = worth_that_matters(measure, count, beside, limits)
+    return _is_beyond(worth_of_harm(measure, count, beside, limits), matters, beyond, evidence)
 
 
 def _doubt(evidence: Evidence, limits: Limits, elapsed_seconds: float, probed: Probed | None) -> list[str]:
@@ -187,7 +209,7 @@ def _doubt(evidence: Evidence, limits: Limits, elapsed_seconds: float, probed: P
         doubt += [
             f"{PROBES}{answers_in_words(check, count)}: suspicious"
             for check, count in probed.answers.items()
-            if count.harm_now >= SUSPICIOUS
+            if count.harm_now > SUSPICIOUS
         ]
     return doubt
 
@@ -257,7 +279,7 @@ def _suspicions(evidence: Evidence, limits: Limits) -> list[str]:
     for measure, count in evidence.counts.items():
         if measure == "failed lately" or measure not in parts_of(evidence.share, limits):
             continue  # what failed lately has a bar that rises, and is known to nobody but the judge
-        if count.harm_now >= SUSPICIOUS:
+        if count.harm_now > SUSPICIOUS:
             doubt.append(f"{_in_words(measure, evidence, limits)}: suspicious")
     return doubt
 
@@ -295,7 +317,7 @@ def nearness(evidence: Evidence, limits: Limits) -> list[Nearness]:
     for measure, count in evidence.counts.items():
         if measure == "failed lately" or not _can_be_told(measure, evidence, limits):
             continue
-        harm = count.harm / bar(evidence, limits, measure) if measure in harmful else None
+        harm = _part_of_the_way(count, bar(evidence, limits, measure), evidence) if measure in harmful else None
         good = None
         if measure in PROMISED and (limit := limit_of(measure, limits)) is not None:
             good = worth_within_limit(count, limit) / sure
@@ -305,6 +327,11 @@ def nearness(evidence: Evidence, limits: Limits) -> list[Nearness]:
             words = _seen if measure in {time.late for time in TIMES} else _in_words
             gates.append(Nearness(measure, words(measure, evidence, limits), harm, good))
     return gates
+
+
+def _part_of_the_way(count: Count, bar: float, evidence: Evidence) -> float:
+    matters = 1.0 if count.matters is None else count.matters / bar_of_margins(evidence, bar)
+    return min(count.harm / bar, matters)
 
 
 def _can_be_told(measure: Measure, evidence: Evidence, limits: Limits) -> bool:

@@ -32,7 +32,7 @@ class Latency:
         self._limit_ms = time.limit_ms(limits)
         self._is_judged = time.is_judged(limits)
         self._marks = bytearray(PLACES if self._is_judged else 0)
-        self._slowness = Slowness(share) if self._is_judged and share < 1 else None
+        self._bets = (Slowness(share), Slowness(share)) if self._is_judged and share < 1 else None
         self._learning: list[tuple[float, bool, int | None, str | None, bool]] = []
         self._window: deque[float] = deque(maxlen=REMEMBERED)
         self._answers = 0
@@ -84,9 +84,11 @@ class Latency:
             if place is not None:
                 marks[place] |= _TIMED
             tally.take(self._time.slow, None, marks, 0, mine=mine, hit=is_late, cell=cell)
-        if self._slowness is not None:
-            self._slowness.take(bisect_left(lines, ms), user, mine=mine)
-            tally.bet_on_slowness(self._time.slow, self._slowness.now, self._slowness.best)
+        if self._bets is not None:
+            harm, matters = self._bets
+            harm.take(bisect_left(self.slow_ms, ms), user, mine=mine)
+            matters.take(bisect_left(lines, ms), user, mine=mine)
+            tally.bet_on_slowness(self._time.slow, min(harm.now, matters.now), harm.best, matters.best)
 
     def next_slow_ms(self) -> tuple[float, ...]:
         """What is slow in the next stage until it has answers of its own."""

@@ -32,7 +32,7 @@ Part = Measure | Literal["cells"]
 """What has a part of the error budget."""
 
 TIMES_THE_LIMIT = (2, 4, 8, 16)
-TIMES_STABLE = (2.5, 6, 25)
+TIMES_STABLE = (3, 6, 10, 40)
 TIMES_STABLE_IN_A_CELL = (1.5, 2.5, 5)
 """What the bets on harm are on: a rate so many times the limit, or stable's; the last for late answers of one cell."""
 LINES = (10, 25, 50, 75, 90, 97, 99)
@@ -49,13 +49,13 @@ FRACTIONS_OF_STABLE = (1 / 8, 1 / 2, 1)
 """What the bets on good news are on."""
 
 BESIDE_STABLE: Mapping[Part, float] = {
-    "failed": 0.54,
-    "failed lately": 0.03,
-    "refused": 0.05,
-    "left": 0.03,
-    "hung": 0.08,
-    "slow": 0.22,
-    "cells": 0.05,
+    "failed": 0.5,
+    "failed lately": 0.02,
+    "refused": 0.03,
+    "left": 0.02,
+    "hung": 0.06,
+    "slow": 0.34,
+    "cells": 0.03,
 }
 ALONE: Mapping[Part, float] = {"failed": 0.6, "failed lately": 0.1, "late": 0.25, "cells": 0.05}
 """How a stage's part of the error budget is shared, beside stable and at 100 %; each adds up to 1.
@@ -80,13 +80,13 @@ class Limits(BaseModel):
     token_p95_ms: float | None = Field(default=None, gt=0)
     """None where tokens are not judged at all, as where a release changes how many of them come in one event."""
     slower_than_stable: float = Field(ge=1)
-    """Times stable's time to first token, or per token, that the candidate's may be: less than this never matters."""
+    """Times stable's time to first token, or per token, that the candidate's may be: less than this is excused."""
     first_token_margin_ms: float = Field(ge=0)
-    """A difference from stable's that is smaller than this never matters."""
+    """A difference from stable's that is smaller than this is excused."""
     more_than_stable: float = Field(ge=1)
-    """Times stable's rate of failures, refusals and departures: less than this never matters."""
+    """Times stable's rate of failures, refusals and departures: less than this is excused."""
     error_margin_percent: float = Field(ge=0, lt=100)
-    """A rate of failures, refusals or departures under this never matters, however small stable's is."""
+    """A rate of failures, refusals or departures under this is excused, however small stable's is."""
     false_alarm_percent: float = Field(gt=0, lt=100)
     """Of the releases that keep all limits, so many may be rolled back by bad luck: the error budget of a release."""
     missed_harm_percent: float = Field(gt=0, lt=100)
@@ -170,8 +170,10 @@ class Count:
     counted_hits: int = 0
     harm: float = 0
     """The most that the bet on harm was ever worth, as a logarithm."""
+    matters: float | None = None
+    """The same of the bet on more harm than the margins excuse; None where they excuse none, and before any hit."""
     harm_now: float = 0
-    """What it is worth now."""
+    """What the two are worth now, whichever is less."""
 
 
 @dataclass(frozen=True)
@@ -261,9 +263,9 @@ def limit_of(measure: Measure, limits: Limits) -> float | None:
 
 
 def worth_of_harm(measure: Measure, count: Count, share: float, limits: Limits) -> float:
-    """Of the bet on harm: beside stable by stable, for what comes to both is nobody's; alone, by the limit."""
+    """Of the bet on harm: against "like stable" beside it, for what comes to both is nobody's; alone, by the limit."""
     if share < 1:
-        return worth_above_stable(measure, count, share, limits) if measure in parts_of(share, limits) else 0.0
+        return worth_above_stable(measure, count, share) if measure in parts_of(share, limits) else 0.0
     limit = limit_of(measure, limits)
     if limit is None:
         return 0.0
@@ -297,14 +299,22 @@ def worth_above_limit(count: Count, limit: float) -> float:
     return worth(count.hits, count.of, limit, [_times(limit, times) for times in TIMES_THE_LIMIT])
 
 
-def worth_above_stable(measure: Measure, count: Count, share: float, limits: Limits) -> float:
-    """Of the bets against "no more than stable" and against "too rarely to matter": of both, what is worth less."""
-    ratio, times_stable = limits.more_than_stable, TIMES_STABLE
-    if measure in SLOWNESS:
-        ratio, times_stable = 1.0, TIMES_STABLE_IN_A_CELL
-    null, others = share_at(share, ratio), [share_at(share, ratio * times) for times in times_stable]
-    more = worth(count.hits, count.all_hits, null, others)
-    if measure in SLOWNESS or not limits.error_margin_percent:
+def worth_above_stable(measure: Measure, count: Count, share: float, ratio: float = 1.0) -> float:
+    """Of the bet against "no more than `ratio` times stable's rate"."""
+    times_stable = TIMES_STABLE_IN_A_CELL if measure in SLOWNESS else TIMES_STABLE
+    others = [share_at(share, ratio * times) for times in times_stable]
+    return worth(count.hits, count.all_hits, share_at(share, ratio), others)
+
+
+def worth_that_matters(measure: Measure, count: Count, share: float, limits: Limits) -> float | None:
+    """Of the bets against "a little more than stable" and "too rarely to matter", what is worth less.
+
+    None where nothing is excused: alone, and where the lines of the slow have what is excused in them.
+    """
+    if share == 1 or measure in SLOWNESS:
+        return None
+    more = worth_above_stable(measure, count, share, limits.more_than_stable)
+    if not limits.error_margin_percent:
         return more
     return min(more, worth_above_limit(count, limits.error_margin_percent / 100))
 

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from blocks.errors import Refused
 from flows.policy.gates import Ruling, rule
 from flows.policy.ledger import Stage
-from flows.policy.measures import SLOWNESS, Evidence, Limits, worth_of_harm
+from flows.policy.measures import SLOWNESS, Evidence, Limits, worth_of_harm, worth_that_matters
 from flows.policy.way_back import held_without_way_back
 
 COUNTED_BY = frozenset(
@@ -51,5 +51,7 @@ def _bet_anew(evidence: Evidence, limits: Limits) -> Evidence:
     for measure, count in evidence.counts.items():
         if measure not in {"failed lately", *SLOWNESS}:
             harm = worth_of_harm(measure, count, evidence.share, limits) if count.hits else 0.0
-            counts[measure] = replace(count, harm=harm, harm_now=harm)
+            matters = worth_that_matters(measure, count, evidence.share, limits) if count.hits else None
+            now = harm if matters is None else min(harm, matters)
+            counts[measure] = replace(count, harm=harm, matters=matters, harm_now=now)
     return replace(evidence, counts=counts)

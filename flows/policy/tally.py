@@ -5,7 +5,7 @@ What is counted is users, for users are what the split distributes.
 
 from collections.abc import Iterable
 
-from flows.policy.measures import SLOWNESS, Count, Limits, Measure, worth_of_harm
+from flows.policy.measures import SLOWNESS, Count, Limits, Measure, worth_of_harm, worth_that_matters
 
 PLACES = 1 << 16
 """Users are told apart by so many hashes. Two that share one count as one: evidence is lost that way, never made up."""
@@ -20,6 +20,7 @@ class Tally:
         self._all_hits, self._of, self._counted = dict(self._hits), dict(self._hits), dict(self._hits)
         self._counted_hits = dict(self._hits)
         self._harm: dict[Measure, float] = dict.fromkeys(self._hits, 0.0)
+        self._matters: dict[Measure, float] = {}
         self._slowness: dict[Measure, float] = {}
         self.cell_hits: dict[str, dict[Measure, int]] = {}
 
@@ -57,11 +58,14 @@ class Tally:
             hits[measure] = hits.get(measure, 0) + 1
         # Bets on harm rise at the candidate's hits alone, so this is looking after each request.
         if measure not in SLOWNESS:
-            self._harm[measure] = max(self._harm[measure], self._worth(measure) - handicap)
+            harm, matters = self._worths(measure)
+            self._harm[measure] = max(self._harm[measure], harm - handicap)
+            if matters is not None:
+                self._matters[measure] = max(self._matters.get(measure, 0.0), matters - handicap)
 
-    def bet_on_slowness(self, measure: Measure, now: float, best: float) -> None:
+    def bet_on_slowness(self, measure: Measure, now: float, harm: float, matters: float) -> None:
         """What the bets of this measure are worth, now and at their best: they are on bands, and not on hits."""
-        self._slowness[measure], self._harm[measure] = now, best
+        self._slowness[measure], self._harm[measure], self._matters[measure] = now, harm, matters
 
     def of(self, measure: Measure) -> tuple[int, int]:
         """The candidate's requests and its hits."""
@@ -81,6 +85,7 @@ class Tally:
                 counted=self._counted[measure],
                 counted_hits=self._counted_hits[measure],
                 harm=self._harm[measure],
+                matters=self._matters.get(measure),
                 harm_now=self._harm_now(measure),
             )
             for measure in self._hits
@@ -89,8 +94,12 @@ class Tally:
     def _harm_now(self, measure: Measure) -> float:
         if measure in SLOWNESS:
             return self._slowness.get(measure, 0.0)
-        return self._worth(measure) if self._hits[measure] else 0.0
+        if not self._hits[measure]:
+            return 0.0
+        harm, matters = self._worths(measure)
+        return harm if matters is None else min(harm, matters)
 
-    def _worth(self, measure: Measure) -> float:
+    def _worths(self, measure: Measure) -> tuple[float, float | None]:
         count = Count(self._hits[measure], self._all_hits[measure], self._of[measure])
-        return worth_of_harm(measure, count, self._share, self._limits)
+        harm = worth_of_harm(measure, count, self._share, self._limits)
+        return harm, worth_that_matters(measure, count, self._share, self._limits)

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from benchmarks.gates_production import hold_with_probes
-from benchmarks.gates_rivals import Z_95_PERCENT, flagger, mann_whitney, told
+from benchmarks.gates_rivals import Z_95_PERCENT, flagger, mann_whitney, told, until_first
 from benchmarks.gates_twin import LOOK_EVERY, Held, hold
-from benchmarks.gates_worlds import Harm, Rates, Stream, Traffic, World
+from benchmarks.gates_worlds import DRIFT_SECONDS, Borne, Harm, Rates, Stream, Traffic, World
 from blocks.ports import Outcome
 from flows.policy.gates import rule
 from flows.policy.judge import Judge
@@ -131,6 +131,33 @@ def test_the_test_that_is_told_both_rates_needs_about_what_theory_says() -> None
     rates = Rates(0.0, 0.002, 0.03)
     taken = [told(Traffic(world, seed), harm, rates, 0.01).requests for seed in range(300)]
     assert 86 < np.mean(taken) < 86 + np.log(15) / rates.information
+
+
+def test_the_test_that_is_told_is_not_set_off_by_the_hour_of_the_day() -> None:
+    """Of answers beyond its line there are as many at high tide as at low tide, and of longer ones there are not."""
+    traffic, slower = Traffic(World("tide", drifts=True, is_autocorrelated=True), 1), Harm(slower=1.5, is_of_speed=True)
+    stream, nobody = traffic.take(0, 30_000), np.zeros(30_000, bool)
+    line, tide = traffic.true_rates(slower).line, np.sin(2 * np.pi * stream.seconds / DRIFT_SECONDS)
+    ms, over = stream.first_token_ms(nobody, slower), stream.harmed_ms(nobody, slower) > line
+    high, low = tide > 0.5, tide < -0.5
+    assert np.median(ms[high]) > 2 * np.median(ms[low])
+    assert over[high].mean() == pytest.approx(over[low].mean(), abs=0.02)
+
+
+def test_each_user_once_is_until_the_first_failure() -> None:
+    """Two users: what came after the first of each that settles it does not count."""
+    user, settled = np.array([1, 1, 2, 1, 2, 3]), np.array([False, True, False, True, True, False])
+    assert until_first(user, settled).tolist() == [True, True, True, False, True, True]
+
+
+def test_a_user_is_harmed_once() -> None:
+    """Whoever meets five failures is one, and only the candidate's are."""
+    traffic = Traffic(World("few", users=5, always_failing_percent_of_users=100), 1)
+    borne, stream = Borne(Harm()), traffic.take(0, 200)
+    borne.take(stream, stream.user_luck < 0.5)
+    mine = {user for user, luck in zip(stream.user.tolist(), stream.user_luck.tolist(), strict=True) if luck < 0.5}
+    assert borne.users == len(mine) > 0
+    assert borne.requests == int((stream.user_luck < 0.5).sum())
 
 
 def test_a_failed_check_a_minute_is_enough_for_the_first_rival() -> None:

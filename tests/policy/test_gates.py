@@ -21,8 +21,8 @@ from flows.policy.measures import (
     Measure,
     Timing,
     parts_of,
-    worth_above_stable,
     worth_of_harm,
+    worth_that_matters,
 )
 from tests.limits import LIMITS
 
@@ -45,6 +45,12 @@ NOTHING = Evidence(share=0.05, budget=0.6)
 
 def with_count(evidence: Evidence, measure: Measure, count: Count) -> Evidence:
     return replace(evidence, counts={**evidence.counts, measure: count})
+
+
+def matter(count: Count, share: float, limits: Limits) -> float:
+    worth = worth_that_matters("failed", count, share, limits)
+    assert worth is not None
+    return worth
 
 
 def test_a_candidate_like_stable_is_promoted_after_the_minimum_time() -> None:
@@ -94,7 +100,8 @@ def test_each_gate_has_its_part_of_the_budget() -> None:
     for share in (0.05, 1.0):
         assert sum(parts_of(share, with_tokens).values()) == pytest.approx(1)
     over, under = (
-        with_count(GOOD, "failed", Count(0, 15, 400, 400, harm=-log(0.01 * 0.6 * 0.54) + by)) for by in (0.01, -0.01)
+        with_count(GOOD, "failed", Count(0, 15, 400, 400, harm=-log(0.01 * 0.6 * BESIDE_STABLE["failed"]) + by))
+        for by in (0.01, -0.01)
     )
     assert rule(under, LIMITS, 50).verdict == "promote"
     assert rule(over, LIMITS, 50).verdict == "roll back"
@@ -116,26 +123,46 @@ def test_alone_the_limit_is_the_measure_of_harm() -> None:
 
 def test_much_more_than_stable_that_is_no_harm_yet_is_no_time_to_rise() -> None:
     """Three of the four departures are the candidate's, and all other news is good."""
-    suspicious = Count(3, 4, 100, harm=2.5, harm_now=0.7)
+    suspicious = Count(3, 4, 100, harm=2.5, harm_now=0.1)
     measures: tuple[Measure, ...] = ("failed", "refused", "left", "hung", "slow")
     for measure in measures:
         count = replace(suspicious, counted=400) if measure == "failed" else suspicious
         ruling = rule(with_count(GOOD, measure, count), LIMITS, 50)
         assert ruling.verdict == "hold"
         assert "suspicious" in ruling.reason
-        assert rule(with_count(GOOD, measure, replace(count, harm_now=0.6)), LIMITS, 50).verdict == "promote"
+        assert rule(with_count(GOOD, measure, replace(count, harm_now=0.0)), LIMITS, 50).verdict == "promote"
 
 
-def test_a_difference_that_does_not_matter_is_none() -> None:
+def test_a_difference_that_does_not_matter_is_no_harm() -> None:
     """Ten failures among 100,000 requests where stable has none in a million: more, and too few to matter."""
-    assert worth_above_stable("failed", Count(10, 10, 100_000), 0.1, LIMITS) < 0
-    strict = LIMITS.model_copy(update={"error_margin_percent": 0.001})
-    assert worth_above_stable("failed", Count(10, 10, 100_000), 0.1, strict) > 10
+    count = Count(10, 10, 100_000)
+    assert worth_of_harm("failed", count, 0.1, LIMITS) > 10
+    assert matter(count, 0.1, LIMITS) < 0
+    assert matter(count, 0.1, LIMITS.model_copy(update={"error_margin_percent": 0.001})) > 10
+
+
+def test_a_little_more_than_stable_is_excused() -> None:
+    """Nearly twice as many as stable's are plainly more, and no harm where twice as many may be."""
+    count = Count(655, 1000, 20_000)
+    assert worth_of_harm("failed", count, 0.5, LIMITS) > 10
+    assert matter(count, 0.5, LIMITS.model_copy(update={"more_than_stable": 1.0})) > 10
+    assert matter(count, 0.5, LIMITS.model_copy(update={"more_than_stable": 2.0})) < 0
+
+
+def test_harm_has_to_be_beyond_bad_luck_and_beyond_the_margins() -> None:
+    """Ten coins over the stage's part say that it is more than is excused; where harm takes less, that is enough."""
+    for matters, verdict in ((log(9 / 0.6), "promote"), (log(11 / 0.6), "roll back"), (None, "roll back")):
+        harm = Count(0, 15, 400, 400, harm=9.0, matters=matters)
+        assert rule(with_count(GOOD, "failed", harm), LIMITS, 50).verdict == verdict
+    bold = LIMITS.model_copy(update={"false_alarm_percent": 90})
+    assert (
+        rule(with_count(GOOD, "failed", Count(0, 15, 400, 400, harm=2.0, matters=2.0)), bold, 50).verdict == "roll back"
+    )
 
 
 def test_errors_within_the_limit_may_still_be_far_more_than_stable_has() -> None:
     """A limit of 20 % does not excuse 10 % where stable has 0.1 %."""
-    assert worth_above_stable("failed", Count(10, 12, 100), 0.05, LIMITS.model_copy(update={"error_percent": 20})) > 10
+    assert matter(Count(10, 12, 100), 0.05, LIMITS.model_copy(update={"error_percent": 20})) > 10
 
 
 def test_where_all_answers_take_the_same_time_a_candidate_can_pass() -> None:
