@@ -40,6 +40,8 @@ from flows.policy.measures import (
 Verdict = Literal["promote", "hold", "roll back"]
 SUSPICIOUS = 0.0
 """A bet on harm that is worth more than the coin it began with is no harm yet, and no time to rise."""
+SUSPICIOUS_OF_PROBES = log(2)
+"""The same of theirs: one hit that stable did not have is worth less, and nobody asks more of them because of it."""
 NEEDLESS = 0.1
 """Of the releases that are worse by no more than the margins excuse, so many may each gate roll back."""
 BLAME = log(5)
@@ -203,13 +205,13 @@ def _doubt(evidence: Evidence, limits: Limits, elapsed_seconds: float, probed: P
             doubt.append(f"{learned} of the {LEARNED_FROM} streamed answers{tokens} that say what is slow")
         elif _worth_like_stable(time, evidence, probed) < sure:
             doubt.append(f"{_beside(time.later, told, limits)}: it takes more to tell")
-    doubt += _suspicions(evidence, limits)
+    doubt += _suspicions(evidence, limits, SUSPICIOUS)
     if probed is not None:
-        doubt += [PROBES + words for words in _suspicions(probed.evidence, limits)]
+        doubt += [PROBES + words for words in _suspicions(probed.evidence, limits, SUSPICIOUS_OF_PROBES)]
         doubt += [
             f"{PROBES}{answers_in_words(check, count)}: suspicious"
             for check, count in probed.answers.items()
-            if count.harm_now > SUSPICIOUS
+            if count.harm_now > SUSPICIOUS_OF_PROBES
         ]
     return doubt
 
@@ -273,13 +275,13 @@ def answers_missing(evidence: Evidence, limits: Limits, probed: Probed) -> int:
     return max(missing)
 
 
-def _suspicions(evidence: Evidence, limits: Limits) -> list[str]:
+def _suspicions(evidence: Evidence, limits: Limits, above: float) -> list[str]:
     """What looks like harm, and is none yet."""
     doubt: list[str] = []
     for measure, count in evidence.counts.items():
         if measure == "failed lately" or measure not in parts_of(evidence.share, limits):
             continue  # what failed lately has a bar that rises, and is known to nobody but the judge
-        if count.harm_now > SUSPICIOUS:
+        if count.harm_now > above:
             doubt.append(f"{_in_words(measure, evidence, limits)}: suspicious")
     return doubt
 

@@ -315,12 +315,12 @@ def test_an_authority_that_went_missing_is_named(tls_gateway: tuple[RunningGatew
     assert "knows no authority that vouches for replicas; set replica_ca" in gateway.daemon.log_tail()
 
 
-@pytest.mark.parametrize("services", [("chat",), ("new", "another")])
+@pytest.mark.parametrize("services", [("chat",), ("a", "b")])
 def test_no_port_is_shared(gateway: RunningGateway, tmp_path: Path, services: tuple[str, ...]) -> None:
     """Where another gateway or another of its services has the port, a gateway does not start, and names it."""
     address = gateway.settings.services.get(services[0], f"127.0.0.1:{free_port()}")
-    write_configuration(GatewaySettings(tmp_path / "2nd", services=dict.fromkeys(services, address)))
-    ended = subprocess.run(command(tmp_path / "2nd"), capture_output=True, text=True, timeout=10, check=False)
+    write_configuration(GatewaySettings(tmp_path, services=dict.fromkeys(services, address)))
+    ended = subprocess.run(command(tmp_path), capture_output=True, text=True, timeout=10, check=False)
     assert ended.returncode != 0
     assert f"cannot bind socket (Address already in use) for [{address}]" in ended.stderr
 

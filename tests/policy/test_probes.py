@@ -121,6 +121,15 @@ def test_harm_that_probes_show_takes_a_release_back(mine: Answer, stables: Answe
     assert rule(FEW, LIMITS, 500, probed(3, mine, stables, prompt)).verdict == "hold"
 
 
+def test_one_probe_that_goes_wrong_by_chance_does_not_hold_a_stage() -> None:
+    """Nobody would send more because of it: one wrong answer of the candidate's passes, and two wait."""
+    for wrong, verdict in ((1, "promote"), (2, "hold")):
+        judge = ProbeJudge(LIMITS, "green", budget=0.1 * budget_of_stage(0, 5), cells={})
+        pairs = [Pair(TEXT, MINE, Answer(200, "", is_whole=True, first_token_ms=50), STABLE, RIGHT)] * wrong
+        judge.observe([*pairs, *[Pair(TEXT, MINE, RIGHT, STABLE, RIGHT)] * 180], 10)
+        assert rule(FEW, LIMITS, 500, judge.probed()).verdict == verdict
+
+
 def test_what_stable_gets_wrong_as_well_is_no_harm() -> None:
     """A prompt that is beyond both says nothing; one that only stable gets wrong says nothing against the candidate."""
     empty = replace(RIGHT, text="")
