@@ -163,15 +163,7 @@ def harmful(world: World, harm: Harm, releases: int, rivals: int) -> dict[str, A
 
     theirs = knowing(LIMITS.false_alarm_percent)
     theirs_once = knowing(LIMITS.false_alarm_percent, once=True) if world.users else theirs
-    judged = {name: [judge(Traffic(world, seed), harm) for seed in range(rivals)] for name, judge in RIVALS.items()}
-    others = {
-        name: {
-            "rolled_back_percent": 100 * mean(not one.passed for one in rulings),
-            "harmed_mean": mean(one.users for one in rulings),
-            "false_alarm_percent": _false_alarms(world, Harm(""), rivals)[name],
-        }
-        for name, rulings in judged.items()
-    }
+    ours, others = mean(one.users for one in ended), _rivals(world, harm, rivals)
     best = min(
         (name for name in others if others[name]["rolled_back_percent"] > FINDS_PERCENT),
         key=lambda name: others[name]["harmed_mean"],
@@ -185,9 +177,8 @@ def harmful(world: World, harm: Harm, releases: int, rivals: int) -> dict[str, A
             ours_there = mean(play(Traffic(world, seed), harm, rated).users for seed in range(releases))
             told_there = knowing(rate)
         else:
-            ours_there, told_there = mean(one.users for one in ended), theirs
+            ours_there, told_there = ours, theirs
         at_its_rate |= {"harmed_mean": ours_there, "told_mean": told_there, "rate_percent": rate}
-    ours = mean(one.users for one in ended)
     return {
         "world": world.name,
         "releases": releases,
@@ -203,6 +194,18 @@ def harmful(world: World, harm: Harm, releases: int, rivals: int) -> dict[str, A
         "at_the_best_rivals_rate": at_its_rate,
         "rivals_releases": rivals,
         "rivals": others,
+    }
+
+
+def _rivals(world: World, harm: Harm, releases: int) -> dict[str, dict[str, float]]:
+    judged = {name: [judge(Traffic(world, seed), harm) for seed in range(releases)] for name, judge in RIVALS.items()}
+    return {
+        name: {
+            "rolled_back_percent": 100 * mean(not one.passed for one in rulings),
+            "harmed_mean": mean(one.users for one in rulings),
+            "false_alarm_percent": _false_alarms(world, Harm(""), releases)[name],
+        }
+        for name, rulings in judged.items()
     }
 
 

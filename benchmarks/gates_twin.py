@@ -307,16 +307,16 @@ def _above_stable(hits: Ints, all_hits: Ints, share: float, ratio: float = 1.0) 
 
 
 def _worths(measure: Measure, count: _Counts, at: Ints, share: float, limits: Limits) -> tuple[Floats, Floats]:
-    """`measures.worth_of_harm` and `worth_that_matters`, which is infinite where nothing is excused."""
+    """`measures.worth_of_harm` and `worth_that_matters`."""
     hits, all_hits, of, limit = count.hits[at], count.all_hits[at], count.of[at], limit_of(measure, limits)
     if share < 1:
         more = _above_stable(hits, all_hits, share, limits.more_than_stable)
         often = _above_limit(hits, of, limits.error_margin_percent / 100) if limits.error_margin_percent else more
         return _above_stable(hits, all_hits, share), np.minimum(more, often)
     if limit is None:
-        return np.zeros(len(at)), np.full(len(at), np.inf)
+        return np.zeros(len(at)), np.zeros(len(at))
     harm = _above_limit(hits, of, limit * HARM_THAT_MATTERS if measure in TIME_OF else limit)
-    return harm, np.full(len(at), np.inf)
+    return harm, harm
 
 
 def _crossing(harm: Floats, matters: Floats, bar: float, budget: float) -> Ints:

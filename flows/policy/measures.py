@@ -171,7 +171,7 @@ class Count:
     harm: float = 0
     """The most that the bet on harm was ever worth, as a logarithm."""
     matters: float | None = None
-    """The same of the bet on more harm than the margins excuse; None where they excuse none, and before any hit."""
+    """The same of the bet on more harm than the margins excuse; None where there is no such bet, as in old ledgers."""
     harm_now: float = 0
     """What the two are worth now, whichever is less."""
 
@@ -306,13 +306,13 @@ def worth_above_stable(measure: Measure, count: Count, share: float, ratio: floa
     return worth(count.hits, count.all_hits, share_at(share, ratio), others)
 
 
-def worth_that_matters(measure: Measure, count: Count, share: float, limits: Limits) -> float | None:
+def worth_that_matters(measure: Measure, count: Count, share: float, limits: Limits) -> float:
     """Of the bets against "a little more than stable" and "too rarely to matter", what is worth less.
 
-    None where nothing is excused: alone, and where the lines of the slow have what is excused in them.
+    As the bet on harm where no more is excused: alone, and where the lines of the slow have it in them.
     """
     if share == 1 or measure in SLOWNESS:
-        return None
+        return worth_of_harm(measure, count, share, limits)
     more = worth_above_stable(measure, count, share, limits.more_than_stable)
     if not limits.error_margin_percent:
         return more

@@ -51,7 +51,6 @@ def _bet_anew(evidence: Evidence, limits: Limits) -> Evidence:
     for measure, count in evidence.counts.items():
         if measure not in {"failed lately", *SLOWNESS}:
             harm = worth_of_harm(measure, count, evidence.share, limits) if count.hits else 0.0
-            matters = worth_that_matters(measure, count, evidence.share, limits) if count.hits else None
-            now = harm if matters is None else min(harm, matters)
-            counts[measure] = replace(count, harm=harm, matters=matters, harm_now=now)
+            matters = worth_that_matters(measure, count, evidence.share, limits) if count.hits else 0.0
+            counts[measure] = replace(count, harm=harm, matters=matters, harm_now=min(harm, matters))
     return replace(evidence, counts=counts)

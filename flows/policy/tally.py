@@ -20,7 +20,7 @@ class Tally:
         self._all_hits, self._of, self._counted = dict(self._hits), dict(self._hits), dict(self._hits)
         self._counted_hits = dict(self._hits)
         self._harm: dict[Measure, float] = dict.fromkeys(self._hits, 0.0)
-        self._matters: dict[Measure, float] = {}
+        self._matters = dict(self._harm)
         self._slowness: dict[Measure, float] = {}
         self.cell_hits: dict[str, dict[Measure, int]] = {}
 
@@ -60,8 +60,7 @@ class Tally:
         if measure not in SLOWNESS:
             harm, matters = self._worths(measure)
             self._harm[measure] = max(self._harm[measure], harm - handicap)
-            if matters is not None:
-                self._matters[measure] = max(self._matters.get(measure, 0.0), matters - handicap)
+            self._matters[measure] = max(self._matters[measure], matters - handicap)
 
     def bet_on_slowness(self, measure: Measure, now: float, harm: float, matters: float) -> None:
         """What the bets of this measure are worth, now and at their best: they are on bands, and not on hits."""
@@ -85,7 +84,7 @@ class Tally:
                 counted=self._counted[measure],
                 counted_hits=self._counted_hits[measure],
                 harm=self._harm[measure],
-                matters=self._matters.get(measure),
+                matters=self._matters[measure],
                 harm_now=self._harm_now(measure),
             )
             for measure in self._hits
@@ -94,12 +93,10 @@ class Tally:
     def _harm_now(self, measure: Measure) -> float:
         if measure in SLOWNESS:
             return self._slowness.get(measure, 0.0)
-        if not self._hits[measure]:
-            return 0.0
-        harm, matters = self._worths(measure)
-        return harm if matters is None else min(harm, matters)
+        return min(self._worths(measure)) if self._hits[measure] else 0.0
 
-    def _worths(self, measure: Measure) -> tuple[float, float | None]:
+    def _worths(self, measure: Measure) -> tuple[float, float]:
+        """Of the bet on harm, and of the one on more than is excused."""
         count = Count(self._hits[measure], self._all_hits[measure], self._of[measure])
         harm = worth_of_harm(measure, count, self._share, self._limits)
         return harm, worth_that_matters(measure, count, self._share, self._limits)

@@ -48,9 +48,7 @@ def with_count(evidence: Evidence, measure: Measure, count: Count) -> Evidence:
 
 
 def matter(count: Count, share: float, limits: Limits) -> float:
-    worth = worth_that_matters("failed", count, share, limits)
-    assert worth is not None
-    return worth
+    return worth_that_matters("failed", count, share, limits)
 
 
 def test_a_candidate_like_stable_is_promoted_after_the_minimum_time() -> None:
