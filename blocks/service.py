@@ -120,8 +120,14 @@ class Service(Block):
     first_token_margin_ms: float = Field(
         default=10.0,
         ge=0,
-        title="Slower than stable, without harm (ms)",
+        title="First token later than stable's, without harm (ms)",
         description="A first token that is later than stable's by less than this is excused.",
+    )
+    token_margin_ms: float = Field(
+        default=1.0,
+        ge=0,
+        title="Longer a token than stable, without harm (ms)",
+        description="A time per token that is longer than stable's by less than this is excused: no reader sees it.",
     )
     more_than_stable: float = Field(
         default=1.1,

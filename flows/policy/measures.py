@@ -83,6 +83,8 @@ class Limits(BaseModel):
     """Times stable's time to first token, or per token, that the candidate's may be: less than this is excused."""
     first_token_margin_ms: float = Field(ge=0)
     """A difference from stable's that is smaller than this is excused."""
+    token_margin_ms: float = Field(default=0.0, ge=0)
+    """The same of the time per token; older ledgers know of none."""
     more_than_stable: float = Field(ge=1)
     """Times stable's rate of failures, refusals and departures: less than this is excused."""
     error_margin_percent: float = Field(ge=0, lt=100)
@@ -132,7 +134,7 @@ class Time:
 
     def allowed_ms(self, stable_ms: float, limits: Limits) -> float:
         """The time up to which the candidate counts as no slower than stable with this time."""
-        margin_ms = limits.first_token_margin_ms if self is FIRST_TOKEN else 0.0
+        margin_ms = limits.first_token_margin_ms if self is FIRST_TOKEN else limits.token_margin_ms
         return max(stable_ms * limits.slower_than_stable, stable_ms + margin_ms)
 
 

@@ -12,7 +12,14 @@ from flows.policy.measures import SLOWNESS, Evidence, Limits, worth_of_harm, wor
 from flows.policy.way_back import held_without_way_back
 
 COUNTED_BY = frozenset(
-    {"first_token_p95_ms", "token_p95_ms", "slower_than_stable", "first_token_margin_ms", "warm_up_seconds"}
+    {
+        "first_token_p95_ms",
+        "token_p95_ms",
+        "slower_than_stable",
+        "first_token_margin_ms",
+        "token_margin_ms",
+        "warm_up_seconds",
+    }
 )
 """The counts were taken by these; what others would have counted is not kept."""
 BET_BY = frozenset({"error_percent", "more_than_stable", "error_margin_percent"})

@@ -227,6 +227,7 @@ def new_world() -> World:
         token_p95_ms=100.0,
         slower_than_stable=1.1,
         first_token_margin_ms=0.0,
+        token_margin_ms=0.0,
         more_than_stable=1.1,
         error_margin_percent=0.25,
         false_alarm_percent=1.0,

@@ -112,6 +112,7 @@ def running_world(slurm_lab: SlurmLab, s3_store: S3Store, tmp_path_factory: pyte
             token_p95_ms=10_000,
             slower_than_stable=5,
             first_token_margin_ms=10_000,
+            token_margin_ms=10_000,
             minimum_requests=10,
         )
         with serving(service):

@@ -264,6 +264,18 @@ def test_slower_within_the_margin_is_excused(candidates_ms: float, is_harm: bool
     assert (rule(one.evidence(), LIMITS, 10).verdict == "roll back") == is_harm
 
 
+@pytest.mark.parametrize(("candidates_ms", "is_harm"), [(3.9, False), (8.0, True)])
+def test_what_a_token_takes_longer_within_the_margin_is_excused(candidates_ms: float, is_harm: bool) -> None:  # noqa: FBT001 - a row
+    """Stable takes 1 ms a token, and 5 ms more are excused: four times as slow is nothing that a reader sees."""
+    one = judge(share=0.2, token_margin_ms=5)
+    for number in range(1000):
+        mine = number % 5 == 0
+        ms = candidates_ms if mine else 1.0
+        one.observe(replace(OUTCOME, slot="green" if mine else "blue", per_token_ms=ms), 10)
+    assert one.evidence().count("slow tokens").harm > log(10_000)
+    assert (rule(one.evidence(), LIMITS, 10).verdict == "roll back") == is_harm
+
+
 def test_a_log_with_a_gap_begins_anew() -> None:
     """What was seen before is forgotten; what is slow is still known."""
     one = judge()
