@@ -8,7 +8,7 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
@@ -25,8 +25,8 @@ from benchmarks.gates_twin import LOOK_EVERY, hold
 from benchmarks.gates_worlds import Borne, Harm, Traffic, World, promised_ms, promised_token_ms
 from blocks.service import Service
 from flows.policy.gates import requests_needed, rule
-from flows.policy.judge import Judge
-from flows.policy.measures import Limits, Time, budget_of_stage
+from flows.policy.judge import Carried, Judge
+from flows.policy.measures import Limits, budget_of_stage
 from flows.policy.probes import PART_OF_THE_BUDGET
 
 STAGES = (0.05, 0.15, 0.3, 0.5, 1.0)
@@ -98,6 +98,8 @@ class Ended:
     stage: int
     users: int
     """Whom the candidate harmed."""
+    users_in_the_hour: int
+    """With those whom it harms once it has passed."""
     requests: int
     gate: str = ""
 
@@ -105,7 +107,7 @@ class Ended:
 def play(traffic: Traffic, harm: Harm, limits: Limits) -> Ended:
     """All stages of one release."""
     begin, borne = 0, Borne(harm)
-    slow_ms: Mapping[Time, tuple[float, ...]] = {}
+    carried = Carried()
     for number, share in enumerate(STAGES):
         count = int(1.2 * requests_needed(limits, share) / share)
         since = float(traffic.take(begin, 1).seconds[0])
@@ -113,9 +115,9 @@ def play(traffic: Traffic, harm: Harm, limits: Limits) -> Ended:
         budget = (1 - PART_OF_THE_BUDGET) * whole
         while True:
             stream = traffic.take(begin, count)
-            held = hold(stream, harm, limits, share=share, budget=budget, slow_ms=slow_ms, since=since)
+            held = hold(stream, harm, limits, share=share, budget=budget, carried=carried, since=since)
             if held.is_thin:
-                held = hold_with_probes(stream, harm, limits, share=share, budget=whole, slow_ms=slow_ms, since=since)
+                held = hold_with_probes(stream, harm, limits, share=share, budget=whole, carried=carried, since=since)
             if held.verdict != "hold":
                 break
             count *= 2
@@ -123,9 +125,10 @@ def play(traffic: Traffic, harm: Harm, limits: Limits) -> Ended:
         borne.take(seen, seen.user_luck < share)
         if held.verdict == "roll back":
             verdict = "deadline" if held.gate == "deadline" else "harm"
-            return Ended(verdict, number, borne.users, borne.requests, held.gate)
-        begin, slow_ms = begin + held.at, held.slow_ms
-    return Ended("promoted", len(STAGES), borne.users, borne.requests)
+            return Ended(verdict, number, borne.users, borne.users, borne.requests, held.gate)
+        begin, carried = begin + held.at, held.carried or Carried()
+    in_the_hour = borne.users_in_the_hour(traffic, float(traffic.take(begin, 1).seconds[0]))
+    return Ended("promoted", len(STAGES), borne.users, in_the_hour, borne.requests)
 
 
 def limits_of(world: World) -> Limits:
@@ -156,6 +159,7 @@ def harmful(world: World, harm: Harm, releases: int, rivals: int) -> dict[str, A
     limits = limits_of(world)
     ended = [play(Traffic(world, seed), harm, limits) for seed in range(releases)]
 
+    @lru_cache
     def knowing(alarm_percent: float, *, once: bool = False) -> float:
         rates, alarm = Traffic(world, 0).true_rates(harm), alarm_percent / 100
         rulings = (told(Traffic(world, seed), harm, rates, alarm, each_user_once=once) for seed in range(releases))
@@ -163,22 +167,26 @@ def harmful(world: World, harm: Harm, releases: int, rivals: int) -> dict[str, A
 
     theirs = knowing(LIMITS.false_alarm_percent)
     theirs_once = knowing(LIMITS.false_alarm_percent, once=True) if world.users else theirs
-    ours, others = mean(one.users for one in ended), _rivals(world, harm, rivals)
-    best = min(
-        (name for name in others if others[name]["rolled_back_percent"] > FINDS_PERCENT),
-        key=lambda name: others[name]["harmed_mean"],
-        default="",
-    )
-    at_its_rate: dict[str, Any] = {"best_rival": best}
-    if best:
-        rate = others[best]["false_alarm_percent"]
-        if rate > LIMITS.false_alarm_percent:
-            rated = limits.model_copy(update={"false_alarm_percent": rate})
-            ours_there = mean(play(Traffic(world, seed), harm, rated).users for seed in range(releases))
-            told_there = knowing(rate)
-        else:
-            ours_there, told_there = ours, theirs
-        at_its_rate |= {"harmed_mean": ours_there, "told_mean": told_there, "rate_percent": rate}
+    others = _rivals(world, harm, rivals)
+    alarms = _false_alarms(world, Harm(""), rivals)
+
+    @lru_cache
+    def ours_at(rate: float) -> Sequence[Ended]:
+        if rate <= LIMITS.false_alarm_percent:
+            return ended
+        rated = limits.model_copy(update={"false_alarm_percent": rate})
+        return [play(Traffic(world, seed), harm, rated) for seed in range(releases)]
+
+    def beside_the_best(counted: str) -> dict[str, Any]:
+        found = [name for name in others if others[name]["rolled_back_percent"] > FINDS_PERCENT]
+        if not found:
+            return {"best_rival": ""}
+        best = min(found, key=lambda name: others[name][counted])
+        own = mean(getattr(one, counted) for one in ours_at(alarms[best]))
+        knows = knowing(max(alarms[best], LIMITS.false_alarm_percent))
+        return {"best_rival": best, "its": others[best][counted], "ours": own, "told": knows, "rate": alarms[best]}
+
+    ours = mean(one.users for one in ended)
     return {
         "world": world.name,
         "releases": releases,
@@ -191,7 +199,8 @@ def harmful(world: World, harm: Harm, releases: int, rivals: int) -> dict[str, A
         "told_each_user_once_mean": theirs_once,
         "times_the_limit_of_theory": ours / theirs,
         "times_the_limit_each_user_once": ours / theirs_once,
-        "at_the_best_rivals_rate": at_its_rate,
+        "beside_the_best": beside_the_best("users"),
+        "beside_the_best_in_the_hour": beside_the_best("users_in_the_hour"),
         "rivals_releases": rivals,
         "rivals": others,
     }
@@ -202,8 +211,8 @@ def _rivals(world: World, harm: Harm, releases: int) -> dict[str, dict[str, floa
     return {
         name: {
             "rolled_back_percent": 100 * mean(not one.passed for one in rulings),
-            "harmed_mean": mean(one.users for one in rulings),
-            "false_alarm_percent": _false_alarms(world, Harm(""), releases)[name],
+            "users": mean(one.users for one in rulings),
+            "users_in_the_hour": mean(one.users_in_the_hour for one in rulings),
         }
         for name, rulings in judged.items()
     }
@@ -306,10 +315,12 @@ ABOUT_THE_BEST = """
 **Beside the best rival, at its own rate of false alarms**: the rival that lets the fewest users be harmed, of those
 that take back more than half of the releases with this harm; how many good releases of this world it takes back; and
 how many users the gates let be harmed, and the test that is told, where both may take back as many, or {alarm:g} %
-where that is more.
+where that is more. First until its ruling, as if a bad release did no more harm once it is let through; then with all
+whom such a release, of a rival's or of ours, harms until an hour after it began, when somebody may notice.
 
-| world | harm | best rival | its false alarms | users harmed | by ours | ours / its | told / its |
-|---|---|---|---:|---:|---:|---:|---:|
+| world | harm | best rival | its false alarms | users harmed until its ruling | by ours | ours / its | told / its \
+| best rival by the hour | its false alarms | users harmed | by ours | ours / its |
+|---|---|---|---:|---:|---:|---:|---:|---|---:|---:|---:|---:|
 """
 ABOUT_CELLS = """
 **Cells**: so many of four fail 8 % more, at 20 % of the traffic. How often the first one alone was held back, other
@@ -341,7 +352,7 @@ def table(report: dict[str, Any]) -> str:
         cells += [f"{row['told_both_rates_mean']:.1f}", f"{row['times_the_limit_of_theory']:.2f}"]
         cells += [f"{row['told_each_user_once_mean']:.1f}", f"{row['times_the_limit_each_user_once']:.2f}"]
         rivals = row["rivals"].values()
-        cells += [f"{rival['harmed_mean']:,.0f} ({rival['rolled_back_percent']:.0f} %)" for rival in rivals]
+        cells += [f"{rival['users']:,.0f} ({rival['rolled_back_percent']:.0f} %)" for rival in rivals]
         text += f"| {' | '.join(cells)} |\n"
     text += ABOUT_THE_BEST.format(alarm=LIMITS.false_alarm_percent)
     text += "".join(_beside_the_best(row) for row in report["harmful"])
@@ -354,12 +365,13 @@ def table(report: dict[str, Any]) -> str:
 
 
 def _beside_the_best(row: dict[str, Any]) -> str:
-    there, cells = row["at_the_best_rivals_rate"], [row["world"], row["harm"]]
-    if not (best := there["best_rival"]):
-        return f"| {' | '.join([*cells, 'none finds it', *5 * ['']])} |\n"
-    its = row["rivals"][best]["harmed_mean"]
-    cells += [best, f"{there['rate_percent']:.0f} %", f"{its:,.1f}", f"{there['harmed_mean']:,.1f}"]
-    cells += [f"{there['harmed_mean'] / its:.2f}", f"{there['told_mean'] / its:.2f}"]
+    cells = [row["world"], row["harm"]]
+    for there, with_told in ((row["beside_the_best"], True), (row["beside_the_best_in_the_hour"], False)):
+        if not there["best_rival"]:
+            return f"| {' | '.join([*cells, 'none finds it', *10 * ['']])} |\n"
+        its, own = there["its"], there["ours"]
+        cells += [there["best_rival"], f"{there['rate']:.0f} %", f"{its:,.1f}", f"{own:,.1f}", f"{own / its:.2f}"]
+        cells += [f"{there['told'] / its:.2f}"] if with_told else []
     return f"| {' | '.join(cells)} |\n"
 
 

@@ -1,6 +1,6 @@
 """Production's own judges on made-up requests, one at a time: for stages that probes are sent in, and for cells."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -9,8 +9,8 @@ from benchmarks.gates_worlds import HASHES, Flags, Floats, Harm, Stream
 from blocks.ports import Answer, Outcome, Prompt, Replica
 from blocks.service import Service
 from flows.policy.gates import rule
-from flows.policy.judge import Judge
-from flows.policy.measures import Limits, Time
+from flows.policy.judge import Carried, Judge
+from flows.policy.measures import Limits
 from flows.policy.probes import PART_OF_THE_BUDGET, Pair, ProbeJudge, probes_missing, seconds_between_rounds
 
 PROBES = int(Service.model_fields["probes_per_stage"].default)
@@ -64,12 +64,12 @@ def hold_with_probes(
     *,
     share: float,
     budget: float,
-    slow_ms: Mapping[Time, Sequence[float]],
+    carried: Carried,
     since: float,
 ) -> Held:
     """Rule on one stage as `gates_twin.hold` does, with probes where production sends them; `budget` is of both."""
     of_probes = PART_OF_THE_BUDGET * budget
-    judge = Judge(limits, "green", share=share, budget=budget - of_probes, slow_ms=slow_ms)
+    judge = Judge(limits, "green", share=share, budget=budget - of_probes, carried=carried)
     probe_judge = ProbeJudge(limits, "green", budget=of_probes, cells={})
     random, next_round_at = np.random.default_rng(len(stream)), 0.0
     seconds = (stream.seconds - since).tolist()
@@ -87,11 +87,11 @@ def hold_with_probes(
             probed = probe_judge.probed()
         ruling = rule(evidence, limits, elapsed, probed if next_round_at else None)
         if ruling.verdict == "promote":
-            return Held("promote", number, "", judge.next_slow_ms())
+            return Held("promote", number, "", judge.carried())
         if ruling.verdict == "roll back":
             gate = "deadline" if ruling.reason.startswith("not passed within") else "with probes"
-            return Held("roll back", number, gate, {})
-    return Held("hold", len(stream), "", {})
+            return Held("roll back", number, gate, None)
+    return Held("hold", len(stream), "", None)
 
 
 def _pairs(recent: Stream, count: int, harm: Harm, random: np.random.Generator) -> list[Pair]:

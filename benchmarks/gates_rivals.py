@@ -35,6 +35,8 @@ class Judged:
     passed: bool
     users: int
     """Whom the candidate harmed."""
+    users_in_the_hour: int
+    """With those whom it harms once it has passed."""
     requests: int
     """Requests of the candidate."""
 
@@ -54,8 +56,8 @@ def flagger(traffic: Traffic, harm: Harm) -> Judged:
             continue
         failures += 1
         if failures >= FLAGGER_FAILURES:
-            return Judged(ROLLED_BACK, borne.users, borne.requests)
-    return Judged(PASSED, borne.users, borne.requests)
+            return Judged(ROLLED_BACK, borne.users, borne.users, borne.requests)
+    return Judged(PASSED, borne.users, borne.users_in_the_hour(traffic, check * FLAGGER_SECONDS), borne.requests)
 
 
 def argo(traffic: Traffic, harm: Harm) -> Judged:
@@ -69,8 +71,9 @@ def argo(traffic: Traffic, harm: Harm) -> Judged:
         borne.take(window, mine)
         failures += bool(len(bad)) and 1 - bad.mean() < SUCCESS
         if failures > ARGO_FAILURES:
-            return Judged(ROLLED_BACK, borne.users, borne.requests)
-    return Judged(PASSED, borne.users, borne.requests)
+            return Judged(ROLLED_BACK, borne.users, borne.users, borne.requests)
+    end = len(ARGO_WEIGHTS) * ARGO_STEP_SECONDS
+    return Judged(PASSED, borne.users, borne.users_in_the_hour(traffic, end), borne.requests)
 
 
 def kayenta(traffic: Traffic, harm: Harm) -> Judged:
@@ -92,7 +95,7 @@ def kayenta(traffic: Traffic, harm: Harm) -> Judged:
     ]
     known = [ruling for ruling in rulings if ruling != "no data"]
     score = 100 * sum(ruling != "high" for ruling in known) / len(known) if known else 0
-    return Judged(score >= KAYENTA_SCORE, borne.users, borne.requests)
+    return Judged(score >= KAYENTA_SCORE, borne.users, borne.users, borne.requests)
 
 
 def mann_whitney(experiment: Floats, control: Floats, tolerance: float, z: float) -> str:
@@ -136,10 +139,10 @@ def told(traffic: Traffic, harm: Harm, rates: Rates, alarm: float, *, each_user_
         if over.size:
             end = int(over[0]) + 1
             borne.take(stream.between(0, end), mine[:end])
-            return Judged(ROLLED_BACK, borne.users, borne.requests)
+            return Judged(ROLLED_BACK, borne.users, borne.users, borne.requests)
         begin, total = begin + size, float(worth[-1])
         borne.take(stream, mine)
-    return Judged(PASSED, borne.users, borne.requests)
+    return Judged(PASSED, borne.users, borne.users, borne.requests)
 
 
 def until_first(user: Ints, settled: Flags) -> Flags:

@@ -3,7 +3,7 @@
 `tests/benchmarks/test_gates.py` plays the same streams to both.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 
@@ -13,7 +13,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from benchmarks.gates_worlds import HASHES, Flags, Floats, Harm, Ints, Stream
 from flows.policy.bets import share_at
 from flows.policy.gates import NEEDLESS, SUSPICIOUS, Verdict, requests_needed
-from flows.policy.judge import REQUESTS_A_USER, ROUND_REQUESTS
+from flows.policy.judge import CANDIDATES, REQUESTS_A_USER, ROUND_REQUESTS, Carried
 from flows.policy.latency import REMEMBERED
 from flows.policy.measures import (
     FRACTIONS_OF_STABLE,
@@ -23,20 +23,24 @@ from flows.policy.measures import (
     LATER_THAN_P90,
     LEARNED_FROM,
     LINES,
+    ONE_COIN,
     P90,
     TIME_OF,
     TIMES,
     TIMES_STABLE,
     TIMES_THE_LIMIT,
+    Count,
     Limits,
     Measure,
+    Purses,
     Time,
     limit_of,
     parts_of,
     percentile,
+    purses_of_harm,
 )
 from flows.policy.probes import ENOUGH_TIMES, NOT_BEFORE, RULE_OF_THREE
-from flows.policy.slowness import ALIKE_WITHIN, LOOKS, ON_FIRST, SLOWER_ON_ALL, slowness_of
+from flows.policy.slowness import ALIKE_WITHIN, LOOKS, ON_FIRST, SLOWER, SLOWER_ON_ALL, slowness_of
 from flows.policy.tally import PLACES
 
 LOOK_EVERY = 20
@@ -52,10 +56,27 @@ class Held:
     at: int
     """After so many requests of both slots."""
     gate: str
-    slow_ms: dict[Time, tuple[float, ...]]
-    """For the next stage."""
+    carried: Carried | None
+    """Into the next stage."""
     is_thin: bool = False
     """Production may have sent probes."""
+
+
+@dataclass(frozen=True)
+class _Wager:
+    """Of one measure, the bets on whose its hits are that go on: what each part is worth after each request."""
+
+    harm: Floats
+    more: Floats
+    often: Floats
+
+    def worths(self, at: Ints) -> tuple[Floats, Floats]:
+        """Of harm, and of what matters."""
+        often = _coins(self.often[:, at]) if len(self.often) else np.inf
+        return _coins(self.harm[:, at]), np.minimum(_coins(self.more[:, at]), often)
+
+    def after(self, requests: int) -> Purses:
+        return Purses(*(tuple(bet[:, requests - 1].tolist()) for bet in (self.harm, self.more, self.often)))
 
 
 @dataclass(frozen=True)
@@ -78,12 +99,26 @@ class _Timed:
     ms: Floats
     counts: dict[Measure, _Counts]
     slowness_now: Floats
-    slowness: Floats
-    """At its best."""
-    slowness_that_matters: Floats
-    """The same by lines that are later by what is excused."""
+    slowness: tuple[Floats, Floats]
+    """At its best; and the same by lines that are later by what is excused."""
+    whole: tuple[Floats, Floats]
+    """The same of the bets that go on."""
     learned_at: int
     slow_ms: tuple[float, ...]
+    bets: "tuple[_Bets, _Bets] | None" = None
+
+
+@dataclass(frozen=True)
+class _Bets:
+    """What the bets on slowness are worth after each answer."""
+
+    now: Floats
+    best: Floats
+    whole: Floats
+    """Of each alternative, the bet on first answers that goes on."""
+
+    def after(self, answers: int) -> tuple[float, ...]:
+        return tuple(self.whole[:, answers - 1].tolist())
 
 
 def hold(
@@ -93,40 +128,43 @@ def hold(
     *,
     share: float,
     budget: float,
-    slow_ms: Mapping[Time, Sequence[float]],
+    carried: Carried,
     since: float,
 ) -> Held:
     """Rule on one stage that begins at `since` with the first of these requests."""
+    begun = carried if share < 1 else Carried(slow_ms=carried.slow_ms)
     mine = stream.user_luck < share
     failed = stream.failed(mine, harm)
     looks = np.arange(LOOK_EVERY, len(stream) + 1, LOOK_EVERY) - 1
     rounds = np.arange(len(stream)) // ROUND_REQUESTS
     place = _places(stream.user)
+    chance = _chances(stream.user, share, begun)
     good = _ranked(place + rounds * (place.max() + 1)) < REQUESTS_A_USER
     times = (stream.first_token_ms(mine, harm), stream.token_ms(mine, harm))
     timed = [
-        _timed(time, ms, stream.user, mine, ~failed, good, share, limits, slow_ms.get(time, ()))
+        _timed(time, ms, stream.user, mine, ~failed, good, chance, share, limits, begun)
         for time, ms in zip(TIMES, times, strict=True)
     ]
     counts: dict[Measure, _Counts] = {"failed": _count(place, mine, failed, good)}
     for one in timed:
         counts |= one.counts
+    wagers = _wagers(counts, mine, chance, share, limits, begun)
 
-    def bar(part: Measure) -> float:
-        return float(-np.log(limits.false_alarm_percent / 100 * budget * parts_of(share, limits)[part]))
-
-    crossings = [(len(stream), ""), *_lately(place, mine, failed, share, limits, bar("failed lately"), budget)]
+    crossings = [(len(stream), ""), *_lately(place, mine, failed, share, limits, budget)]
+    learned_at: dict[Measure, int] = {measure: one.learned_at for one in timed for measure in one.counts}
     for measure in counts.keys() & parts_of(share, limits).keys():
-        worths = _worths(measure, counts[measure], counts[measure].events, share, limits)
-        if (over := counts[measure].events[_crossing(*worths, bar(measure), budget)]).size:
-            learned_at = next((one.learned_at for one in timed if one.time.hung == measure), 0)
-            crossings.append((max(int(over[0]), learned_at), measure))
+        at = counts[measure].events
+        bets = [(_worths(measure, counts[measure], at, share, limits), budget)]
+        bets += [(wagers[measure].worths(at), begun.budget)] if begun.budget else []
+        over = at[_crossing(bets, measure, share, limits)]
+        crossings += [(max(int(first), learned_at.get(measure, 0)), measure) for first in over[:1]]
     elapsed = stream.seconds[looks] - since
     passing = (elapsed >= limits.minimum_seconds) & (_sums(mine)[looks] >= limits.minimum_requests)
     passing &= _is_good_news(counts, looks, share, limits)
     for one in timed if share < 1 else ():
-        if (over := _crossing(one.slowness, one.slowness_that_matters, bar(one.time.slow), budget)).size:
-            crossings.append((max(int(over[0]), one.learned_at), one.time.slow))
+        bets = [(one.slowness, budget), (one.whole, begun.budget)][: 2 if begun.budget else 1]
+        over = _crossing(bets, one.time.slow, share, limits)
+        crossings += [(max(int(first), one.learned_at), one.time.slow) for first in over[:1]]
         passing &= one.slowness_now[looks] <= SUSPICIOUS
         passing &= _is_like_stable(one, looks, share, limits)
     harm_at, gate = min(crossings)
@@ -135,14 +173,49 @@ def hold(
     harm_look = int(np.searchsorted(looks, harm_at))
     look = min(pass_look, late_look, harm_look)
     if look == len(looks):
-        return Held("hold", len(stream), "", {})
+        return Held("hold", len(stream), "", None)
     is_thin = _may_be_thin(counts["failed"].counted[looks[: look + 1]], elapsed[: look + 1], share, limits)
     if look == harm_look:
-        return Held("roll back", int(looks[look]) + 1, gate, {}, is_thin)
+        return Held("roll back", int(looks[look]) + 1, gate, None, is_thin)
     if look < pass_look:
-        return Held("roll back", int(looks[look]) + 1, "deadline", {}, is_thin)
+        return Held("roll back", int(looks[look]) + 1, "deadline", None, is_thin)
     end = int(looks[look]) + 1
-    return Held("promote", end, "", {one.time: _next_lines(one, ~failed[:end]) for one in timed}, is_thin)
+    left = Carried(
+        budget=begun.budget or budget,
+        slow_ms={one.time: _next_lines(one, ~failed[:end]) for one in timed},
+        purses={measure: wager.after(end) for measure, wager in wagers.items()},
+        slowness=_slowness_after(int((~failed[:end]).sum()), timed),
+        shares=(*begun.shares, share),
+        **_who_was_seen(stream.user[:end], mine[:end], begun),
+    )
+    return Held("promote", end, "", left, is_thin)
+
+
+def _slowness_after(answers: int, timed: Sequence[_Timed]) -> dict[Time, tuple[Sequence[float], Sequence[float]]]:
+    return {one.time: (one.bets[0].after(answers), one.bets[1].after(answers)) for one in timed if one.bets}
+
+
+def _chances(user: Ints, share: float, begun: Carried) -> Floats:
+    """`Judge._draw`: of each request's user to be the candidate's; no number where nothing is bet on him."""
+    place, chances = user % PLACES, np.full(len(user), share)
+    seen = np.frombuffer(begun.seen, np.uint8)[place]
+    is_owner = np.frombuffer(begun.owners, np.uint16)[place] == user // PLACES
+    for number, chance in enumerate(begun.chances(share)):
+        chances[seen == number] = chance
+    chances[(seen > 0) & ~is_owner | (seen == CANDIDATES)] = np.nan
+    return np.where(user < HASHES, chances, share)
+
+
+def _who_was_seen(user: Ints, mine: Flags, begun: Carried) -> dict[str, bytes]:
+    """In which stage, once this one is over."""
+    user, mine = user[user < HASHES], mine[user < HASHES]
+    seen, owners = np.frombuffer(begun.seen, np.uint8).copy(), np.frombuffer(begun.owners, np.uint16).copy()
+    places, first = np.unique(user % PLACES, return_index=True)
+    new = seen[places] == 0
+    owners[places[new]] = user[first[new]] // PLACES
+    owned = owners[user % PLACES] == user // PLACES
+    seen[user[owned] % PLACES] = np.where(mine[owned], CANDIDATES, len(begun.shares) + 1)
+    return {"seen": seen.tobytes(), "owners": owners.tobytes()}
 
 
 def _may_be_thin(counted: Ints, elapsed: Floats, share: float, limits: Limits) -> bool:
@@ -160,11 +233,13 @@ def _timed(
     mine: Flags,
     answered: Flags,
     good: Flags,
+    chance: Floats,
     share: float,
     limits: Limits,
-    slow_ms: Sequence[float],
+    begun: Carried,
 ) -> _Timed:
     counts: dict[Measure, _Counts] = {}
+    slow_ms = begun.slow_ms.get(time, ())
     place = _places(user)
     if (limit_ms := time.limit_ms(limits)) is not None:
         counts[time.late] = _count(place, mine & answered, (ms > limit_ms) & mine & answered, good)
@@ -172,27 +247,43 @@ def _timed(
     learned_at = 0
     if not slow_ms:
         if len(at) < LEARNED_FROM:
-            return _Timed(time, ms, counts, zeros := np.zeros(len(ms)), zeros, zeros, 0, ())
+            return _Timed(time, ms, counts, zeros := np.zeros(len(ms)), (zeros, zeros), (zeros, zeros), 0, ())
         learned_at = int(at[LEARNED_FROM - 1])
-    drawn = _drawn(ms[at], slow_ms)
-    own = np.array([[time.allowed_ms(line, limits) for line in lines] for lines in drawn.tolist()])
+    lines = _lines(ms[at], slow_ms)
+    own = np.array([[time.allowed_ms(line, limits) for line in some] for some in lines.tolist()])
     block = (np.cumsum(answered) - answered) // LEARNED_FROM
-    p90 = np.where(mine, own[block, P90], drawn[block, P90])
+    p90 = np.where(mine, own[block, P90], lines[block, P90])
     later = good & answered & (ms > p90)
     counted, hits = _sums(good & mine & answered), _sums(later & mine)
     counts[time.later] = _Counts(hits, _sums(later), counted, counted, hits, np.flatnonzero(later & mine))
     counts[time.hung] = _count(place, mine & answered, answered & (ms > HUNG_TIMES_P90 * p90), good)
-    now, best, matters = np.zeros(len(ms)), np.zeros(len(ms)), np.zeros(len(ms))
-    if share < 1:
-        excused = np.where(mine[at, None], own[block[at]], drawn[block[at]])
-        bands = [(ms[at, None] > lines).sum(axis=1) for lines in (drawn[block[at]], excused)]
-        (harm_now, harm), (matters_now, mattering) = (_slowness(user[at], mine[at], band, share) for band in bands)
-        for whole, answers in ((now, np.minimum(harm_now, matters_now)), (best, harm), (matters, mattering)):
-            whole[:] = np.concatenate([[0.0], answers])[np.cumsum(answered)]
-    return _Timed(time, ms, counts, now, best, matters, learned_at, tuple(drawn[0].tolist()))
+    if share == 1:
+        zeros = np.zeros(len(ms))
+        return _Timed(time, ms, counts, zeros, (zeros, zeros), (zeros, zeros), learned_at, tuple(lines[0].tolist()))
+    excused = np.where(mine[at, None], own[block[at]], lines[block[at]])
+    bands = [(ms[at, None] > some).sum(axis=1) for some in (lines[block[at]], excused)]
+    harm, mattering = (
+        _slowness(user[at], mine[at], band, chance[at], share, had)
+        for band, had in zip(bands, begun.slowness.get(time, ((), ())), strict=True)
+    )
+
+    def after_each_request(answers: Floats) -> Floats:
+        return np.concatenate([[0.0], answers])[np.cumsum(answered)]
+
+    return _Timed(
+        time,
+        ms,
+        counts,
+        after_each_request(np.minimum(harm.now, mattering.now)),
+        (after_each_request(harm.best), after_each_request(mattering.best)),
+        (_on_first(after_each_request(_coins(harm.whole))), _on_first(after_each_request(_coins(mattering.whole)))),
+        learned_at,
+        tuple(lines[0].tolist()),
+        (harm, mattering),
+    )
 
 
-def _drawn(ms: Floats, slow_ms: Sequence[float]) -> Floats:
+def _lines(ms: Floats, slow_ms: Sequence[float]) -> Floats:
     """The lines for each so many answers, drawn from the last ones of both slots before them."""
     lines = [tuple(slow_ms) or _percentiles(ms[:LEARNED_FROM])]
     lines += [_percentiles(ms[:end]) for end in range(LEARNED_FROM, min(REMEMBERED, len(ms) + 1), LEARNED_FROM)]
@@ -244,21 +335,32 @@ def _count(place: Ints, trials: Flags, hit: Flags, good: Flags) -> _Counts:
     )
 
 
-def _slowness(user: Ints, mine: Flags, band: Ints, share: float) -> tuple[Floats, Floats]:
-    """What the bets on slowness are worth after each answer, now and at their best."""
-    table, place = np.array(slowness_of(share)), _places(user)
-    first = np.unique(place, return_index=True)[1]
-    added = np.zeros((len(table), len(user)))
-    added[:, first] = table[:, band[first], mine[first].astype(np.int64)]
-    worth = _coins(np.cumsum(added, axis=1))
+def _slowness(user: Ints, mine: Flags, band: Ints, chance: Floats, share: float, begun: Sequence[float]) -> _Bets:
+    first = np.unique(_places(user), return_index=True)[1]
+    worth = _coins(_first_answers(first, mine, band, np.full(len(user), share)))
+    whole = _first_answers(first, mine, band, chance)
     last_look, all_looks = np.full(len(user), -np.inf), np.full(len(user), -np.inf)
     total = -np.inf
     for look in (look for look in LOOKS if look <= len(user)):
         now = _worth_of_all(user[:look], mine[:look], band[:look], share)
         total = np.logaddexp(total, now - np.log(len(LOOKS)))
         last_look[look - 1 :], all_looks[look - 1 :] = now, total
-    best = np.maximum(np.maximum.accumulate(worth) + np.log(ON_FIRST), all_looks + np.log(1 - ON_FIRST))
-    return np.where(np.arange(1, len(user) + 1) < LOOKS[0], worth, last_look), np.maximum(best, 0)
+    best = np.maximum(_on_first(worth), all_looks + np.log(1 - ON_FIRST))
+    now = np.where(np.arange(1, len(user) + 1) < LOOKS[0], worth, last_look)
+    return _Bets(now, np.maximum(best, 0), whole + np.array(begun or [0.0])[:, None])
+
+
+def _on_first(worth: Floats) -> Floats:
+    return np.maximum.accumulate(worth) + np.log(ON_FIRST)
+
+
+def _first_answers(first: Ints, mine: Flags, band: Ints, chance: Floats) -> Floats:
+    """What each part of the bet on first answers wins until each answer, of those who are drawn with some chance."""
+    added = np.zeros((len(SLOWER), len(mine)))
+    for its_chance in np.unique(chance[~np.isnan(chance)]).tolist():
+        these, table = first[chance[first] == its_chance], np.array(slowness_of(its_chance))
+        added[:, these] = table[:, band[these], mine[these].astype(np.int64)]
+    return np.cumsum(added, axis=1)
 
 
 def _worth_of_all(user: Ints, mine: Flags, band: Ints, share: float) -> Floats:
@@ -286,47 +388,86 @@ def _sums(these: Flags) -> Ints:
     return np.cumsum(these, dtype=np.int64)
 
 
-def worth(hits: Ints | int, of: Ints | int, null: float, others: Sequence[float]) -> Floats:
+def worth(hits: Ints, of: Ints, null: float, others: Sequence[float]) -> Floats:
     """`flows.policy.bets.worth`, of arrays."""
-    misses = np.asarray(of) - hits
-    worths = np.stack([hits * np.log(p / null) + misses * (np.log1p(-p) - np.log1p(-null)) for p in others])
-    return np.logaddexp.reduce(worths) - np.log(len(others))
+    return _coins(_purses(hits, of - hits, null, others))
+
+
+def _purses(hits: Ints, misses: Ints, null: float, others: Sequence[float]) -> Floats:
+    return np.stack([hits * np.log(p / null) + misses * (np.log1p(-p) - np.log1p(-null)) for p in others])
 
 
 def _times(rate: float, times: float) -> float:
     return min(rate * times, 1 - (1 - rate) / times)
 
 
-def _above_limit(hits: Ints, of: Ints, limit: float) -> Floats:
-    return worth(hits, of, limit, [_times(limit, times) for times in TIMES_THE_LIMIT])
+def _above_limit(limit: float) -> tuple[float, list[float]]:
+    return limit, [_times(limit, times) for times in TIMES_THE_LIMIT]
 
 
-def _above_stable(hits: Ints, all_hits: Ints, share: float, ratio: float = 1.0) -> Floats:
-    others = [share_at(share, ratio * times) for times in TIMES_STABLE]
-    return worth(hits, all_hits, share_at(share, ratio), others)
+def _above_stable(chance: float, ratio: float = 1.0) -> tuple[float, list[float]]:
+    return share_at(chance, ratio), [share_at(chance, ratio * times) for times in TIMES_STABLE]
+
+
+def _wagers(
+    counts: dict[Measure, _Counts], mine: Flags, chance: Floats, share: float, limits: Limits, begun: Carried
+) -> dict[Measure, _Wager]:
+    bet_on = counts.keys() & parts_of(share, limits).keys() if share < 1 else ()
+    return {one: _wager(counts[one], mine, chance, limits, begun.purses.get(one, ONE_COIN)) for one in bet_on}
+
+
+def _wager(count: _Counts, mine: Flags, chance: Floats, limits: Limits, begun: Purses) -> _Wager:
+    """`measures.purses_of_harm` after each request."""
+    at_first, margin = purses_of_harm({0.5: Count()}, limits, begun), limits.error_margin_percent / 100
+    drawn = ~np.isnan(chance)
+    new = np.flatnonzero(_steps(count.all_hits) & drawn)
+    harm, more = np.zeros((len(TIMES_STABLE), len(mine))), np.zeros((len(TIMES_STABLE), len(mine)))
+    for its_chance in np.unique(chance[new]).tolist():
+        at = new[chance[new] == its_chance]
+        ours = mine[at].astype(np.int64)
+        for bet, ratio in ((harm, 1.0), (more, limits.more_than_stable)):
+            bet[:, at] = _purses(ours, 1 - ours, *_above_stable(its_chance, ratio))
+    hits, of = _sums(_steps(count.hits) & drawn), _sums(_steps(count.of) & drawn)
+    often = _purses(hits, of - hits, *_above_limit(margin)) if margin else np.zeros((0, len(mine)))
+    bets = zip(
+        (at_first.harm, at_first.more, at_first.often), (np.cumsum(harm, 1), np.cumsum(more, 1), often), strict=True
+    )
+    return _Wager(*(np.array(had)[:, None] + won if len(won) else won for had, won in bets))
+
+
+def _steps(sums: Ints) -> Flags:
+    return np.diff(sums, prepend=0) > 0
 
 
 def _worths(measure: Measure, count: _Counts, at: Ints, share: float, limits: Limits) -> tuple[Floats, Floats]:
     """`measures.worth_of_harm` and `worth_that_matters`."""
-    hits, all_hits, of, limit = count.hits[at], count.all_hits[at], count.of[at], limit_of(measure, limits)
+    hits, all_hits, of = count.hits[at], count.all_hits[at], count.of[at]
     if share < 1:
-        more = _above_stable(hits, all_hits, share, limits.more_than_stable)
-        often = _above_limit(hits, of, limits.error_margin_percent / 100) if limits.error_margin_percent else more
-        return _above_stable(hits, all_hits, share), np.minimum(more, often)
+        more, margin = (
+            worth(hits, all_hits, *_above_stable(share, limits.more_than_stable)),
+            limits.error_margin_percent,
+        )
+        often = worth(hits, of, *_above_limit(margin / 100)) if margin else more
+        return worth(hits, all_hits, *_above_stable(share)), np.minimum(more, often)
+    limit = limit_of(measure, limits)
     if limit is None:
-        return np.zeros(len(at)), np.zeros(len(at))
-    harm = _above_limit(hits, of, limit * HARM_THAT_MATTERS if measure in TIME_OF else limit)
+        return np.zeros(len(hits)), np.zeros(len(hits))
+    harm = worth(hits, of, *_above_limit(limit * HARM_THAT_MATTERS if measure in TIME_OF else limit))
     return harm, harm
 
 
-def _crossing(harm: Floats, matters: Floats, bar: float, budget: float) -> Ints:
-    """Where the bets have been worth enough, each at its best until then."""
-    best, best_matters = np.maximum.accumulate(harm), np.maximum.accumulate(matters)
-    return np.flatnonzero((best >= bar) & (best_matters >= min(bar, -np.log(NEEDLESS * budget))))
+def _crossing(bets: Sequence[tuple[tuple[Floats, Floats], float]], part: Measure, share: float, limits: Limits) -> Ints:
+    """Where bets, each with its budget, have been worth enough, each at its best until then."""
+    over = np.zeros(len(bets[0][0][0]), bool)
+    for (harm, matters), budget in bets:
+        bar = -np.log(limits.false_alarm_percent / 100 * budget * parts_of(share, limits)[part])
+        best, best_matters = np.maximum.accumulate(harm), np.maximum.accumulate(matters)
+        over |= (best >= bar) & (best_matters >= min(bar, -np.log(NEEDLESS * budget)))
+    return np.flatnonzero(over)
 
 
 def _lately(
-    place: Ints, mine: Flags, failed: Flags, share: float, limits: Limits, bar: float, budget: float
+    place: Ints, mine: Flags, failed: Flags, share: float, limits: Limits, budget: float
 ) -> list[tuple[int, str]]:
     """Where the bets of each round cross their bars."""
     crossings: list[tuple[int, str]] = []
@@ -337,7 +478,7 @@ def _lately(
         count = _count(place[part], mine[part], failed[part], mine[part])
         handicap = np.log((number + 1) * (number + 2))
         harm, matters = (w - handicap for w in _worths("failed lately", count, count.events, share, limits))
-        if (over := count.events[_crossing(harm, matters, bar, budget)]).size:
+        if (over := count.events[_crossing([((harm, matters), budget)], "failed lately", share, limits)]).size:
             crossings.append((begin + int(over[0]), "failed lately"))
     return crossings
 
@@ -353,8 +494,7 @@ def _is_good_news(counts: dict[Measure, _Counts], looks: Ints, share: float, lim
             good &= worth(count.counted_hits[looks], count.counted[looks], null, others) >= sure
         if measure in parts_of(share, limits):
             worths = _worths(measure, count, looks, share, limits)
-            now = np.where(count.hits[looks] > 0, np.minimum(*worths), 0.0)
-            good &= now <= SUSPICIOUS
+            good &= np.where(count.hits[looks] > 0, np.minimum(*worths), 0.0) <= SUSPICIOUS
     return good
 
 

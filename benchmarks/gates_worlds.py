@@ -18,6 +18,8 @@ AR_BLOCK, AR_MEMORY = 50, 0.9
 """Latency that remembers: one draw for 50 requests, of which the next takes over nine tenths."""
 BURST_REQUESTS = 200
 MANY = 200_000
+HOUR_SECONDS = 3600.0
+"""From a release's beginning until somebody notices, if nothing has rolled it back."""
 DRIFT_SECONDS = 1800
 """A day, made short: at 200 requests a second a release is over in minutes, and would see nothing of a longer one."""
 
@@ -115,6 +117,11 @@ class Borne:
     @property
     def users(self) -> int:
         return len(self._users)
+
+    def users_in_the_hour(self, traffic: "Traffic", since_seconds: float) -> int:
+        """Where it was let through by then: with all whom it harms in the rest of the hour."""
+        rest = traffic.within(since_seconds, max(since_seconds, HOUR_SECONDS))
+        return len(self._users.union(rest.harmed_users(np.ones(len(rest), bool), self._harm).tolist()))
 
     def take(self, stream: Stream, mine: Flags) -> None:
         self._users.update(stream.harmed_users(mine, self._harm).tolist())

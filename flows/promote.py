@@ -1,6 +1,6 @@
 """Promote a canary: more traffic stage by stage, as long as its gates, and people where asked, say so."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Literal
 
@@ -15,9 +15,9 @@ from blocks.service import Service
 from flows.boards import waiting_board
 from flows.place import mend
 from flows.plans import PromotePlan
-from flows.policy.judge import Judge
+from flows.policy.judge import Carried, Judge
 from flows.policy.ledger import Release, go_live, held_by, note_stage, take_over
-from flows.policy.measures import Limits, Time, budget_of_stage
+from flows.policy.measures import Limits, budget_of_stage
 from flows.policy.probes import PART_OF_THE_BUDGET, ProbeJudge
 from flows.policy.stages import stages_left
 from flows.stage import Stable, StageWatch
@@ -72,7 +72,7 @@ def _promote_by_stages(service: Service, release: Release, live: Release, plan: 
     board = Board(f"canary-board-{service.name}", f"The canary of {service.name}, stage by stage")
     standing = read_split(service.gateway, service.name).share_of(release.slot)
     limits = limits_of(service, plan)
-    slow_ms: Mapping[Time, tuple[float, ...]] = {}
+    carried = Carried()
     candidates = _replicas_of(service, release.id)
     stable = Stable(live, _replicas_of(service, live.id), had=_servers_in(service, live.slot))
     rate = measure_rate(service.gateway, service.name, min(MEASURED_SECONDS, plan.stage_deadline_seconds / 100))
@@ -88,7 +88,7 @@ def _promote_by_stages(service: Service, release: Release, live: Release, plan: 
         cells = _cells(candidates)
         budget = budget_of_stage(plan.stages_percent.index(share), len(plan.stages_percent))
         of_probes = PART_OF_THE_BUDGET * budget if service.probes_per_stage else 0.0
-        judge = Judge(limits, release.slot, share=share / 100, budget=budget - of_probes, slow_ms=slow_ms, cells=cells)
+        judge = Judge(limits, release.slot, share=share / 100, budget=budget - of_probes, carried=carried, cells=cells)
         watch = StageWatch(
             service,
             release,
@@ -107,7 +107,7 @@ def _promote_by_stages(service: Service, release: Release, live: Release, plan: 
         )
         if stage.verdict == "roll back":
             raise RolledBack(f"rolled back at {share} %: {stage.reason}")
-        slow_ms = judge.next_slow_ms()
+        carried = judge.carried()
         rate = watch.outcomes / stage.seconds if stage.seconds else rate
     return candidates
 

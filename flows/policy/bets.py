@@ -12,15 +12,30 @@ A bet is worth its logarithm here: a large one is past what a float holds.
 """
 
 from collections.abc import Callable, Sequence
+from itertools import repeat
 from math import exp, lgamma, log, log1p
 
 
 def worth(hits: int, of: int, null: float, others: Sequence[float]) -> float:
     """The logarithm of what a bet on `others`, all above or all below `null`, is worth after `hits` of `of`."""
+    return mean_of(purses(hits, of, null, others))
+
+
+def purses(hits: int, of: int, null: float, others: Sequence[float], begun: Sequence[float] = ()) -> tuple[float, ...]:
+    """The same of each of `others` by itself, where it had `begun` with so much; with one coin if nothing is said."""
     misses = of - hits
-    worths = [hits * log(p / null) + misses * (log1p(-p) - log1p(-null)) for p in others]
+    worths = (hits * log(p / null) + misses * (log1p(-p) - log1p(-null)) for p in others)
+    return tuple(had + won for had, won in zip(begun or repeat(0.0), worths, strict=False))
+
+
+def together(*worths: float) -> float:
+    """The sum of coins, all as logarithms."""
     best = max(worths)
-    return best + log(sum(exp(w - best) for w in worths) / len(worths))
+    return best + log(sum(exp(worth - best) for worth in worths))
+
+
+def mean_of(worths: Sequence[float]) -> float:
+    return together(*worths) - log(len(worths))
 
 
 def share_at(share: float, ratio: float) -> float:

@@ -92,12 +92,25 @@ def _harm(evidence: Evidence, limits: Limits) -> dict[Measure, str]:
         if measure not in parts_of(evidence.share, limits):
             continue
         if _is_beyond(count.harm, count.matters, bar(evidence, limits, measure), evidence):
-            like = "were like stable" if evidence.share < 1 else "kept the limit"
-            luck = f"if it {like}, {_all_this(measure)} would be bad luck of"
-            words[measure] = f"{_in_words(measure, evidence, limits)}; {luck} {_chance(count.harm)}"
+            words[measure] = _bad_luck(measure, evidence, limits, _all_this(measure), count.harm)
+        elif (whole := _of_all_stages(evidence)) and _is_beyond(
+            count.whole, count.whole_matters, bar(whole, limits, measure), whole
+        ):
+            words[measure] = _bad_luck(measure, evidence, limits, "what all stages so far have shown", count.whole)
     if len(words) > 1:
         words.pop("failed lately", None)
     return words
+
+
+def _bad_luck(measure: Measure, evidence: Evidence, limits: Limits, what: str, worth_of_bet: float) -> str:
+    like = "were like stable" if evidence.share < 1 else "kept the limit"
+    seen = _in_words(measure, evidence, limits)
+    return f"{seen}; if it {like}, {what} would be bad luck of {_chance(worth_of_bet)}"
+
+
+def _of_all_stages(evidence: Evidence) -> Evidence | None:
+    """The same, with the budget of the bets that go on from an earlier stage; None where there are none."""
+    return replace(evidence, budget=evidence.whole_budget) if evidence.whole_budget else None
 
 
 def _all_this(measure: Measure) -> str:
@@ -319,7 +332,7 @@ def nearness(evidence: Evidence, limits: Limits) -> list[Nearness]:
     for measure, count in evidence.counts.items():
         if measure == "failed lately" or not _can_be_told(measure, evidence, limits):
             continue
-        harm = _part_of_the_way(count, bar(evidence, limits, measure), evidence) if measure in harmful else None
+        harm = _part_of_the_way(measure, count, evidence, limits) if measure in harmful else None
         good = None
         if measure in PROMISED and (limit := limit_of(measure, limits)) is not None:
             good = worth_within_limit(count, limit) / sure
@@ -331,9 +344,15 @@ def nearness(evidence: Evidence, limits: Limits) -> list[Nearness]:
     return gates
 
 
-def _part_of_the_way(count: Count, bar: float, evidence: Evidence) -> float:
-    matters = 1.0 if count.matters is None else count.matters / bar_of_margins(evidence, bar)
-    return min(count.harm / bar, matters)
+def _part_of_the_way(measure: Measure, count: Count, evidence: Evidence, limits: Limits) -> float:
+    """Of this stage's bets, or of those that go on, whichever are further."""
+    of_stage = bar(evidence, limits, measure)
+    matters = 1.0 if count.matters is None else count.matters / bar_of_margins(evidence, of_stage)
+    part = min(count.harm / of_stage, matters)
+    if whole := _of_all_stages(evidence):
+        of_all = bar(whole, limits, measure)
+        part = max(part, min(count.whole / of_all, count.whole_matters / bar_of_margins(whole, of_all)))
+    return part
 
 
 def _can_be_told(measure: Measure, evidence: Evidence, limits: Limits) -> bool:

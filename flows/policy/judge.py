@@ -1,12 +1,14 @@
 """Requests in one by one, evidence out: what a stage has shown so far."""
 
+from array import array
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from math import log
 from zlib import crc32
 
 from blocks.ports import Outcome, Slot
 from flows.policy.latency import Latency
-from flows.policy.measures import EACH_TOKEN, FIRST_TOKEN, TIMES, CellCount, Evidence, Limits, Measure, Time
+from flows.policy.measures import EACH_TOKEN, FIRST_TOKEN, TIMES, CellCount, Evidence, Limits, Measure, Purses, Time
 from flows.policy.tally import PLACES, Tally
 
 CLIENT_ERROR, SERVER_ERROR, NO_ANSWER = 400, 500, -1
@@ -18,13 +20,43 @@ ROUND_REQUESTS = 2000
 """After so many requests of both slots it is forgotten who failed: a user who did long ago counts again as "lately"."""
 TRAIL = 48
 
-_FAILED, _REFUSED, _LEFT, _SEEN = (1 << bit for bit in range(4))
+_FAILED, _REFUSED, _LEFT, _SEEN, _MINE, _STABLES = (1 << bit for bit in range(6))
+CANDIDATES = 255
+"""In `Carried.seen`, beside the numbers of stages."""
 
 
 def has_failed(outcome: Outcome) -> bool:
     """Whether the slot failed this user, though a retry or a fallback may have hidden it from them."""
     hidden = outcome.retried or outcome.by_fallback
     return hidden or outcome.status >= SERVER_ERROR or outcome.cut_short or outcome.is_empty
+
+
+@dataclass(frozen=True)
+class Carried:
+    """What one stage leaves to the next.
+
+    Bets go on, for a release that is a little worse shows it little by little. They stay fair by who was seen before:
+    a user is drawn once in a release, and shares only rise.
+    """
+
+    slow_ms: Mapping[Time, tuple[float, ...]] = field(default_factory=dict[Time, tuple[float, ...]])
+    """What is slow until the stage has answers of its own."""
+    budget: float = 0.0
+    """Of the stage that the bets began in; 0 where there are none."""
+    purses: Mapping[Measure, Purses] = field(default_factory=dict[Measure, Purses])
+    slowness: Mapping[Time, tuple[Sequence[float], Sequence[float]]] = field(
+        default_factory=dict[Time, tuple[Sequence[float], Sequence[float]]]
+    )
+    shares: tuple[float, ...] = ()
+    """Of the stages so far."""
+    seen: bytes = bytes(PLACES)
+    """Of each place's user, in which stage he was last seen as stable's, from 1 on, or that he is the candidate's."""
+    owners: bytes = bytes(2 * PLACES)
+    """Who is each place's user: the rest of his hash, in two bytes. Of others at the place nobody knows."""
+
+    def chances(self, share: float) -> tuple[float, ...]:
+        """Of being the candidate's at this share: of whom nobody saw, and of who was stable's in each stage so far."""
+        return (share, *((share - before) / (1 - before) for before in self.shares))
 
 
 class Judge:
@@ -37,14 +69,16 @@ class Judge:
         *,
         share: float,
         budget: float = 1.0,
-        slow_ms: Mapping[Time, Sequence[float]] | None = None,
+        carried: Carried | None = None,
         cells: Mapping[str, str] | None = None,
     ) -> None:
-        """Judge by `slow_ms` what is slow, or learn it; `cells` tells which cell an address of the candidate is in."""
+        """Go on with what the stage before left; `cells` tells which cell an address of the candidate is in."""
         self._limits, self._candidate, self._share, self._budget = limits, candidate, share, budget
         self._cells = dict(cells or {})
         self._dropped: set[str] = set()
-        self._begin(slow_ms or {})
+        carried = carried or Carried()
+        # Alone, no bet is on whose something is, and none goes on.
+        self._begin(carried if share < 1 else Carried(slow_ms=carried.slow_ms))
 
     @property
     def limits(self) -> Limits:
@@ -58,9 +92,10 @@ class Judge:
 
     def begin_anew(self) -> None:
         """Forget what was seen, as where some of it may have been lost; what is slow is still known."""
-        self._begin(self.slow_ms)
+        self._begin(Carried(slow_ms=self.slow_ms))
 
-    def _begin(self, slow_ms: Mapping[Time, Sequence[float]]) -> None:
+    def _begin(self, carried: Carried) -> None:
+        self._begun = carried
         self._marks, self._round_marks, self._requests_of = bytearray(PLACES), bytearray(PLACES), bytearray(PLACES)
         self._requests = self._stable_requests = self._users = self._in_round = self._rounds = 0
         self._tokens = self._stable_tokens = 0
@@ -68,9 +103,20 @@ class Judge:
         for time in TIMES:
             if time.is_judged(self._limits):
                 measures += (time.hung, time.slow, time.late, time.later)
-        self._tally = Tally(measures, self._share, self._limits)
+        self._owners = array("H", carried.owners)
+        share, limits, chances = self._share, self._limits, carried.chances(self._share)
+        self._tally = Tally(measures, share, limits, chances, carried.purses)
         self._latencies = {
-            time: Latency(time, self._tally, self._share, self._limits, slow_ms.get(time, ())) for time in TIMES
+            time: Latency(
+                time,
+                self._tally,
+                share,
+                limits,
+                carried.slow_ms.get(time, ()),
+                chances,
+                carried.slowness.get(time, ((), ())),
+            )
+            for time in TIMES
         }
         self._handicap = log(2)
         self._cell_requests: dict[str, int] = {}
@@ -89,26 +135,40 @@ class Judge:
         user = None if outcome.user is None else crc32(outcome.user.encode())
         place = None if user is None else user % PLACES
         failed = has_failed(outcome)
+        draw = self._draw(user, mine=mine)
         self._turn_the_round()
         if outcome.user_left and not failed:
             if outcome.status == NO_ANSWER:
-                take("left", place, marks, _LEFT, mine=mine, hit=True, cell=cell)
+                take("left", place, marks, _LEFT, mine=mine, hit=True, cell=cell, draw=draw)
             return
         counts = self._counts_as_good_news(place, mine=mine)
         self._add_up(outcome, cell, mine=mine)
-        take("failed", place, marks, _FAILED, mine=mine, hit=failed, cell=cell, counts=counts)
+        take("failed", place, marks, _FAILED, mine=mine, hit=failed, cell=cell, counts=counts, draw=draw)
         lately = self._round_marks
         take("failed lately", place, lately, _FAILED, mine=mine, hit=failed, cell=None, handicap=self._handicap)
         if mine:
             self._leave_a_mark()
         refused = CLIENT_ERROR <= outcome.status < SERVER_ERROR
-        take("refused", place, marks, _REFUSED, mine=mine, hit=refused, cell=cell)
-        take("left", place, marks, _LEFT, mine=mine, hit=False, cell=cell)
+        take("refused", place, marks, _REFUSED, mine=mine, hit=refused, cell=cell, draw=draw)
+        take("left", place, marks, _LEFT, mine=mine, hit=False, cell=cell, draw=draw)
         if elapsed_seconds - outcome.total_ms / 1000 < self._limits.warm_up_seconds:
             return
         for time, ms in ((FIRST_TOKEN, outcome.first_token_ms), (EACH_TOKEN, outcome.per_token_ms)):
             if ms is not None:
-                self._latencies[time].take(ms, user, mine=mine, cell=cell, counts=counts)
+                self._latencies[time].take(ms, user, mine=mine, cell=cell, counts=counts, draw=draw)
+
+    def _draw(self, user: int | None, *, mine: bool) -> int | None:
+        """Which chance this user has of being the candidate's; None where he is it, or nobody knows what he was."""
+        if user is None:
+            return 0
+        place, who = user % PLACES, user // PLACES
+        seen = self._begun.seen[place]
+        if not seen and not self._marks[place] & (_MINE | _STABLES):
+            self._owners[place] = who
+        is_owner = self._owners[place] == who
+        if is_owner:
+            self._marks[place] |= _MINE if mine else _STABLES
+        return seen if not seen or (is_owner and seen != CANDIDATES) else None
 
     def _add_up(self, outcome: Outcome, cell: str | None, *, mine: bool) -> None:
         if not mine:
@@ -156,15 +216,28 @@ class Judge:
         """Stable's lines of each time; none of one that is still to be learned."""
         return {time: latency.slow_ms for time, latency in self._latencies.items()}
 
-    def next_slow_ms(self) -> dict[Time, tuple[float, ...]]:
-        """What is slow in the next stage."""
-        return {time: latency.next_slow_ms() for time, latency in self._latencies.items()}
+    def carried(self) -> Carried:
+        """What goes on in the next stage."""
+        number = len(self._begun.shares) + 1
+        return Carried(
+            slow_ms={time: latency.next_slow_ms() for time, latency in self._latencies.items()},
+            budget=self._begun.budget or self._budget,
+            purses=self._tally.purses(),
+            slowness={time: purses for time, latency in self._latencies.items() if (purses := latency.purses)},
+            shares=(*self._begun.shares, self._share),
+            seen=bytes(
+                CANDIDATES if marks & _MINE else number if marks & _STABLES else before
+                for before, marks in zip(self._begun.seen, self._marks, strict=True)
+            ),
+            owners=self._owners.tobytes(),
+        )
 
     def evidence(self) -> Evidence:
         first, each = (self._latencies[time].timing() for time in (FIRST_TOKEN, EACH_TOKEN))
         return Evidence(
             share=self._share,
             budget=self._budget,
+            whole_budget=self._begun.budget,
             requests=self._requests,
             stable_requests=self._stable_requests,
             users=self._users,

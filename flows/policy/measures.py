@@ -7,7 +7,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from flows.policy.bets import share_at, worth
+from flows.policy.bets import mean_of, purses, share_at, worth
 
 Measure = Literal[
     "failed",
@@ -49,13 +49,13 @@ FRACTIONS_OF_STABLE = (1 / 8, 1 / 2, 1)
 """What the bets on good news are on."""
 
 BESIDE_STABLE: Mapping[Part, float] = {
-    "failed": 0.5,
-    "failed lately": 0.02,
+    "failed": 0.56,
+    "failed lately": 0.01,
     "refused": 0.03,
-    "left": 0.02,
-    "hung": 0.06,
+    "left": 0.01,
+    "hung": 0.03,
     "slow": 0.34,
-    "cells": 0.03,
+    "cells": 0.02,
 }
 ALONE: Mapping[Part, float] = {"failed": 0.6, "failed lately": 0.1, "late": 0.25, "cells": 0.05}
 """How a stage's part of the error budget is shared, beside stable and at 100 %; each adds up to 1.
@@ -63,7 +63,7 @@ ALONE: Mapping[Part, float] = {"failed": 0.6, "failed lately": 0.1, "late": 0.25
 Where tokens are judged too, they have half of what the first token has here.
 """
 
-FIRST_STAGE = 0.75
+FIRST_STAGE = 0.85
 """Of the error budget."""
 LEARNED_FROM = 100
 """Streamed answers whose times say what is slow."""
@@ -176,6 +176,9 @@ class Count:
     """The same of the bet on more harm than the margins excuse; None where there is no such bet, as in old ledgers."""
     harm_now: float = 0
     """What the two are worth now, whichever is less."""
+    whole: float = 0
+    """As `harm`, of the bet that goes on from an earlier stage."""
+    whole_matters: float = 0
 
 
 @dataclass(frozen=True)
@@ -194,6 +197,8 @@ class Evidence:
     """The candidate's, of the traffic."""
     budget: float
     """This stage's part of the release's error budget."""
+    whole_budget: float = 0.0
+    """The part of the bets that go on from an earlier stage; 0 where there are none."""
     requests: int = 0
     """The candidate's, without those that the user broke off."""
     stable_requests: int = 0
@@ -245,7 +250,7 @@ class Probed:
 
 
 def budget_of_stage(number: int, of: int) -> float:
-    """Three quarters for the first stage, for most harm shows at once; the others share the rest alike."""
+    """Most of it for the first stage, for most harm shows at once, and bets go on; the others share the rest alike."""
     if of == 1:
         return 1.0
     return FIRST_STAGE if number == 0 else (1 - FIRST_STAGE) / (of - 1)
@@ -264,15 +269,45 @@ def limit_of(measure: Measure, limits: Limits) -> float | None:
     return 0.05 if time and measure == time.late and time.limit_ms(limits) is not None else None
 
 
+@dataclass(frozen=True)
+class Purses:
+    """What the bets on harm of one measure go on with in the next stage, each alternative by itself, as logarithms."""
+
+    harm: tuple[float, ...]
+    more: tuple[float, ...]
+    often: tuple[float, ...]
+    """The last two are against "a little more than stable" and "too rarely to matter"; empty where nothing is that."""
+
+    @property
+    def matters(self) -> float:
+        """What the last two are worth, whichever is less."""
+        return min(mean_of(bet) for bet in (self.more, self.often) if bet)
+
+
+ONE_COIN = Purses((), (), ())
+
+
+def purses_of_harm(drawn: Mapping[float, Count], limits: Limits, begun: Purses = ONE_COIN) -> Purses:
+    """Of the bets beside stable; `drawn` is what was seen of those who are the candidate's with this chance each."""
+    harm, more, margin = begun.harm, begun.more, limits.error_margin_percent / 100
+    for chance, count in drawn.items():
+        harm = purses(count.hits, count.all_hits, *_above_stable(TIMES_STABLE, chance), harm)
+        more = purses(count.hits, count.all_hits, *_above_stable(TIMES_STABLE, chance, limits.more_than_stable), more)
+    hits, of = sum(count.hits for count in drawn.values()), sum(count.of for count in drawn.values())
+    return Purses(harm, more, purses(hits, of, *_above_limit(margin), begun.often) if margin else ())
+
+
 def worth_of_harm(measure: Measure, count: Count, share: float, limits: Limits) -> float:
     """Of the bet on harm: against "like stable" beside it, for what comes to both is nobody's; alone, by the limit."""
     if share < 1:
-        return worth_above_stable(measure, count, share) if measure in parts_of(share, limits) else 0.0
+        times = TIMES_STABLE_IN_A_CELL if measure in SLOWNESS else TIMES_STABLE
+        is_bet_on = measure in parts_of(share, limits)
+        return worth(count.hits, count.all_hits, *_above_stable(times, share)) if is_bet_on else 0.0
     limit = limit_of(measure, limits)
     if limit is None:
         return 0.0
     # Alone, a bad hour cannot be told from a slow model: late answers are harm where the promise is broken twice over.
-    return worth_above_limit(count, limit * HARM_THAT_MATTERS if measure in TIME_OF else limit)
+    return worth(count.hits, count.of, *_above_limit(limit * HARM_THAT_MATTERS if measure in TIME_OF else limit))
 
 
 def _with_tokens(parts: Mapping[Part, float]) -> Mapping[Part, float]:
@@ -296,16 +331,14 @@ def parts_of(share: float, limits: Limits) -> Mapping[Part, float]:
     return _PARTS[share == 1, EACH_TOKEN.is_judged(limits)]
 
 
-def worth_above_limit(count: Count, limit: float) -> float:
-    """Of the bet against "the candidate's rate is within the limit"."""
-    return worth(count.hits, count.of, limit, [_times(limit, times) for times in TIMES_THE_LIMIT])
+def _above_limit(limit: float) -> tuple[float, list[float]]:
+    """The bet against "the candidate's rate is within the limit": what it denies, and what it is on."""
+    return limit, [_times(limit, times) for times in TIMES_THE_LIMIT]
 
 
-def worth_above_stable(measure: Measure, count: Count, share: float, ratio: float = 1.0) -> float:
-    """Of the bet against "no more than `ratio` times stable's rate"."""
-    times_stable = TIMES_STABLE_IN_A_CELL if measure in SLOWNESS else TIMES_STABLE
-    others = [share_at(share, ratio * times) for times in times_stable]
-    return worth(count.hits, count.all_hits, share_at(share, ratio), others)
+def _above_stable(times_stable: Sequence[float], share: float, ratio: float = 1.0) -> tuple[float, list[float]]:
+    """The same against "no more than `ratio` times stable's rate"."""
+    return share_at(share, ratio), [share_at(share, ratio * times) for times in times_stable]
 
 
 def worth_that_matters(measure: Measure, count: Count, share: float, limits: Limits) -> float:
@@ -315,10 +348,7 @@ def worth_that_matters(measure: Measure, count: Count, share: float, limits: Lim
     """
     if share == 1 or measure in SLOWNESS:
         return worth_of_harm(measure, count, share, limits)
-    more = worth_above_stable(measure, count, share, limits.more_than_stable)
-    if not limits.error_margin_percent:
-        return more
-    return min(more, worth_above_limit(count, limits.error_margin_percent / 100))
+    return purses_of_harm({share: count}, limits).matters
 
 
 def worth_within_limit(count: Count, limit: float) -> float:

@@ -23,7 +23,10 @@ COUNTED_BY = frozenset(
 )
 """The counts were taken by these; what others would have counted is not kept."""
 BET_BY = frozenset({"error_percent", "more_than_stable", "error_margin_percent"})
-"""What a bet was worth at its best depends on these; with others, it is what it would be worth at the stage's end."""
+"""What a bet was worth at its best depends on these; with others, it is what it would be worth at the stage's end.
+
+What those would be worth that went on from an earlier stage nobody knows: they are left out.
+"""
 
 
 def replay(stage: Stage, other_gates: Mapping[str, object]) -> Ruling:
@@ -59,5 +62,7 @@ def _bet_anew(evidence: Evidence, limits: Limits) -> Evidence:
         if measure not in {"failed lately", *SLOWNESS}:
             harm = worth_of_harm(measure, count, evidence.share, limits) if count.hits else 0.0
             matters = worth_that_matters(measure, count, evidence.share, limits) if count.hits else 0.0
-            counts[measure] = replace(count, harm=harm, matters=matters, harm_now=min(harm, matters))
+            counts[measure] = replace(
+                count, harm=harm, matters=matters, harm_now=min(harm, matters), whole=0, whole_matters=0
+            )
     return replace(evidence, counts=counts)

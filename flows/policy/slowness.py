@@ -24,6 +24,7 @@ from itertools import pairwise
 from math import exp, inf, log
 from statistics import NormalDist
 
+from flows.policy.bets import mean_of, together
 from flows.policy.measures import LINES
 from flows.policy.tally import PLACES
 
@@ -55,30 +56,43 @@ Kish's design effect (Survey Sampling, 1965). It bounds what a user is worth, an
 class Slowness:
     """What the bets of one time in one stage are worth, as logarithms."""
 
-    def __init__(self, share: float) -> None:
+    def __init__(self, share: float, chances: Sequence[float] = (), begun: Sequence[float] = ()) -> None:
+        """Beside the bets of the stage, that on first answers goes on which has `begun` before.
+
+        `chances` are of being drawn for that one: the share of whom nobody saw before, and which else there are.
+        """
         self._share = share
-        self._added = slowness_of(share)
+        self._added = [slowness_of(chance) for chance in chances or (share,)]
         self._first = [0.0] * len(SLOWER)
+        self._whole = [*begun]
         self._weights = [[log(times) for times in bands] for bands in SLOWER_ON_ALL]
         self._sums = [array("d", bytes(8 * PLACES)) for _ in SLOWER_ON_ALL]
         self._all = [0.0] * len(SLOWER_ON_ALL)
         self._answers, self._owner = array("I", bytes(4 * PLACES)), array("H", bytes(2 * PLACES))
         self._taken = self._looks = 0
         self._last_look = self._all_looks = -inf
-        self.best = 0.0
-        """The most that the bets were ever worth."""
+        self.best = self.whole = 0.0
+        """The most that the bets of this stage were ever worth, and that which goes on."""
 
     @property
     def now(self) -> float:
         """What a coin is worth now: on all answers once they were looked at, for they know of first answers as well."""
-        return self._last_look if self._looks else _mean(self._first)
+        return self._last_look if self._looks else mean_of(self._first)
 
-    def take(self, band: int, user: int | None, *, mine: bool) -> None:
-        """Take in an answer; `user` is a hash of 32 bits, None where nobody knows."""
+    @property
+    def purses(self) -> tuple[float, ...]:
+        """What the bet on first answers goes on with in the next stage."""
+        return tuple(self._whole or self._first)
+
+    def take(self, band: int, user: int | None, *, mine: bool, draw: int | None = 0) -> None:
+        """Take in an answer; `user` is a hash of 32 bits, None where nobody knows; `draw` as in `Tally.take`."""
         place = None if user is None else user % PLACES
         if place is None or not self._answers[place]:
-            self._first = [worth + bands[band][mine] for worth, bands in zip(self._first, self._added, strict=True)]
-            self.best = max(self.best, log(ON_FIRST) + _mean(self._first))
+            self._first = _with(self._first, self._added[0], band, mine=mine)
+            self.best = max(self.best, log(ON_FIRST) + mean_of(self._first))
+            if self._whole and draw is not None:
+                self._whole = _with(self._whole, self._added[draw], band, mine=mine)
+                self.whole = max(self.whole, log(ON_FIRST) + mean_of(self._whole))
         if user is None or place is None:
             for number, weights in enumerate(self._weights):
                 self._all[number] += self._worth_of_user(weights[band], mine=mine)
@@ -107,8 +121,8 @@ class Slowness:
 
     def _look(self) -> None:
         self._looks += 1
-        self._last_look = _mean(self._all)
-        self._all_looks = _together(self._all_looks, self._last_look - log(len(LOOKS)))
+        self._last_look = mean_of(self._all)
+        self._all_looks = together(self._all_looks, self._last_look - log(len(LOOKS)))
         self.best = max(self.best, log(1 - ON_FIRST) + self._all_looks)
 
 
@@ -121,15 +135,11 @@ def slowness_of(share: float) -> list[list[tuple[float, float]]]:
     return [[(-log(share * r + 1 - share), log(r / (share * r + 1 - share))) for r in bands] for bands in SLOWER]
 
 
+def _with(
+    worths: Sequence[float], added: Sequence[Sequence[tuple[float, float]]], band: int, *, mine: bool
+) -> list[float]:
+    return [worth + bands[band][mine] for worth, bands in zip(worths, added, strict=True)]
+
+
 def _design_effect(answers: int) -> float:
     return 1 + ALIKE_WITHIN * (answers - 1)
-
-
-def _mean(worths: Sequence[float]) -> float:
-    return _together(*worths) - log(len(worths))
-
-
-def _together(*worths: float) -> float:
-    """The sum of coins, all as logarithms."""
-    best = max(worths)
-    return best + log(sum(exp(worth - best) for worth in worths))

@@ -1,7 +1,6 @@
 """The benchmark of the gates judges as production does, and its rivals as their documentation says."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from itertools import product
 from typing import Any
 from zlib import crc32
@@ -15,8 +14,8 @@ from benchmarks.gates_twin import LOOK_EVERY, Held, hold
 from benchmarks.gates_worlds import DRIFT_SECONDS, Borne, Harm, Rates, Stream, Traffic, World
 from blocks.ports import Outcome
 from flows.policy.gates import rule
-from flows.policy.judge import Judge
-from flows.policy.measures import EACH_TOKEN, FIRST_TOKEN, Time
+from flows.policy.judge import Carried, Judge
+from flows.policy.measures import EACH_TOKEN, FIRST_TOKEN, TIMES, Time, budget_of_stage
 from tests import limits
 
 LIMITS = limits.LIMITS.model_copy(update={"token_p95_ms": 100, "minimum_seconds": 60, "deadline_seconds": 3600})
@@ -60,8 +59,8 @@ TWENTY = np.array(
 )
 
 
-def production(stream: Stream, harm: Harm, share: float, slow_ms: Lines) -> Held:
-    judge = Judge(LIMITS, "green", share=share, budget=0.6, slow_ms=slow_ms)
+def production(stream: Stream, harm: Harm, share: float, budget: float, carried: Carried) -> Held:
+    judge = Judge(LIMITS, "green", share=share, budget=budget, carried=carried)
     mine = stream.user_luck < share
     failed = stream.failed(mine, harm)
     ms, token_ms = stream.first_token_ms(mine, harm), stream.token_ms(mine, harm)
@@ -85,29 +84,51 @@ def production(stream: Stream, harm: Harm, share: float, slow_ms: Lines) -> Held
             is_empty=False,
             user_left=False,
         )
-        elapsed = float(stream.seconds[index])
+        elapsed = float(stream.seconds[index] - stream.seconds[0])
         judge.observe(outcome, elapsed)
         if (index + 1) % LOOK_EVERY == 0:
             ruling = rule(judge.evidence(), LIMITS, elapsed)
             if ruling.verdict != "hold":
-                slow = judge.next_slow_ms() if ruling.verdict == "promote" else {}
-                return Held(ruling.verdict, index + 1, "", slow)
-    return Held("hold", len(stream), "", {})
+                return Held(ruling.verdict, index + 1, "", judge.carried() if ruling.verdict == "promote" else None)
+    return Held("hold", len(stream), "", None)
 
 
 @pytest.mark.parametrize(("world", "harm"), list(product(WORLDS, HARMS)), ids=lambda one: one.name or "harm")
-@pytest.mark.parametrize(("share", "slow_ms"), [(0.05, {}), (0.5, KNOWN), (1.0, {})])
-def test_the_twin_rules_as_production_does(world: World, harm: Harm, share: float, slow_ms: Lines) -> None:
-    """The same streams, the same verdicts, at the same requests, and the same lines for the next stage."""
+@pytest.mark.parametrize(("shares", "slow_ms"), [((0.05, 0.3, 1.0), {}), ((0.5, 1.0), KNOWN), ((1.0,), {})])
+def test_the_twin_rules_as_production_does(world: World, harm: Harm, shares: tuple[float, ...], slow_ms: Lines) -> None:
+    """The same streams, the same verdicts, at the same requests, and the same is left to the next stage."""
     for seed in range(2):
-        stream = Traffic(world, seed).take(0, 6000)
-        twin = hold(stream, harm, LIMITS, share=share, budget=0.6, slow_ms=slow_ms, since=0.0)
-        assert replace(twin, gate="", is_thin=False) == production(stream, harm, share, slow_ms)
+        traffic, begin, carried = Traffic(world, seed), 0, Carried(slow_ms=slow_ms)
+        for number, share in enumerate(shares):
+            stream, budget = traffic.take(begin, 6000), budget_of_stage(number, len(shares))
+            since = float(stream.seconds[0])
+            twin = hold(stream, harm, LIMITS, share=share, budget=budget, carried=carried, since=since)
+            judged = production(stream, harm, share, budget, carried)
+            assert (twin.verdict, twin.at) == (judged.verdict, judged.at)
+            assert (twin.carried is None) == (judged.carried is None)
+            if twin.carried is None or judged.carried is None:
+                break
+            assert flat(twin.carried) == pytest.approx(flat(judged.carried))
+            assert (twin.carried.seen, twin.carried.owners) == (judged.carried.seen, judged.carried.owners)
+            begin, carried = begin + twin.at, judged.carried
+
+
+def flat(carried: Carried) -> list[float]:
+    """All numbers in it, but for what is bet on measures that the world does not have."""
+    numbers = [carried.budget]
+    for time in TIMES:
+        numbers += carried.slow_ms[time]
+        for purses in carried.slowness.get(time, ()):
+            numbers += purses
+    for measure, purses in sorted(carried.purses.items()):
+        if measure not in {"refused", "left"}:
+            numbers += [*purses.harm, *purses.more, *purses.often]
+    return numbers
 
 
 def test_a_thin_stage_is_passed_by_probes_and_a_bad_candidate_is_not() -> None:
     """A hundred users at 2 a second: the candidate's few do not tell in an hour, and probes do."""
-    stage: Any = {"share": 0.05, "budget": 0.75, "slow_ms": {}, "since": 0.0}
+    stage: Any = {"share": 0.05, "budget": 0.75, "carried": Carried(), "since": 0.0}
     stream = Traffic(World("few users", requests_per_second=2, users=100), 2).take(0, 8000)
     twin = hold(stream, Harm(), LIMITS, **stage)
     assert (twin.verdict, twin.gate, twin.is_thin) == ("roll back", "deadline", True)

@@ -1,7 +1,7 @@
 """How a stage is ruled on, by data alone."""
 
 from dataclasses import replace
-from math import log
+from math import exp, log
 from typing import Any
 
 import pytest
@@ -88,6 +88,20 @@ def test_harm_outranks_too_little_data() -> None:
     assert ruling.verdict == "roll back"
     assert "4 of 8 requests failed (50.0 %), limit 1 %" in ruling.reason
     assert "if it were like stable, this would be bad luck of 1 in 2,981" in ruling.reason
+
+
+def test_bets_that_go_on_have_the_budget_of_the_stage_that_they_began_in() -> None:
+    """Where this stage by itself is no harm, all stages so far may be; the reason and the board say so."""
+    first = -log(0.01 * 0.8 * BESIDE_STABLE["failed"])
+    count = Count(2, 10, 400, 400, 2, harm=1.0, matters=1.0, whole=first + 0.01, whole_matters=-log(0.1 * 0.8))
+    later = replace(with_count(GOOD, "failed", count), budget=0.05, whole_budget=0.8)
+    ruling = rule(later, LIMITS, 5)
+    assert ruling.verdict == "roll back"
+    assert f"what all stages so far have shown would be bad luck of 1 in {exp(first + 0.01):,.0f}" in ruling.reason
+    assert next(gate for gate in nearness(later, LIMITS) if gate.gate == "failed").harm == pytest.approx(1)
+    assert rule(with_count(later, "failed", replace(count, whole=first - 0.01)), LIMITS, 5).verdict == "hold"
+    assert rule(with_count(later, "failed", replace(count, whole_matters=2.0)), LIMITS, 5).verdict == "hold"
+    assert rule(replace(later, whole_budget=0.0), LIMITS, 5).verdict == "hold"
 
 
 def test_each_gate_has_its_part_of_the_budget() -> None:

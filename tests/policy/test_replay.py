@@ -1,14 +1,16 @@
 """Ruling again on what the ledger keeps."""
 
+from dataclasses import replace
+
 import pytest
 
 from blocks.errors import Refused
 from flows.policy.gates import rule
 from flows.policy.judge import Judge
 from flows.policy.ledger import Stage
-from flows.policy.measures import Limits
+from flows.policy.measures import Limits, budget_of_stage
 from flows.policy.replay import replay
-from tests.policy.test_judge import LIMITS, users
+from tests.policy.test_judge import LIMITS, OUTCOME, users
 
 
 def stage(seed: int, rate: float, limits: Limits = LIMITS) -> Stage:
@@ -59,6 +61,31 @@ def test_other_gates_say_what_they_would_have_said() -> None:
     assert "limit 20 %" in lax.reason
     assert replay(kept, {"false_alarm_percent": 1e-6}).verdict == "hold"
     assert replay(stage(1, 0.002), {"minimum_requests": 10_000}).verdict == "hold"
+
+
+def test_bets_that_went_on_are_replayed_as_they_were_and_left_out_with_other_rates() -> None:
+    """A stage of the same release in which little more was to be seen."""
+    before = Judge(LIMITS, "green", share=0.05, budget=budget_of_stage(0, 3))
+    judges = [before]
+    for number in range(6):
+        if number == 3:
+            judges.append(Judge(LIMITS, "green", share=0.3, budget=budget_of_stage(1, 3), carried=before.carried()))
+        judges[-1].observe(replace(OUTCOME, status=500 if number in {1, 2, 4, 5} else 200), 10)
+    evidence = judges[-1].evidence()
+    ruling = rule(evidence, LIMITS, 10)
+    noted = Stage(
+        share_percent=30,
+        verdict=ruling.verdict,
+        reason=ruling.reason,
+        requests=evidence.requests,
+        seconds=10,
+        evidence=evidence,
+        limits=LIMITS,
+    )
+    kept = Stage.model_validate_json(noted.model_dump_json())
+    assert ruling.verdict == replay(kept, {}).verdict == "roll back"
+    assert ruling.reason == replay(kept, {}).reason
+    assert replay(kept, {"more_than_stable": 1.2}).verdict == "hold"
 
 
 @pytest.mark.parametrize(
