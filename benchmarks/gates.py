@@ -82,6 +82,7 @@ HARMS = (
     Harm("errors +10 points", more_failing_percent=10),
 )
 WITHIN_MARGINS = Harm(", times 8 % longer, 0.04 points more fail", 0.04, slower=1.08, slower_tokens=1.08)
+LATE = tuple(replace(HARMS[number], from_share=0.5) for number in (0, 1, 3, 6))
 HARMED_RELEASES = 1000
 FINDS_PERCENT = 50
 """A rival that takes back no more of the releases with a harm does not find it."""
@@ -109,20 +110,20 @@ def play(traffic: Traffic, harm: Harm, limits: Limits) -> Ended:
     begin, borne = 0, Borne(harm)
     carried = Carried()
     for number, share in enumerate(STAGES):
-        count = int(1.2 * requests_needed(limits, share) / share)
+        count, now = int(1.2 * requests_needed(limits, share) / share), harm.at(share)
         since = float(traffic.take(begin, 1).seconds[0])
         whole = budget_of_stage(number, len(STAGES))
         budget = (1 - PART_OF_THE_BUDGET) * whole
         while True:
             stream = traffic.take(begin, count)
-            held = hold(stream, harm, limits, share=share, budget=budget, carried=carried, since=since)
+            held = hold(stream, now, limits, share=share, budget=budget, carried=carried, since=since)
             if held.is_thin:
-                held = hold_with_probes(stream, harm, limits, share=share, budget=whole, carried=carried, since=since)
+                held = hold_with_probes(stream, now, limits, share=share, budget=whole, carried=carried, since=since)
             if held.verdict != "hold":
                 break
             count *= 2
         seen = stream.between(0, held.at)
-        borne.take(seen, seen.user_luck < share)
+        borne.take(seen, seen.user_luck < share, share)
         if held.verdict == "roll back":
             verdict = "deadline" if held.gate == "deadline" else "harm"
             return Ended(verdict, number, borne.users, borne.users, borne.requests, held.gate)
@@ -203,6 +204,21 @@ def harmful(world: World, harm: Harm, releases: int, rivals: int) -> dict[str, A
         "beside_the_best_in_the_hour": beside_the_best("users_in_the_hour"),
         "rivals_releases": rivals,
         "rivals": others,
+    }
+
+
+def late(world: World, harm: Harm, releases: int, rivals: int) -> dict[str, Any]:
+    """The candidate is worse once it has half of the traffic."""
+    ended = [play(Traffic(world, seed), harm, limits_of(world)) for seed in range(releases)]
+    return {
+        "world": world.name,
+        "harm": harm.name,
+        "releases": releases,
+        "rolled_back_percent": 100 * mean(one.verdict == "harm" for one in ended),
+        "missed_before_100_percent": 100 * mean(one.stage >= len(STAGES) - 1 for one in ended),
+        "users": mean(one.users for one in ended),
+        "users_in_the_hour": mean(one.users_in_the_hour for one in ended),
+        "rivals": _rivals(world, harm, rivals),
     }
 
 
@@ -322,6 +338,13 @@ whom such a release, of a rival's or of ours, harms until an hour after it began
 | best rival by the hour | its false alarms | users harmed | by ours | ours / its |
 |---|---|---|---:|---:|---:|---:|---:|---|---:|---:|---:|---:|
 """
+ABOUT_LATE = """
+**A candidate that is worse once it has half of the traffic**, and like stable before. A rival's users are all whom it
+harms until an hour after it began; Kayenta looks at 5 % for that hour, and sees nothing.
+
+| world | harm from 50 % on | releases | rolled back | missed | users harmed, mean | within the hour | {names} |
+|---|---|---:|---:|---:|---:|---:|{columns}
+"""
 ABOUT_CELLS = """
 **Cells**: so many of four fail 8 % more, at 20 % of the traffic. How often the first one alone was held back, other
 ones were, and the release was rolled back, in percent; and how many requests failed until then.
@@ -356,6 +379,13 @@ def table(report: dict[str, Any]) -> str:
         text += f"| {' | '.join(cells)} |\n"
     text += ABOUT_THE_BEST.format(alarm=LIMITS.false_alarm_percent)
     text += "".join(_beside_the_best(row) for row in report["harmful"])
+    text += ABOUT_LATE.format(**names)
+    for row in report["late"]:
+        cells = [row["world"], row["harm"], f"{row['releases']:,}", f"{row['rolled_back_percent']:.1f} %"]
+        cells += [f"{row['missed_before_100_percent']:.1f} %", f"{row['users']:.1f}", f"{row['users_in_the_hour']:.1f}"]
+        rivals = row["rivals"].values()
+        cells += [f"{rival['users_in_the_hour']:,.0f} ({rival['rolled_back_percent']:.0f} %)" for rival in rivals]
+        text += f"| {' | '.join(cells)} |\n"
     text += ABOUT_CELLS
     for row in report["cells"]:
         cells = [str(row["bad_ones"]), f"{row['releases']:,}", f"{row['held_back_percent']:.1f}"]
@@ -405,6 +435,7 @@ def main() -> None:
         # What differs in name only is played once.
         harms = {replace(harm, name=""): None for harm in HARMS}
         played = {(world, harm): row(harmful, world, harm, harmed, rivals) for world, harm in product(HARMED, harms)}
+        late_ones = [row(late, world, harm, harmed, rivals) for world, harm in product(HARMED, LATE)]
         cells = [row(bad_cells, bad_ones, harmed) for bad_ones in (1, CELLS)]
         for one in rows:
             report["good"].append(one.result())
@@ -412,6 +443,7 @@ def main() -> None:
         for world, harm in product(HARMED, HARMS):
             report["harmful"].append({"harm": harm.name, **played[world, replace(harm, name="")].result()})
             options.json.write_text(json.dumps(report, indent=1))
+        report["late"] = [one.result() for one in late_ones]
         report["cells"] = [one.result() for one in cells]
     options.json.write_text(json.dumps(report, indent=1))
     write_into(options.docs, table(report))

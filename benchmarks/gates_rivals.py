@@ -47,9 +47,10 @@ def flagger(traffic: Traffic, harm: Harm) -> Judged:
     borne = Borne(harm)
     while step < len(FLAGGER_WEIGHTS):
         window = traffic.within(check * FLAGGER_SECONDS, (check + 1) * FLAGGER_SECONDS)
-        mine = window.user_luck < FLAGGER_WEIGHTS[step]
-        bad, slow = window.failed(mine, harm)[mine], window.first_token_ms(mine, harm)[mine]
-        borne.take(window, mine)
+        share = FLAGGER_WEIGHTS[step]
+        mine, now = window.user_luck < share, harm.at(share)
+        bad, slow = window.failed(mine, now)[mine], window.first_token_ms(mine, now)[mine]
+        borne.take(window, mine, share)
         check += 1
         if len(bad) and 1 - bad.mean() >= SUCCESS and np.percentile(slow, 99) <= promised_ms(traffic.world):
             step += 1
@@ -66,9 +67,10 @@ def argo(traffic: Traffic, harm: Harm) -> Judged:
     for number in range(int(len(ARGO_WEIGHTS) * ARGO_STEP_SECONDS / ARGO_SECONDS)):
         begin = number * ARGO_SECONDS
         window = traffic.within(begin, begin + ARGO_SECONDS)
-        mine = window.user_luck < ARGO_WEIGHTS[int(begin // ARGO_STEP_SECONDS)]
-        bad = window.failed(mine, harm)[mine]
-        borne.take(window, mine)
+        share = ARGO_WEIGHTS[int(begin // ARGO_STEP_SECONDS)]
+        mine = window.user_luck < share
+        bad = window.failed(mine, harm.at(share))[mine]
+        borne.take(window, mine, share)
         failures += bool(len(bad)) and 1 - bad.mean() < SUCCESS
         if failures > ARGO_FAILURES:
             return Judged(ROLLED_BACK, borne.users, borne.users, borne.requests)
@@ -84,8 +86,9 @@ def kayenta(traffic: Traffic, harm: Harm) -> Judged:
         window = traffic.within(minute * 60.0, minute * 60.0 + 60)
         mine = window.user_luck < FIRST_SHARE
         baseline = ~mine & (window.user_luck < 2 * FIRST_SHARE)
-        bad, ms = window.failed(mine, harm), window.first_token_ms(mine, harm)
-        borne.take(window, mine)
+        now = harm.at(FIRST_SHARE)
+        bad, ms = window.failed(mine, now), window.first_token_ms(mine, now)
+        borne.take(window, mine, FIRST_SHARE)
         for series, value, group in ((0, bad, mine), (1, bad, baseline), (2, ms, mine), (3, ms, baseline)):
             if group.any():
                 points[series].append(float(value[group].mean()))
@@ -138,10 +141,10 @@ def told(traffic: Traffic, harm: Harm, rates: Rates, alarm: float, *, each_user_
         over = np.flatnonzero(worth >= -np.log(alarm))
         if over.size:
             end = int(over[0]) + 1
-            borne.take(stream.between(0, end), mine[:end])
+            borne.take(stream.between(0, end), mine[:end], FIRST_SHARE)
             return Judged(ROLLED_BACK, borne.users, borne.users, borne.requests)
         begin, total = begin + size, float(worth[-1])
-        borne.take(stream, mine)
+        borne.take(stream, mine, FIRST_SHARE)
     return Judged(PASSED, borne.users, borne.users, borne.requests)
 
 

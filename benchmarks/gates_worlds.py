@@ -51,6 +51,11 @@ class Harm:
     slower_tokens: float = 1
     ten_times_slower_percent: float = 0
     is_of_speed: bool = False
+    from_share: float = 0
+    """It begins once the candidate has so much of the traffic, as where queues grow long."""
+
+    def at(self, share: float) -> "Harm":
+        return self if share >= self.from_share else Harm()
 
 
 @dataclass(frozen=True)
@@ -123,8 +128,9 @@ class Borne:
         rest = traffic.within(since_seconds, max(since_seconds, HOUR_SECONDS))
         return len(self._users.union(rest.harmed_users(np.ones(len(rest), bool), self._harm).tolist()))
 
-    def take(self, stream: Stream, mine: Flags) -> None:
-        self._users.update(stream.harmed_users(mine, self._harm).tolist())
+    def take(self, stream: Stream, mine: Flags, share: float) -> None:
+        if share >= self._harm.from_share:
+            self._users.update(stream.harmed_users(mine, self._harm).tolist())
         self.requests += int(mine.sum())
 
 

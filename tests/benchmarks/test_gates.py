@@ -1,6 +1,7 @@
 """The benchmark of the gates judges as production does, and its rivals as their documentation says."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import product
 from typing import Any
 from zlib import crc32
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks.gates_production import hold_with_probes
-from benchmarks.gates_rivals import Z_95_PERCENT, flagger, mann_whitney, told, until_first
+from benchmarks.gates_rivals import Z_95_PERCENT, argo, flagger, kayenta, mann_whitney, told, until_first
 from benchmarks.gates_twin import LOOK_EVERY, Held, hold
 from benchmarks.gates_worlds import DRIFT_SECONDS, Borne, Harm, Rates, Stream, Traffic, World
 from blocks.ports import Outcome
@@ -175,10 +176,23 @@ def test_a_user_is_harmed_once() -> None:
     """Whoever meets five failures is one, and only the candidate's are."""
     traffic = Traffic(World("few", users=5, always_failing_percent_of_users=100), 1)
     borne, stream = Borne(Harm()), traffic.take(0, 200)
-    borne.take(stream, stream.user_luck < 0.5)
+    borne.take(stream, stream.user_luck < 0.5, 0.5)
     mine = {user for user, luck in zip(stream.user.tolist(), stream.user_luck.tolist(), strict=True) if luck < 0.5}
     assert borne.users == len(mine) > 0
     assert borne.requests == int((stream.user_luck < 0.5).sum())
+
+
+def test_a_harm_that_begins_later_harms_nobody_before() -> None:
+    """What a rival lets through at half of the traffic harms until the hour is over."""
+    world, late = World("plain", requests_per_second=2), Harm(more_failing_percent=50, from_share=0.5)
+    judged = flagger(Traffic(world, 1), late)
+    assert judged.users == judged.users_in_the_hour > 0
+    assert not judged.passed
+    through = kayenta(Traffic(world, 1), late)
+    assert (through.passed, through.users, through.users_in_the_hour) == (True, 0, 0)
+    let_go = argo(Traffic(world, 1), replace(late, more_failing_percent=1))
+    assert let_go.passed
+    assert let_go.users_in_the_hour > let_go.users > 0
 
 
 def test_a_failed_check_a_minute_is_enough_for_the_first_rival() -> None:
