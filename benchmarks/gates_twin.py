@@ -150,20 +150,19 @@ def hold(
         counts |= one.counts
     wagers = _wagers(counts, mine, chance, share, limits, begun)
 
+    learned_at: dict[Measure, int] = {one.time.hung: one.learned_at for one in timed}
     crossings = [(len(stream), ""), *_lately(place, mine, failed, share, limits, budget)]
-    learned_at: dict[Measure, int] = {measure: one.learned_at for one in timed for measure in one.counts}
     for measure in counts.keys() & parts_of(share, limits).keys():
         at = counts[measure].events
-        bets = [(_worths(measure, counts[measure], at, share, limits), budget)]
-        bets += [(wagers[measure].worths(at), begun.budget)] if begun.budget else []
-        over = at[_crossing(bets, measure, share, limits)]
+        of_stage = _worths(measure, counts[measure], at, share, limits)
+        whole = wagers[measure].worths(at) if begun.budget else of_stage
+        over = at[_crossing([(of_stage, budget), (whole, begun.budget)], measure, share, limits)]
         crossings += [(max(int(first), learned_at.get(measure, 0)), measure) for first in over[:1]]
     elapsed = stream.seconds[looks] - since
     passing = (elapsed >= limits.minimum_seconds) & (_sums(mine)[looks] >= limits.minimum_requests)
     passing &= _is_good_news(counts, looks, share, limits)
     for one in timed if share < 1 else ():
-        bets = [(one.slowness, budget), (one.whole, begun.budget)][: 2 if begun.budget else 1]
-        over = _crossing(bets, one.time.slow, share, limits)
+        over = _crossing([(one.slowness, budget), (one.whole, begun.budget)], one.time.slow, share, limits)
         crossings += [(max(int(first), one.learned_at), one.time.slow) for first in over[:1]]
         passing &= one.slowness_now[looks] <= SUSPICIOUS
         passing &= _is_like_stable(one, looks, share, limits)
@@ -429,10 +428,8 @@ def _wager(count: _Counts, mine: Flags, chance: Floats, limits: Limits, begun: P
             bet[:, at] = _purses(ours, 1 - ours, *_above_stable(its_chance, ratio))
     hits, of = _sums(_steps(count.hits) & drawn), _sums(_steps(count.of) & drawn)
     often = _purses(hits, of - hits, *_above_limit(margin)) if margin else np.zeros((0, len(mine)))
-    bets = zip(
-        (at_first.harm, at_first.more, at_first.often), (np.cumsum(harm, 1), np.cumsum(more, 1), often), strict=True
-    )
-    return _Wager(*(np.array(had)[:, None] + won if len(won) else won for had, won in bets))
+    had = [np.array(bet)[:, None] for bet in (at_first.harm, at_first.more, at_first.often)]
+    return _Wager(had[0] + np.cumsum(harm, 1), had[1] + np.cumsum(more, 1), had[2] + often if margin else often)
 
 
 def _steps(sums: Ints) -> Flags:
@@ -443,11 +440,9 @@ def _worths(measure: Measure, count: _Counts, at: Ints, share: float, limits: Li
     """`measures.worth_of_harm` and `worth_that_matters`."""
     hits, all_hits, of = count.hits[at], count.all_hits[at], count.of[at]
     if share < 1:
-        more, margin = (
-            worth(hits, all_hits, *_above_stable(share, limits.more_than_stable)),
-            limits.error_margin_percent,
-        )
-        often = worth(hits, of, *_above_limit(margin / 100)) if margin else more
+        more = worth(hits, all_hits, *_above_stable(share, limits.more_than_stable))
+        margin = limits.error_margin_percent / 100
+        often = worth(hits, of, *_above_limit(margin)) if margin else more
         return worth(hits, all_hits, *_above_stable(share)), np.minimum(more, often)
     limit = limit_of(measure, limits)
     if limit is None:
@@ -457,9 +452,11 @@ def _worths(measure: Measure, count: _Counts, at: Ints, share: float, limits: Li
 
 
 def _crossing(bets: Sequence[tuple[tuple[Floats, Floats], float]], part: Measure, share: float, limits: Limits) -> Ints:
-    """Where bets, each with its budget, have been worth enough, each at its best until then."""
+    """Where bets, each with its budget, have been worth enough, each at its best until then; none without a budget."""
     over = np.zeros(len(bets[0][0][0]), bool)
     for (harm, matters), budget in bets:
+        if not budget:
+            continue
         bar = -np.log(limits.false_alarm_percent / 100 * budget * parts_of(share, limits)[part])
         best, best_matters = np.maximum.accumulate(harm), np.maximum.accumulate(matters)
         over |= (best >= bar) & (best_matters >= min(bar, -np.log(NEEDLESS * budget)))
