@@ -11,7 +11,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from benchmarks.gates_worlds import HASHES, Flags, Floats, Harm, Ints, Stream
-from flows.policy.bets import share_at
+from flows.policy.bets import mean_of, share_at
 from flows.policy.gates import NEEDLESS, SUSPICIOUS, Verdict, requests_needed
 from flows.policy.judge import CANDIDATES, REQUESTS_A_USER, ROUND_REQUESTS, Carried
 from flows.policy.latency import REMEMBERED
@@ -66,6 +66,7 @@ class Held:
 class _Wager:
     """Of one measure, the bets on whose its hits are that go on: what each part is worth after each request."""
 
+    at_first: Purses
     harm: Floats
     more: Floats
     often: Floats
@@ -73,7 +74,10 @@ class _Wager:
     def worths(self, at: Ints) -> tuple[Floats, Floats]:
         """Of harm, and of what matters."""
         often = _coins(self.often[:, at]) if len(self.often) else np.inf
-        return _coins(self.harm[:, at]), np.minimum(_coins(self.more[:, at]), often)
+        matters = np.minimum(_coins(self.more[:, at]), often)
+        return np.maximum(_coins(self.harm[:, at]), mean_of(self.at_first.harm)), np.maximum(
+            matters, self.at_first.matters
+        )
 
     def after(self, requests: int) -> Purses:
         return Purses(*(tuple(bet[:, requests - 1].tolist()) for bet in (self.harm, self.more, self.often)))
@@ -116,6 +120,7 @@ class _Bets:
     best: Floats
     whole: Floats
     """Of each alternative, the bet on first answers that goes on."""
+    at_first: float
 
     def after(self, answers: int) -> tuple[float, ...]:
         return tuple(self.whole[:, answers - 1].tolist())
@@ -275,7 +280,7 @@ def _timed(
         counts,
         after_each_request(np.minimum(harm.now, mattering.now)),
         (after_each_request(harm.best), after_each_request(mattering.best)),
-        (_on_first(after_each_request(_coins(harm.whole))), _on_first(after_each_request(_coins(mattering.whole)))),
+        (after_each_request(_of_whole(harm)), after_each_request(_of_whole(mattering))),
         learned_at,
         tuple(lines[0].tolist()),
         (harm, mattering),
@@ -346,7 +351,11 @@ def _slowness(user: Ints, mine: Flags, band: Ints, chance: Floats, share: float,
         last_look[look - 1 :], all_looks[look - 1 :] = now, total
     best = np.maximum(_on_first(worth), all_looks + np.log(1 - ON_FIRST))
     now = np.where(np.arange(1, len(user) + 1) < LOOKS[0], worth, last_look)
-    return _Bets(now, np.maximum(best, 0), whole + np.array(begun or [0.0])[:, None])
+    return _Bets(now, np.maximum(best, 0), whole + np.array(begun or [0.0])[:, None], mean_of(begun or [0.0]))
+
+
+def _of_whole(bets: _Bets) -> Floats:
+    return _on_first(np.maximum(_coins(bets.whole), bets.at_first))
 
 
 def _on_first(worth: Floats) -> Floats:
@@ -417,7 +426,7 @@ def _wagers(
 
 def _wager(count: _Counts, mine: Flags, chance: Floats, limits: Limits, begun: Purses) -> _Wager:
     """`measures.purses_of_harm` after each request."""
-    at_first, margin = purses_of_harm({0.5: Count()}, limits, begun), limits.error_margin_percent / 100
+    at_first, margin = purses_of_harm([(0.5, Count())], limits, begun), limits.error_margin_percent / 100
     drawn = ~np.isnan(chance)
     new = np.flatnonzero(_steps(count.all_hits) & drawn)
     harm, more = np.zeros((len(TIMES_STABLE), len(mine))), np.zeros((len(TIMES_STABLE), len(mine)))
@@ -429,7 +438,9 @@ def _wager(count: _Counts, mine: Flags, chance: Floats, limits: Limits, begun: P
     hits, of = _sums(_steps(count.hits) & drawn), _sums(_steps(count.of) & drawn)
     often = _purses(hits, of - hits, *_above_limit(margin)) if margin else np.zeros((0, len(mine)))
     had = [np.array(bet)[:, None] for bet in (at_first.harm, at_first.more, at_first.often)]
-    return _Wager(had[0] + np.cumsum(harm, 1), had[1] + np.cumsum(more, 1), had[2] + often if margin else often)
+    return _Wager(
+        at_first, had[0] + np.cumsum(harm, 1), had[1] + np.cumsum(more, 1), had[2] + often if margin else often
+    )
 
 
 def _steps(sums: Ints) -> Flags:

@@ -126,7 +126,7 @@ class Service(Block):
     token_margin_ms: float = Field(
         default=1.0,
         ge=0,
-        title="Longer a token than stable, without harm (ms)",
+        title="Time per token above stable's, without harm (ms)",
         description="A time per token that is longer than stable's by less than this is excused: no reader sees it.",
     )
     more_than_stable: float = Field(

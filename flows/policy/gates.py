@@ -69,12 +69,13 @@ def rule(evidence: Evidence, limits: Limits, elapsed_seconds: float, probed: Pro
     Probes can show harm, and stand in for users in what is still to be learned, but not for the minimum of requests.
     """
     for seen, whose in ((evidence, ""), *(((probed.evidence, PROBES),) if probed else ())):
-        harm = _harm(seen, limits)
-        bad_cells = tuple(_cells_to_blame(seen, limits, harm))
+        harm, of_all_stages = _harm(seen, limits), _harm_of_all_stages(seen, limits)
+        # Of earlier stages nobody knows in which cell what was: what only all of them show is no cell's.
+        bad_cells = () if of_all_stages.keys() - harm.keys() else tuple(_cells_to_blame(seen, limits, harm))
         if bad_cells and 2 * (len(bad_cells) + len(seen.dropped)) <= len(seen.cells) + len(seen.dropped):
             return Ruling("hold", whose + "; ".join(_cell_words(seen, cell) for cell in bad_cells), bad_cells)
-        if harm:
-            return Ruling("roll back", whose + "; ".join(harm.values()))
+        if words := {**of_all_stages, **harm}:
+            return Ruling("roll back", whose + "; ".join(words.values()))
     if probed is not None and (off := _harm_of_answers(probed, limits)):
         return Ruling("roll back", PROBES + "; ".join(off))
     doubt = _doubt(evidence, limits, elapsed_seconds, probed)
@@ -93,24 +94,31 @@ def _harm(evidence: Evidence, limits: Limits) -> dict[Measure, str]:
             continue
         if _is_beyond(count.harm, count.matters, bar(evidence, limits, measure), evidence):
             words[measure] = _bad_luck(measure, evidence, limits, _all_this(measure), count.harm)
-        elif (whole := _of_all_stages(evidence)) and _is_beyond(
-            count.whole, count.whole_matters, bar(whole, limits, measure), whole
-        ):
-            words[measure] = _bad_luck(measure, evidence, limits, "what all stages so far have shown", count.whole)
     if len(words) > 1:
         words.pop("failed lately", None)
     return words
+
+
+def _harm_of_all_stages(evidence: Evidence, limits: Limits) -> dict[Measure, str]:
+    """The same by the bets that go on from an earlier stage, if there are any."""
+    words: dict[Measure, str] = {}
+    if whole := _of_all_stages(evidence):
+        for measure in evidence.counts.keys() & parts_of(evidence.share, limits).keys():
+            count = evidence.count(measure)
+            if _is_beyond(count.whole, count.whole_matters, bar(whole, limits, measure), whole):
+                words[measure] = _bad_luck(measure, evidence, limits, "what all stages so far have shown", count.whole)
+    return words
+
+
+def _of_all_stages(evidence: Evidence) -> Evidence | None:
+    """The same, with the budget of the bets that go on."""
+    return replace(evidence, budget=evidence.whole_budget) if evidence.whole_budget else None
 
 
 def _bad_luck(measure: Measure, evidence: Evidence, limits: Limits, what: str, worth_of_bet: float) -> str:
     like = "were like stable" if evidence.share < 1 else "kept the limit"
     seen = _in_words(measure, evidence, limits)
     return f"{seen}; if it {like}, {what} would be bad luck of {_chance(worth_of_bet)}"
-
-
-def _of_all_stages(evidence: Evidence) -> Evidence | None:
-    """The same, with the budget of the bets that go on from an earlier stage; None where there are none."""
-    return replace(evidence, budget=evidence.whole_budget) if evidence.whole_budget else None
 
 
 def _all_this(measure: Measure) -> str:

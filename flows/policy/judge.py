@@ -128,14 +128,15 @@ class Judge:
         if outcome.slot is None:
             return
         mine = outcome.slot == self._candidate
+        began_seconds = elapsed_seconds - outcome.total_ms / 1000
+        user = None if outcome.user is None else crc32(outcome.user.encode())
+        draw = self._draw(user, mine=mine, began_before=began_seconds < 0)
         cell = self._cells.get(outcome.address or "") if mine else None
         if cell is not None and cell in self._dropped:
             return
         take, marks = self._tally.take, self._marks
-        user = None if outcome.user is None else crc32(outcome.user.encode())
         place = None if user is None else user % PLACES
         failed = has_failed(outcome)
-        draw = self._draw(user, mine=mine)
         self._turn_the_round()
         if outcome.user_left and not failed:
             if outcome.status == NO_ANSWER:
@@ -151,14 +152,19 @@ class Judge:
         refused = CLIENT_ERROR <= outcome.status < SERVER_ERROR
         take("refused", place, marks, _REFUSED, mine=mine, hit=refused, cell=cell, draw=draw)
         take("left", place, marks, _LEFT, mine=mine, hit=False, cell=cell, draw=draw)
-        if elapsed_seconds - outcome.total_ms / 1000 < self._limits.warm_up_seconds:
+        if began_seconds < self._limits.warm_up_seconds:
             return
         for time, ms in ((FIRST_TOKEN, outcome.first_token_ms), (EACH_TOKEN, outcome.per_token_ms)):
             if ms is not None:
                 self._latencies[time].take(ms, user, mine=mine, cell=cell, counts=counts, draw=draw)
 
-    def _draw(self, user: int | None, *, mine: bool) -> int | None:
-        """Which chance this user has of being the candidate's; None where he is it, or nobody knows what he was."""
+    def _draw(self, user: int | None, *, mine: bool, began_before: bool) -> int | None:
+        """Which chance this user has of being the candidate's; None where he is it, or nobody knows what he was.
+
+        A request that began before the stage was sent by the share before.
+        """
+        if began_before and (user is None or not mine):
+            return None
         if user is None:
             return 0
         place, who = user % PLACES, user // PLACES
@@ -168,7 +174,7 @@ class Judge:
         is_owner = self._owners[place] == who
         if is_owner:
             self._marks[place] |= _MINE if mine else _STABLES
-        return seen if not seen or (is_owner and seen != CANDIDATES) else None
+        return seen if not began_before and (not seen or (is_owner and seen != CANDIDATES)) else None
 
     def _add_up(self, outcome: Outcome, cell: str | None, *, mine: bool) -> None:
         if not mine:

@@ -43,7 +43,7 @@ class Latency:
         self._marks = bytearray(PLACES if self._is_judged else 0)
         self._bets = None
         if self._is_judged and share < 1:
-            self._bets = (Slowness(share, chances, begun[0]), Slowness(share, chances, begun[1]))
+            self._bets = (Slowness(chances, begun[0]), Slowness(chances, begun[1]))
         self._learning: list[tuple[float, bool, int | None, str | None, bool, int | None]] = []
         self._window: deque[float] = deque(maxlen=REMEMBERED)
         self._answers = 0

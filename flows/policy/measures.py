@@ -287,13 +287,13 @@ class Purses:
 ONE_COIN = Purses((), (), ())
 
 
-def purses_of_harm(drawn: Mapping[float, Count], limits: Limits, begun: Purses = ONE_COIN) -> Purses:
-    """Of the bets beside stable; `drawn` is what was seen of those who are the candidate's with this chance each."""
+def purses_of_harm(drawn: Sequence[tuple[float, Count]], limits: Limits, begun: Purses = ONE_COIN) -> Purses:
+    """Of the bets beside stable, by what was seen of those who are the candidate's with this or that chance."""
     harm, more, margin = begun.harm, begun.more, limits.error_margin_percent / 100
-    for chance, count in drawn.items():
+    for chance, count in drawn:
         harm = purses(count.hits, count.all_hits, *_above_stable(TIMES_STABLE, chance), harm)
         more = purses(count.hits, count.all_hits, *_above_stable(TIMES_STABLE, chance, limits.more_than_stable), more)
-    hits, of = sum(count.hits for count in drawn.values()), sum(count.of for count in drawn.values())
+    hits, of = sum(count.hits for _, count in drawn), sum(count.of for _, count in drawn)
     return Purses(harm, more, purses(hits, of, *_above_limit(margin), begun.often) if margin else ())
 
 
@@ -348,7 +348,7 @@ def worth_that_matters(measure: Measure, count: Count, share: float, limits: Lim
     """
     if share == 1 or measure in SLOWNESS:
         return worth_of_harm(measure, count, share, limits)
-    return purses_of_harm({share: count}, limits).matters
+    return purses_of_harm([(share, count)], limits).matters
 
 
 def worth_within_limit(count: Count, limit: float) -> float:

@@ -22,10 +22,11 @@ COUNTED_BY = frozenset(
     }
 )
 """The counts were taken by these; what others would have counted is not kept."""
-BET_BY = frozenset({"error_percent", "more_than_stable", "error_margin_percent"})
-"""What a bet was worth at its best depends on these; with others, it is what it would be worth at the stage's end.
+BET_BY = {False: frozenset({"more_than_stable", "error_margin_percent"}), True: frozenset({"error_percent"})}
+"""What a bet was worth at its best depends on these, beside stable and alone.
 
-What those would be worth that went on from an earlier stage nobody knows: they are left out.
+With others, it is what it would be worth at the stage's end; and what matters of earlier stages nobody knows, so that
+bets that went on from there are left out.
 """
 
 
@@ -41,9 +42,10 @@ def replay(stage: Stage, other_gates: Mapping[str, object]) -> Ruling:
             f"leave it out, and change {', '.join(sorted(set(Limits.model_fields) - COUNTED_BY))} only"
         )
     evidence, probed = stage.evidence, stage.probed
-    if differ & BET_BY:
+    if differ & BET_BY[evidence.share == 1]:
         evidence = _bet_anew(evidence, limits)
-        probed = probed and replace(probed, evidence=_bet_anew(probed.evidence, limits))
+    if probed and differ & BET_BY[False]:
+        probed = replace(probed, evidence=_bet_anew(probed.evidence, limits))
     ruling = rule(evidence, limits, stage.seconds, probed)
     return held_without_way_back(ruling, stage.barred_by, stage.seconds, limits.deadline_seconds)
 
@@ -62,7 +64,5 @@ def _bet_anew(evidence: Evidence, limits: Limits) -> Evidence:
         if measure not in {"failed lately", *SLOWNESS}:
             harm = worth_of_harm(measure, count, evidence.share, limits) if count.hits else 0.0
             matters = worth_that_matters(measure, count, evidence.share, limits) if count.hits else 0.0
-            counts[measure] = replace(
-                count, harm=harm, matters=matters, harm_now=min(harm, matters), whole=0, whole_matters=0
-            )
+            counts[measure] = replace(count, harm=harm, matters=matters, harm_now=min(harm, matters), whole_matters=0)
     return replace(evidence, counts=counts)

@@ -56,13 +56,13 @@ Kish's design effect (Survey Sampling, 1965). It bounds what a user is worth, an
 class Slowness:
     """What the bets of one time in one stage are worth, as logarithms."""
 
-    def __init__(self, share: float, chances: Sequence[float] = (), begun: Sequence[float] = ()) -> None:
+    def __init__(self, chances: Sequence[float], begun: Sequence[float] = ()) -> None:
         """Beside the bets of the stage, that on first answers goes on which has `begun` before.
 
-        `chances` are of being drawn for that one: the share of whom nobody saw before, and which else there are.
+        `chances` of being drawn: the share first, which is that of everybody for the stage's own bets.
         """
-        self._share = share
-        self._added = [slowness_of(chance) for chance in chances or (share,)]
+        self._share = chances[0]
+        self._added = [slowness_of(chance) for chance in chances]
         self._first = [0.0] * len(SLOWER)
         self._whole = [*begun]
         self._weights = [[log(times) for times in bands] for bands in SLOWER_ON_ALL]
@@ -71,8 +71,10 @@ class Slowness:
         self._answers, self._owner = array("I", bytes(4 * PLACES)), array("H", bytes(2 * PLACES))
         self._taken = self._looks = 0
         self._last_look = self._all_looks = -inf
-        self.best = self.whole = 0.0
-        """The most that the bets of this stage were ever worth, and that which goes on."""
+        self.best = 0.0
+        """The most that the bets of this stage were ever worth."""
+        self.whole = log(ON_FIRST) + mean_of(begun) if begun else 0.0
+        """The same of the bet that goes on."""
 
     @property
     def now(self) -> float:

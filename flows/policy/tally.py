@@ -43,7 +43,8 @@ class Tally:
         self._matters = dict(self._harm)
         # What bets that go on are on: hits, all hits and requests as above, of those who are drawn, by their chance.
         self._drawn = {measure: [[0, 0, 0] for _ in chances] for measure in self._hits}
-        self._whole, self._whole_matters = dict(self._harm), dict(self._harm)
+        self._whole = {one: mean_of(begun[one].harm) if one in begun else 0.0 for one in self._hits}
+        self._whole_matters = {one: begun[one].matters if one in begun else 0.0 for one in self._hits}
         self._slowness: dict[Measure, float] = {}
         self.cell_hits: dict[str, dict[Measure, int]] = {}
 
@@ -143,11 +144,13 @@ class Tally:
         return harm, worth_that_matters(measure, count, self._share, self._limits)
 
     def _purses_of(self, measure: Measure) -> Purses:
-        drawn = {chance: Count(*counts) for chance, counts in zip(self._chances, self._drawn[measure], strict=True)}
+        drawn = [(chance, Count(*counts)) for chance, counts in zip(self._chances, self._drawn[measure], strict=True)]
         return purses_of_harm(drawn, self._limits, self._begun.get(measure, ONE_COIN))
 
     def purses(self) -> dict[Measure, Purses]:
         """What bets go on with in the next stage: those on whose it is, of each user once."""
+        if self._share == 1:
+            return {}
         # Bands have others, and what failed lately has rounds.
         go_on = parts_of(self._share, self._limits).keys() - SLOWNESS - {"failed lately"}
-        return {one: self._purses_of(one) for one in self._hits if one in go_on and self._share < 1}
+        return {one: self._purses_of(one) for one in self._hits if one in go_on}

@@ -311,8 +311,33 @@ def test_of_whom_it_is_known_that_he_is_the_candidates_nothing_is_bet() -> None:
 
     again = failed([failure], [failure] * 20)
     assert again.hits == 1
-    assert again.whole == 0.0
-    assert failed([failure, stables], [new]).whole > failed([failure], [new]).whole > 0.0
+    assert again.whole == failed([failure], [OUTCOME]).whole
+    assert failed([failure, stables], [new]).whole > failed([failure], [new]).whole > again.whole
+
+
+def test_a_request_that_began_before_the_stage_was_not_drawn_in_it() -> None:
+    """It took longer than the stage stood: who was stable's by the share before may be the candidate's by this one."""
+    late = replace(OUTCOME, slot="blue", user="one", total_ms=20_000)
+    fails = replace(OUTCOME, status=500, user="one")
+
+    def whole(stable: Outcome) -> float:
+        before = two_stages([OUTCOME], [stable])
+        judge = Judge(LIMITS, "green", share=0.5, budget=budget_of_stage(2, 4), carried=before.carried())
+        judge.observe(fails, 10)
+        return judge.evidence().count("failed").whole
+
+    assert whole(late) < whole(replace(late, total_ms=200))
+
+
+def test_whom_a_cell_answered_that_is_held_back_is_known() -> None:
+    """Requests that it still had in flight are judged by nobody, and their users are the candidate's."""
+    before = Judge(LIMITS, "green", share=0.05, budget=budget_of_stage(0, 3), cells=CELLS)
+    before.drop(["cell-1"])
+    before.observe(replace(OUTCOME, address="127.0.0.1:1", user="one"), 10)
+    judge = Judge(LIMITS, "green", share=0.3, budget=budget_of_stage(1, 3), carried=before.carried())
+    judge.observe(replace(OUTCOME, status=500, user="one"), 10)
+    assert judge.evidence().count("failed").hits == 1
+    assert judge.evidence().count("failed").whole == 0.0
 
 
 def test_bets_that_go_on_are_worth_one_coin_on_average() -> None:

@@ -85,6 +85,7 @@ def test_bets_that_went_on_are_replayed_as_they_were_and_left_out_with_other_rat
     kept = Stage.model_validate_json(noted.model_dump_json())
     assert ruling.verdict == replay(kept, {}).verdict == "roll back"
     assert ruling.reason == replay(kept, {}).reason
+    assert replay(kept, {"error_percent": 1.1}).verdict == "roll back"
     assert replay(kept, {"more_than_stable": 1.2}).verdict == "hold"
 
 

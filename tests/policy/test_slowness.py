@@ -40,7 +40,7 @@ def test_a_look_at_all_answers_is_worth_one_coin_on_average(share: float) -> Non
     worth = 0.0
     for slots in product((True, False), repeat=len(users)):
         is_mine = dict(zip(users, slots, strict=True))
-        bets = Slowness(share)
+        bets = Slowness([share])
         chance = share ** sum(slots) * (1 - share) ** (len(slots) - sum(slots))
         worth += chance * exp(looked_at(bets, [(band, user, is_mine[user]) for band, user in answers]))
     assert worth == pytest.approx(1)
@@ -48,13 +48,13 @@ def test_a_look_at_all_answers_is_worth_one_coin_on_average(share: float) -> Non
 
 def test_one_user_is_worth_no_more_than_the_luck_of_drawing_him() -> None:
     """A thousand slow answers of one user at 5 % are a chance of one in twenty."""
-    assert looked_at(Slowness(0.05), [(SLOWEST, 1, True)] * LOOKS[0]) <= log(20)
+    assert looked_at(Slowness([0.05]), [(SLOWEST, 1, True)] * LOOKS[0]) <= log(20)
 
 
 def test_many_answers_of_few_users_tell_what_their_first_ones_do_not() -> None:
     """Forty users whose answers all are a little slower: found by all of them, and hardly suspicious by the first."""
     random = Random(2)  # noqa: S311 - the same each time, and no secret
-    bets = Slowness(0.5)
+    bets = Slowness([0.5])
     for number in range(LOOKS[5]):
         user = number % 80
         mine = user % 2 == 0
@@ -72,7 +72,7 @@ def test_users_whose_answers_are_always_slow_are_no_harm() -> None:
     for _ in range(300):
         slots = [random.random() < 0.3 for _ in range(60)]
         is_slow = [random.random() < 0.1 for _ in slots]
-        bets = Slowness(0.3)
+        bets = Slowness([0.3])
         for user in random.choices(range(60), [random.paretovariate(1.1) for _ in slots], k=LOOKS[3]):
             band = SLOWEST if is_slow[user] else random.choice(BANDS)
             bets.take(band, user, mine=slots[user])
@@ -82,7 +82,7 @@ def test_users_whose_answers_are_always_slow_are_no_harm() -> None:
 
 def test_what_a_coin_is_worth_now_follows_all_answers() -> None:
     """A first impression that later answers of the same users do not bear out is forgotten; at its best it stays."""
-    bets, random = Slowness(0.5), Random(4)  # noqa: S311 - the same each time, and no secret
+    bets, random = Slowness([0.5]), Random(4)  # noqa: S311 - the same each time, and no secret
     for user in range(20):
         bets.take(SLOWEST if user % 2 else 0, user, mine=bool(user % 2))
     assert bets.now > log(100)
