@@ -101,13 +101,14 @@ def _harm(evidence: Evidence, limits: Limits) -> dict[Measure, str]:
 
 def _harm_of_all_stages(evidence: Evidence, limits: Limits) -> dict[Measure, str]:
     """The same by the bets that go on from an earlier stage, if there are any."""
-    words: dict[Measure, str] = {}
-    if whole := _of_all_stages(evidence):
-        for measure in evidence.counts.keys() & parts_of(evidence.share, limits).keys():
-            count = evidence.count(measure)
-            if _is_beyond(count.whole, count.whole_matters, bar(whole, limits, measure), whole):
-                words[measure] = _bad_luck(measure, evidence, limits, "what all stages so far have shown", count.whole)
-    return words
+    if (whole := _of_all_stages(evidence)) is None:
+        return {}
+    return {
+        measure: _bad_luck(measure, evidence, limits, "what all stages so far have shown", count.whole)
+        for measure, count in evidence.counts.items()
+        if measure in parts_of(evidence.share, limits)
+        and _is_beyond(count.whole, count.whole_matters, bar(whole, limits, measure), whole)
+    }
 
 
 def _of_all_stages(evidence: Evidence) -> Evidence | None:

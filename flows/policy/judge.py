@@ -104,13 +104,12 @@ class Judge:
             if time.is_judged(self._limits):
                 measures += (time.hung, time.slow, time.late, time.later)
         self._owners = array("H", carried.owners)
-        share, limits, chances = self._share, self._limits, carried.chances(self._share)
-        self._tally = Tally(measures, share, limits, chances, carried.purses)
+        limits, chances = self._limits, carried.chances(self._share)
+        self._tally = Tally(measures, self._share, limits, chances, carried.purses)
         self._latencies = {
             time: Latency(
                 time,
                 self._tally,
-                share,
                 limits,
                 carried.slow_ms.get(time, ()),
                 chances,

@@ -30,19 +30,18 @@ class Latency:
         self,
         time: Time,
         tally: Tally,
-        share: float,
         limits: Limits,
         slow_ms: Sequence[float],
         chances: Sequence[float],
         begun: tuple[Sequence[float], Sequence[float]],
     ) -> None:
         """Judge by `slow_ms` what is slow, or learn it; the rest is as in `Slowness`."""
-        self._time, self._tally, self._share, self._limits = time, tally, share, limits
+        self._time, self._tally, self._limits = time, tally, limits
         self._limit_ms = time.limit_ms(limits)
         self._is_judged = time.is_judged(limits)
         self._marks = bytearray(PLACES if self._is_judged else 0)
         self._bets = None
-        if self._is_judged and share < 1:
+        if self._is_judged and chances[0] < 1:
             self._bets = (Slowness(chances, begun[0]), Slowness(chances, begun[1]))
         self._learning: list[tuple[float, bool, int | None, str | None, bool, int | None]] = []
         self._window: deque[float] = deque(maxlen=REMEMBERED)

@@ -11,6 +11,9 @@ candidate's or not, and once that is known, the next answer of the same user is 
   known by the second; but the parts of all looks together are worth one coin on average at the end, and their sum never
   falls, so by Markov's inequality it ever reaches 1/alpha with a chance of alpha at most.
 
+The first of them is also held over all stages so far: whoever was the candidate's in an earlier one is no draw any
+more, and who was stable's is the candidate's with another chance than a user whom nobody saw.
+
 The candidate's answers are put into bands by lines that are later by what is excused, which lowers their weights, and
 with them both bets. The lines are drawn from both slots, so that where those are alike they know of no slot.
 

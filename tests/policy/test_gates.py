@@ -102,6 +102,10 @@ def test_bets_that_go_on_have_the_budget_of_the_stage_that_they_began_in() -> No
     assert rule(with_count(later, "failed", replace(count, whole=first - 0.01)), LIMITS, 5).verdict == "hold"
     assert rule(with_count(later, "failed", replace(count, whole_matters=2.0)), LIMITS, 5).verdict == "hold"
     assert rule(replace(later, whole_budget=0.0), LIMITS, 5).verdict == "hold"
+    # In the order of the gates, or a replay would not say the same in the same words.
+    both = with_count(later, "refused", replace(count, whole=20.0))
+    assert list(both.counts) == [*later.counts, "refused"]
+    assert "who met a failure" in rule(both, LIMITS, 5).reason.partition("who were refused")[0]
     # Where earlier failures were nobody knows, and a single one now is no cell's fault.
     cells = {f"cell {n}": CellCount(40, {"failed": 2 * (n == 0)}) for n in range(10)}
     assert rule(replace(later, cells=cells), LIMITS, 5).verdict == "roll back"
