@@ -487,6 +487,12 @@ class Server:
     """Requests that the gateway has sent there, or holds for it, and that have not ended."""
 
 
+RequestKind = Literal[
+    "chat", "completion", "response", "message", "embedding", "rerank", "score", "transcription", "speech", "other"
+]
+"""What a request asked for, by its method and path; `other` asks no model: a list of models, a preflight, a mistake."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """One request as its user saw it."""
@@ -518,7 +524,12 @@ class Outcome:
     is_empty: bool
     """It ended well, and there was nothing in it."""
     user_left: bool
-    """The user broke it off."""
+    """The user broke it off: before the answer began where `status` is -1, else in the middle of it."""
+    kind: RequestKind = "chat"
+    is_repeat: bool = False
+    """The client's SDK sent it again after a failure: the same request, and no other draw of the split."""
+    error_status: int | None = None
+    """The HTTP status of the error that the body named under a good status in the head; None where it named none."""
 
 
 @dataclass(frozen=True)
