@@ -1,6 +1,7 @@
 """Files that others read at any moment, and files that say whose turn it is."""
 
 import fcntl
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,15 @@ def write_whole(path: Path, text: str) -> None:
     """All of it or nothing, whenever this process is killed."""
     draft = path.with_name(f"{path.name}.draft")
     draft.write_text(text)
+    draft.replace(path)
+
+
+def write_private(path: Path, text: str) -> None:
+    """All of it or nothing, for this user's eyes only, also where another could read the file before."""
+    draft = path.with_name(f"{path.name}.draft")
+    draft.unlink(missing_ok=True)
+    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
     draft.replace(path)
 
 

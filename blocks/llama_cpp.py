@@ -102,7 +102,7 @@ def find_weights(given: Path) -> Path:
 
 
 def lock_of(given: argparse.Namespace, api_key: str | None) -> ssl.SSLContext | None:
-    """How the server proves who it is; None where it speaks plain HTTP, and then it asks for no key either."""
+    """How the server proves who it is; None where it speaks plain HTTP."""
     if given.certificate is None and given.private_key is None:
         return None
     if given.certificate is None or given.private_key is None:
@@ -158,13 +158,14 @@ def main() -> None:
     parser.add_argument("--certificate", type=Path)
     parser.add_argument("--private-key", type=Path)
     given = parser.parse_args()
-    lock = lock_of(given, os.environ.get("SKYFERRY_API_KEY"))
+    api_key = os.environ.get("SKYFERRY_API_KEY") or None
+    lock = lock_of(given, api_key)
     # The system's own way of ending: Python's would wait for the server's threads, which with a request in flight
     # never end. A client sees its stream break off, never one that looks complete.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     if lock is None:
-        _kept = start(given, Door(given.host, given.port))
+        _kept = start(given, Door(given.host, given.port, api_key))
         signal.pause()
     else:
         inside = given.private_key.absolute().with_name("llama.sock")
@@ -173,7 +174,7 @@ def main() -> None:
         inside.unlink(missing_ok=True)
         # Taken before the weights are read: where another has the port, this ends at once.
         listener = listen(given.host, given.port)
-        _kept = start(given, Door(str(inside), given.port, os.environ["SKYFERRY_API_KEY"]))
+        _kept = start(given, Door(str(inside), given.port, api_key))
         asyncio.run(answer_by_tls(listener, lock, str(inside)))
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import secrets
 import sys
 import time
 from collections.abc import Sequence
@@ -13,10 +14,11 @@ from prefect.blocks.core import Block
 from pydantic import Field
 
 from blocks.errors import Refused, Unavailable
-from blocks.files import alone, write_whole
+from blocks.files import alone, write_private, write_whole
 from blocks.mirrors import MirroredFile, files_of
 from blocks.ports import ON_PROCESSORS, Offer, Replica, ReplicaOrder, Stock, Store
 from blocks.processes import Daemon, free_port
+from blocks.replica_tls import key_from
 from blocks.s3 import S3Store
 
 LISTENING_SECONDS = 30
@@ -103,7 +105,7 @@ class LocalFleet(Block):
                     *("--parallel", str(order.engine.parallel_requests)),
                     *("--alias", order.service),
                 ],
-                env={},
+                env={"SKYFERRY_API_KEY": self.key_of(order.release)},
             )
             _wait_until_listening(daemon, port)
             return replica
@@ -125,8 +127,13 @@ class LocalFleet(Block):
     def log_tail(self, name: str) -> str:
         return self._daemon(name).log_tail()
 
-    def key_of(self, release: str) -> str | None:  # noqa: ARG002 - no release's replicas ask for one on loopback
-        return None
+    def key_of(self, release: str) -> str:
+        """Made from a secret in the directory: whoever else is on this machine can reach the replicas' ports too."""
+        secret = self.directory / "secret"
+        with alone(self.directory / "secret.lock"):
+            if not secret.exists():
+                write_private(secret, secrets.token_hex(32))
+        return key_from(secret.read_text(), release)
 
     @property
     def replica_ca(self) -> str | None:

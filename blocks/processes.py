@@ -183,3 +183,15 @@ def is_free(host: str, port: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def by_whom(port: int) -> str:
+    """` by process …`, where this user may know who listens there; nothing where not. A mark says whose it is."""
+    for process in psutil.process_iter():
+        if port in _ports_of(process):
+            try:
+                mark = process.environ().get(MARK)
+            except (psutil.Error, OSError):
+                mark = None
+            return f" by process {process.pid} ({process.name()}{f' of {Path(mark).parent}' if mark else ''})"
+    return ""

@@ -109,7 +109,11 @@ def new_identity(authority: Authority, now: datetime) -> Identity:
 
 def release_key(authority: Authority, release: str) -> str:
     """The API key of a release's replicas: HMAC-SHA256 of its id: nothing is kept, and a retry finds the same."""
-    return hmac.new(authority.secret.get_secret_value().encode(), release.encode(), hashlib.sha256).hexdigest()
+    return key_from(authority.secret.get_secret_value(), release)
+
+
+def key_from(secret: str, release: str) -> str:
+    return hmac.new(secret.encode(), release.encode(), hashlib.sha256).hexdigest()
 
 
 def context_trusting(certificate: str) -> ssl.SSLContext:

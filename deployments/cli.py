@@ -198,6 +198,11 @@ def _bring_up(home: Home, ui_port: int | None, gateway_port: int | None) -> Stac
         for name, asked, has in (("ui", ui_port, had.ui_port), ("gateway", gateway_port, had.gateway_port)):
             if asked not in {None, has}:
                 raise Refused(f"the stack in {home.path} runs with --{name}-port {has}; run `skyferry down` first")
+        if not had.api_key:
+            raise Refused(
+                f"the stack in {home.path} was started by an earlier version, whose Prefect and store answer anybody "
+                f"on this machine; run `skyferry down`, then `skyferry up`: all data stays"
+            )
         stack = Stack(home, had)
         if stack.is_up():
             return stack
@@ -227,7 +232,7 @@ def _show_addresses(stack: Stack) -> None:
     bin_directory = shlex.quote(os.path.relpath(Path(sys.executable).parent))
     console.print(
         f"""
-Prefect UI   {stack.settings.ui_url}
+Prefect UI   {stack.settings.ui_url}   (asks once for what PREFECT_API_AUTH_STRING is in {env_file})
 Endpoint     {stack.settings.endpoint}
 
 Three commands to try:

@@ -129,7 +129,7 @@ class Demo:
                 *(sys.executable, "-m", "prefect", "deployment", "run", f"{flow}/{SERVICE}"),
                 *("--param", f"plan={json.dumps(plan)}", "--watch"),
             ],
-            env={**os.environ, **self.stack.env},
+            env={**os.environ, **self.stack.client_env},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -1,17 +1,29 @@
 """SeaweedFS on loopback: the object store of the embedded stack, and of the tests."""
 
 import json
-import os
 import sysconfig
 import time
 from dataclasses import astuple, dataclass, fields
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
 from blocks.errors import Unavailable
+from blocks.files import write_private
 from blocks.processes import free_port
 from blocks.s3 import S3Store
 
 BUCKET = "skyferry"
+HOST = "127.0.0.1"
+LIFE = timedelta(days=36_500)
+"""Of the certificate that its servers know each other by: nobody else trusts it, and nothing would renew it."""
+INNER_SERVERS = ("master", "volume", "filer")
+GRPC_SERVERS = (*INNER_SERVERS, "s3", "client")
 
 
 @dataclass(frozen=True)
@@ -46,11 +58,16 @@ class SeaweedFS:
         return self.directory / "identities.json"
 
     @property
+    def security_directory(self) -> Path:
+        """SeaweedFS finds security.toml in it, and the certificate and key that its servers know each other by."""
+        return self.directory / "security"
+
+    @property
     def store(self) -> S3Store:
         return S3Store.model_validate(
             {
                 "bucket": BUCKET,
-                "endpoint_url": f"http://127.0.0.1:{self.ports.s3}",
+                "endpoint_url": f"http://{HOST}:{self.ports.s3}",
                 "access_key_id": self.access_key_id,
                 "secret_access_key": self.secret_access_key,
             }
@@ -61,10 +78,35 @@ class SeaweedFS:
         self.directory.mkdir(parents=True, exist_ok=True)
         key = {"accessKey": self.access_key_id, "secretKey": self.secret_access_key}
         identity = {"name": BUCKET, "credentials": [key], "actions": ["Admin", "Read", "Write", "List"]}
-        self.identities_file.unlink(missing_ok=True)
-        opened = os.open(self.identities_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(opened, "w") as file:
-            json.dump({"identities": [identity]}, file)
+        write_private(self.identities_file, json.dumps({"identities": [identity]}))
+        self._close_inner_ports()
+
+    def _close_inner_ports(self) -> None:
+        """Its keys guard S3 only: all its other ports take nothing but TLS from whoever has this key, which are its own.
+
+        One certificate, its own authority, for servers and clients; made once, as a running server has read it.
+        """
+        home = self.security_directory
+        home.mkdir(exist_ok=True, mode=0o700)
+        certificate, key = home / "store.crt", home / "store.key"
+        if not (certificate.exists() and key.exists()):
+            made, private = _self_signed(datetime.now(UTC))
+            write_private(key, private)
+            write_private(certificate, made)
+        pair, ca = {"cert": str(certificate), "key": str(key)}, {"ca": str(certificate)}
+        tables = {
+            "grpc": ca,
+            **{f"grpc.{name}": pair for name in GRPC_SERVERS},
+            **{f"https.{name}": pair | ca for name in INNER_SERVERS},
+            "https.client": {"enabled": True} | pair | ca,
+        }
+        # What JSON writes of strings and of true is TOML as well.
+        lines = [
+            line
+            for table, entries in tables.items()
+            for line in (f"[{table}]", *(f"{name} = {json.dumps(value)}" for name, value in entries.items()))
+        ]
+        write_private(home / "security.toml", "\n".join(lines) + "\n")
 
     def command(self) -> list[str]:
         ports = self.ports
@@ -72,10 +114,11 @@ class SeaweedFS:
             "env",
             "GOMEMLIMIT=400MiB",  # else an upload of a gigabyte makes it 800 MiB large, for no more speed
             f"{sysconfig.get_path('scripts')}/weed",
+            f"-config_dir={self.security_directory}",
             "server",
             f"-dir={self.directory}",
-            "-ip=127.0.0.1",
-            "-ip.bind=127.0.0.1",
+            f"-ip={HOST}",
+            f"-ip.bind={HOST}",
             f"-master.port={ports.master}",
             f"-master.port.grpc={ports.master_grpc}",
             "-master.telemetry=false",
@@ -92,6 +135,7 @@ class SeaweedFS:
             f"-s3.port.grpc={ports.s3_grpc}",
             "-s3.port.iceberg=0",
             "-s3.port.lance=0",
+            "-s3.iam=false",  # a second interface on the port of S3, of which nothing here makes use
             "-s3.autoCreateBucket=false",
             f"-s3.config={self.identities_file}",
         ]
@@ -114,3 +158,25 @@ class SeaweedFS:
                 if time.monotonic() > deadline:
                     raise
             time.sleep(0.2)
+
+
+def _self_signed(now: datetime) -> tuple[str, str]:
+    """A certificate for loopback that vouches for itself alone, and its private key; both in PEM."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Skyferry's embedded store")])
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + LIFE)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address(HOST))]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    return certificate.public_bytes(serialization.Encoding.PEM).decode(), private.decode()

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Self
 
 from blocks.errors import Refused
-from blocks.processes import free_port, is_free
+from blocks.files import write_private
+from blocks.processes import by_whom, free_port, is_free
 from deployments.local.seaweed import Ports, SeaweedFS
 
 HOST = "127.0.0.1"
@@ -68,10 +69,17 @@ class StackSettings:
     store_ports: Ports
     access_key_id: str = field(default_factory=lambda: secrets.token_hex(10))
     secret_access_key: str = field(default_factory=lambda: secrets.token_hex(20), repr=False)
+    api_key: str = field(default_factory=lambda: secrets.token_urlsafe(24), repr=False)
+    """What Prefect's API and its UI ask for; empty where an earlier version made the stack, and nothing asks."""
 
     @property
     def api_url(self) -> str:
         return f"http://{HOST}:{self.ui_port}/api"
+
+    @property
+    def api_auth(self) -> str:
+        """A user and a password, as Prefect wants to be asked; the UI takes it in one piece."""
+        return f"skyferry:{self.api_key}"
 
     @property
     def ui_url(self) -> str:
@@ -91,7 +99,7 @@ class StackSettings:
             known = json.loads((home.path / "stack.json").read_text())
         except FileNotFoundError:
             return None
-        return cls(**{**known, "store_ports": Ports(**known["store_ports"])})
+        return cls(**{"api_key": "", **known, "store_ports": Ports(**known["store_ports"])})
 
     def seaweed(self, home: Home) -> SeaweedFS:
         return SeaweedFS(home.store, self.store_ports, self.access_key_id, self.secret_access_key)
@@ -104,22 +112,27 @@ class StackSettings:
         """
         for name, port in (("ui", ui_port), ("gateway", gateway_port)):
             if port is not None and not is_free(HOST, port):
-                raise Refused(f"port {port} on {HOST} is in use; free it, or choose another with --{name}-port")
+                raise Refused(
+                    f"port {port} on {HOST} is in use{by_whom(port)}; free it, or choose another with --{name}-port"
+                )
+        if ui_port is not None and ui_port == gateway_port:
+            raise Refused(f"--ui-port and --gateway-port are both {ui_port}; choose another for one of them")
         had = cls.read(home)
         for port in asdict(had.store_ports).values() if had else ():
             if not is_free(HOST, port):
-                raise Refused(f"port {port} on {HOST} is in use, and the store in {home.store} needs it; free it")
+                raise Refused(
+                    f"port {port} on {HOST} is in use{by_whom(port)}, and the store in {home.store} needs it; free it"
+                )
         ui = ui_port or _free_of(had and had.ui_port, USUAL_UI_PORT)
         gateway = gateway_port or _free_of(had and had.gateway_port, USUAL_GATEWAY_PORT)
         hub = _free_of(had and had.hub_port)
         if had is None:
             settled = cls(ui, gateway, hub, Ports.free())
         else:
-            settled = replace(had, ui_port=ui, gateway_port=gateway, hub_port=hub)
+            key = had.api_key or secrets.token_urlsafe(24)
+            settled = replace(had, ui_port=ui, gateway_port=gateway, hub_port=hub, api_key=key)
         home.path.mkdir(parents=True, exist_ok=True, mode=0o700)
-        file = home.path / "stack.json"
-        file.touch(mode=0o600)
-        file.write_text(json.dumps(asdict(settled), indent=1))
+        write_private(home.path / "stack.json", json.dumps(asdict(settled), indent=1))
         return settled
 
 

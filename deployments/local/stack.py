@@ -1,19 +1,21 @@
 """The embedded stack: a real Prefect server and worker, S3 store, model hub and gateway, on loopback."""
 
 import os
+import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 
 import httpx
 
 from blocks.errors import Refused, Unavailable
+from blocks.files import write_private
 from blocks.local_fleet import LocalFleet
-from blocks.processes import Daemon, end, marked
+from blocks.processes import Daemon, by_whom, end, is_free, marked
 from deployments.gateway.config import (
     GatewaySettings,
     OutsideProvider,
@@ -46,6 +48,7 @@ class Part:
     port: int | None
     """Where it listens, if it does."""
     answers: Callable[[], bool]
+    env: Mapping[str, str] = field(default_factory=dict)
     grace_seconds: float = 10
 
     @property
@@ -62,7 +65,7 @@ class Stack:
 
     @property
     def env(self) -> dict[str, str]:
-        """What every process of the stack finds in its environment; no secret."""
+        """What every process of Prefect's finds in its environment; no secret."""
         return {
             "PREFECT_HOME": str(self.home.prefect),
             "PREFECT_API_URL": self.settings.api_url,
@@ -82,6 +85,16 @@ class Stack:
         }
 
     @property
+    def client_env(self) -> dict[str, str]:
+        """What a process needs to use the stack's Prefect; with the key that its API asks for."""
+        # Whoever may call the API may run commands as this user, through a deployment's job variables.
+        return self.env | ({"PREFECT_API_AUTH_STRING": self.settings.api_auth} if self.settings.api_key else {})
+
+    @property
+    def server_env(self) -> dict[str, str]:
+        return self.env | {"PREFECT_SERVER_API_AUTH_STRING": self.settings.api_auth}
+
+    @property
     def parts(self) -> tuple[Part, ...]:
         """In the order in which they start; they stop in the opposite one."""
         home, settings = self.home, self.settings
@@ -95,6 +108,7 @@ class Stack:
                 settings.ui_url,
                 settings.ui_port,
                 lambda: _answers(f"{settings.api_url}/health", 200),
+                env=self.server_env,
             ),
             Part(
                 "model hub",
@@ -134,6 +148,7 @@ class Stack:
                 "work pool local",
                 port=None,
                 answers=lambda: True,
+                env=self.client_env,
             ),
         )
 
@@ -150,12 +165,13 @@ class Stack:
         """Start what is not running yet, and put blocks and deployments in place."""
         # Taken out of this environment: of all the processes to come, only the gateway needs it.
         key = os.environ.pop(FALLBACK_KEY, "")
-        self._prepare(key)
         *servers, worker = self.parts
+        _refuse_taken_ports(servers)
+        self._prepare(key)
         for part in servers:
             # All of them first: they get ready side by side.
             secret = {FALLBACK_KEY: key} if part.title == "gateway" else {}
-            part.daemon.start(part.command, env=self.env | secret)
+            part.daemon.start(part.command, env={**part.env, **secret})
         for part in servers:
             say(f"starting the {part.title}")
             wait_until_healthy(part)
@@ -163,7 +179,7 @@ class Stack:
         self.settings.seaweed(self.home).wait_until_ready()
         say("registering blocks and deployments")
         self._register()
-        worker.daemon.start(worker.command, env=self.env)
+        worker.daemon.start(worker.command, env=worker.env)
         wait_until_healthy(worker)
 
     def down(self, say: Say) -> None:
@@ -208,12 +224,13 @@ class Stack:
             )
         )
         check_configuration(self.home.gateway, {**os.environ, FALLBACK_KEY: fallback_key})
-        self.home.env_file.write_text("".join(f"export {name}={value}\n" for name, value in self.env.items()))
+        lines = [f"export {name}={shlex.quote(value)}\n" for name, value in self.client_env.items()]
+        write_private(self.home.env_file, "".join(lines))
 
     def _register(self) -> None:
         done = subprocess.run(
             [sys.executable, "-m", "deployments.local.register", str(self.home.path)],
-            env={**os.environ, **self.env},
+            env={**os.environ, **self.client_env},
             cwd=self.home.path,
             capture_output=True,
             text=True,
@@ -229,6 +246,16 @@ def prefect_file() -> Path:
     """The project's own in a checkout, the packaged copy in an installation."""
     package = Path(str(resources.files("deployments")))
     return next(path for path in (package / "prefect.yaml", package.parent / "prefect.yaml") if path.exists())
+
+
+def _refuse_taken_ports(parts: Sequence[Part]) -> None:
+    """Before anything starts: those that run keep their ports, and the others' have to be free."""
+    for part in parts:
+        if part.port is not None and part.daemon.find() is None and not is_free(HOST, part.port):
+            raise Refused(
+                f"port {part.port} on {HOST}, which the {part.title} needs, is in use{by_whom(part.port)}; "
+                f"free it, or run `skyferry down` and `skyferry up` for a stack with other ports"
+            )
 
 
 def wait_until_healthy(part: Part) -> None:
