@@ -4,11 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 ARGS ?=
+# Where make is killed, what it runs is told; for the servers that this has started, see blocks/processes.py.
+WITH_MAKE := exec $(shell setpriv --pdeathsig TERM true 2> /dev/null && echo setpriv --pdeathsig TERM)
 
 .PHONY: demo up down status test live check format lock install clean
 
 demo: install ## Watch releases go to users under live traffic: the main job, on this machine
-	$(BIN)/skyferry demo $(ARGS)
+	$(WITH_MAKE) $(BIN)/skyferry demo $(ARGS)
 
 up: install ## Start the embedded stack and leave it running
 	$(BIN)/skyferry up $(ARGS)
@@ -21,17 +23,17 @@ status: install ## Say what of the stack is running
 
 test: install ## Every test that needs no root
 	@# Three at a time on two cores: a third of the time a test waits for a server.
-	$(BIN)/pytest -n 3 --no-loadscope-reorder $(ARGS)
+	$(WITH_MAKE) $(BIN)/pytest -n 3 --no-loadscope-reorder $(ARGS)
 
 live: install ## The tests on real clusters: needs root, and Slurm, munge, sshd and rsync from Debian (minutes)
-	$(BIN)/pytest -m live -n 2 --no-loadscope-reorder $(ARGS)
+	$(WITH_MAKE) $(BIN)/pytest -m live -n 2 --no-loadscope-reorder $(ARGS)
 
 check: install ## What people, pre-commit and CI share: format, lint, types, import rules, fast tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
-	$(BIN)/pytest -q -m "not server and not live" $(ARGS)
+	$(WITH_MAKE) $(BIN)/pytest -q -m "not server and not live" $(ARGS)
 
 format: install ## Put the code into shape
 	$(BIN)/ruff format .

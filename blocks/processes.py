@@ -1,4 +1,7 @@
-"""Processes on this machine that outlive whoever started them, found again by pid file or by a mark they carry."""
+"""Processes on this machine that outlive whoever started them, found again by pid file or by a mark they carry.
+
+Where they must not, `ended_with_this_process` keeps watch: by a process of its own, `python -m blocks.processes PATH`.
+"""
 
 import errno
 import json
@@ -6,8 +9,10 @@ import os
 import secrets
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +21,8 @@ import psutil
 from blocks.files import write_whole
 
 POLL_SECONDS = 0.05
+KEEPER_GRACE_SECONDS = 2
+"""Nobody needs any more what a keeper ends: it is not asked to undo anything."""
 MARK = "SKYFERRY_DAEMON"
 """An environment variable that names the daemon's pid file; children inherit it."""
 
@@ -92,6 +99,38 @@ def marked(path: Path) -> Iterator[psutil.Process]:
             continue
         if mark is not None and Path(mark).is_relative_to(path) and process.status() != psutil.STATUS_ZOMBIE:
             yield process
+
+
+@contextmanager
+def ended_with_this_process(path: Path) -> Iterator[None]:
+    """All that is started from here, or carries a mark below the path, ends with the block, or with this process.
+
+    However that ends: a keeper in a session of its own, which no Ctrl-C reaches, waits for the end of a pipe, and the
+    kernel closes that also where nobody else gets to do anything any more. What is started carries the mark, whoever
+    starts it, and so do its children, whoever their parent is by then.
+    """
+    before = os.environ.get(MARK)
+    keeper = subprocess.Popen(
+        [sys.executable, "-m", "blocks.processes", str(path)],
+        stdin=subprocess.PIPE,
+        env={name: value for name, value in os.environ.items() if name != MARK},
+        start_new_session=True,
+    )
+    os.environ[MARK] = str(path / "kept")
+    try:
+        yield
+    finally:
+        os.environ.pop(MARK)
+        if before is not None:
+            os.environ[MARK] = before
+        keeper.communicate()
+
+
+def _keep_watch(path: Path) -> None:
+    """Once nobody holds the other end of standard input, end what carries a mark below the path, until nothing does."""
+    sys.stdin.buffer.read()
+    while left := [*marked(path)]:
+        end(left, KEEPER_GRACE_SECONDS)
 
 
 def end(processes: Sequence[psutil.Process], grace_seconds: float) -> None:
@@ -195,3 +234,7 @@ def by_whom(port: int) -> str:
                 mark = None
             return f" by process {process.pid} ({process.name()}{f' of {Path(mark).parent}' if mark else ''})"
     return ""
+
+
+if __name__ == "__main__":
+    _keep_watch(Path(sys.argv[1]))

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -18,6 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from blocks.errors import Refused, SkyferryError
+from blocks.processes import ended_with_this_process
 from deployments.local.demo import Demo, Noticed, Report, Users
 from deployments.local.settings import SERVICE, Home, StackSettings
 from deployments.local.stack import Stack
@@ -90,7 +91,7 @@ def demo(
 ) -> None:
     """Release four models under live traffic, two of them bad, and tell what users noticed: the main job."""
     directory = data or (DATA if keep else None)
-    with _spoken_errors(), _home_of(directory) as home:
+    with _spoken_errors(), _home_of(directory) as home, nullcontext() if keep else ended_with_this_process(home.path):
         if StackSettings.read(home) is not None:
             raise Refused(f"{home.path} holds a stack already, and the demo begins with none; name another with --data")
         stack = Stack(home, StackSettings.settle(home, None, None))

@@ -1,11 +1,13 @@
 """What several folders of tests share, and what begins first, so that all workers end at about the same time."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
 
+from blocks.processes import ended_with_this_process
 from tests.live.slurm_lab import running_slurm_lab  # noqa: F401 - the fixture slurm_lab: one for each worker
 
 LONGEST_FIRST = (
@@ -19,6 +21,13 @@ LONGEST_FIRST = (
 )
 """One real stack takes a third of all tests, and begun last, it would be waited for by everyone. Of the live ones, the
 first worker gets the releases and the fleet's contract, and the second all else."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def servers_end_with_this_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Whoever is broken off, and however: no fixture of a killed worker gets to end what it has started."""
+    with ended_with_this_process(tmp_path_factory.getbasetemp()):
+        yield
 
 
 class FlowsTogether(LoadFileScheduling):

@@ -82,7 +82,7 @@ class SeaweedFS:
         self._close_inner_ports()
 
     def _close_inner_ports(self) -> None:
-        """Its keys guard S3 only: all its other ports take nothing but TLS from whoever has this key, which are its own.
+        """The keys of S3 guard one port: all others take TLS only, from whoever has this certificate's key.
 
         One certificate, its own authority, for servers and clients; made once, as a running server has read it.
         """

@@ -119,7 +119,7 @@ class RunningStack:
     def bring_back(self, title: str) -> None:
         """Start one part, where `up` would look after all the others as well."""
         part = next(part for part in self.stack.parts if part.title == title)
-        part.daemon.start(part.command, env=self.stack.env)
+        part.daemon.start(part.command, env=part.env)
 
     def remains(self) -> list[object]:
         """What there should be nothing of once it is down."""
@@ -149,7 +149,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
         assert starting.returncode == 0, said
         settings = StackSettings.read(home)
         assert settings is not None
-        with SyncPrefectClient(settings.api_url) as client:
+        with SyncPrefectClient(settings.api_url, auth_string=settings.api_auth) as client:
             yield RunningStack(Stack(home, settings), client)
     finally:
         skyferry("down", "--data", str(home.path))

@@ -1,23 +1,56 @@
 """The embedded stack from its first start to its end; the tests stand in the order of its life, for it has one only."""
 
+import json
 import os
+import shlex
+import stat
 import subprocess
 import sys
+from dataclasses import asdict
 from uuid import UUID
 
+import httpx
+import psutil
 import pytest
 import yaml
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
 from prefect.client.schemas.objects import State, StateType
 from typer.testing import Result
+from websockets import Subprotocol, WebSocketException
+from websockets.sync.client import connect
 
 from blocks.ports import WHOLE, Split
-from deployments.local.settings import SERVICE
+from deployments.local.settings import HOST, SERVICE
 from deployments.local.stack import prefect_file
 from tests.gateway.running import wait_until
 from tests.stack.conftest import PATIENCE_SECONDS, REPO, RunningStack, skyferry, up
+from tests.stack.doors import METHODS, PATHS, doors
 
 HALF = Split(5000)
+PUBLIC = {
+    # The pages of its UI, which show nothing until somebody has logged in, and whether it lives.
+    "Prefect server": ("GET /", "GET /?Action=ListUsers", "GET /ui-settings", "GET /api/health"),
+    # Read-only, as the public hub is.
+    "model hub": ("GET /api/models/maker/tiny", "GET /content/maker/tiny/r1/tiny.gguf"),
+    # Whether it lives.
+    "object store": tuple(f"{method} /healthz" for method in METHODS) + ("GET /status",),
+    # Whether it lives, and the name of its model.
+    "replica": ("GET /health", "GET /v1/models"),
+    # Users': who may call it is for the proxy before it to say.
+    "gateway": ("HTTP/2", *(f"{method} {path}" for method in METHODS for path in PATHS)),
+}
+"""What a stranger may know, by part; docs/operations.md lists the same, with the reasons."""
+
+
+def tells_a_stranger(url: str) -> bool:
+    """Whether it says anything to somebody who gives a wrong key."""
+    try:
+        with connect(url, subprotocols=[Subprotocol("prefect")], proxy=None) as socket:
+            socket.send(json.dumps({"type": "auth", "token": "skyferry:wrong"}))
+            socket.recv(timeout=10)
+    except WebSocketException:
+        return False
+    return True
 
 
 @pytest.fixture(scope="session")
@@ -27,7 +60,7 @@ def first_release(stack: RunningStack) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "prefect", "deployment", "run", f"release-model/{SERVICE}"]
     return subprocess.run(
         [*command, "--param", f"plan={plan}", "--watch"],
-        env={**os.environ, **stack.stack.env},
+        env={**os.environ, **stack.stack.client_env},
         capture_output=True,
         text=True,
         check=False,
@@ -57,6 +90,63 @@ def test_a_released_model_answers(stack: RunningStack, first_release: subprocess
     assert first_release.returncode == 0, first_release.stdout + first_release.stderr
     assert stack.complete().json()["usage"]["completion_tokens"] == 5
     assert len(stack.replica_processes) == 2
+
+
+def test_every_port_asks_who_is_there(stack: RunningStack, first_release: object) -> None:  # noqa: ARG001 - it comes before
+    """A stranger on this machine, or a page in its browser, is told what PUBLIC lists and nothing else, at any port."""
+    settings = stack.stack.settings
+    found = doors(stack.home.path)
+    parts = {settings.ui_port: "Prefect server", settings.hub_port: "model hub", settings.gateway_port: "gateway"}
+    parts |= dict.fromkeys(asdict(settings.store_ports).values(), "object store")
+    replicas = {int(replica.address.rpartition(":")[2]) for replica in stack.stack.fleet.replicas(SERVICE)}
+    parts |= dict.fromkeys(replicas, "replica")
+    assert {door.port for door in found} >= set(parts)
+    assert {door.host for door in found} == {HOST}
+    told = {(parts.get(door.port, "other"), words) for door in found for words in door.told()}
+    assert told - {(part, words) for part, known in PUBLIC.items() for words in known} == set()
+    # It is no test where nobody was asked.
+    assert ("Prefect server", "GET /api/health") in told
+    assert ("model hub", "GET /api/models/maker/tiny") in told
+
+
+def test_prefect_tells_a_stranger_nothing(stack: RunningStack) -> None:
+    """Each route of its API is refused without the key; so are its sockets, by which logs and events are read."""
+    settings = stack.stack.settings
+    auth = httpx.BasicAuth(*settings.api_auth.split(":"))
+    routes = httpx.get(f"{settings.api_url}/openapi.json", auth=auth).json()["paths"]
+    asked = [
+        (method, path) for path, methods in routes.items() for method in methods if path not in {"/health", "/ready"}
+    ]
+    assert len(asked) > 100
+    with httpx.Client(base_url=settings.api_url, headers={"Host": "rebound.example"}) as stranger:
+        for method, path in asked:
+            for key in (None, httpx.BasicAuth("skyferry", ""), httpx.BasicAuth("skyferry", "wrong")):
+                answer = stranger.request(method, path.replace("/api/", "/"), auth=key, content=b"{}")
+                assert answer.status_code == httpx.codes.UNAUTHORIZED, (method, path, answer.text)
+    for path in ("/events/out", "/logs/out", "/events/in"):
+        assert not tells_a_stranger(f"{settings.api_url.replace('http', 'ws')}{path}")
+
+
+def test_the_key_is_in_files_of_this_user_alone(stack: RunningStack) -> None:
+    """In no command line, no log, no database, and in no file that another can read."""
+    key = stack.stack.settings.api_key
+    assert len(key) > 30
+    assert not [process for process in psutil.process_iter() if key in " ".join(process.cmdline())]
+    holding = [
+        path
+        for path in stack.home.path.rglob("*")
+        if path.is_file() and not path.is_symlink() and key.encode() in path.read_bytes()
+    ]
+    assert sorted(path.name for path in holding) == ["env", "stack.json"]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in holding} == {0o600}
+
+
+def test_a_shell_that_has_read_env_finds_prefect(stack: RunningStack) -> None:
+    """As the README says: `. .skyferry/env`, and then `prefect`."""
+    script = f'. {shlex.quote(str(stack.home.env_file))} && exec "$0" -m prefect work-pool ls'
+    listed = subprocess.run(["sh", "-c", script, sys.executable], capture_output=True, text=True, check=False)
+    assert listed.returncode == 0, listed.stdout + listed.stderr
+    assert "local" in listed.stdout
 
 
 def test_up_finds_the_stack_that_runs(stack: RunningStack) -> None:
