@@ -7,7 +7,7 @@ ARGS ?=
 # Where make is killed, what it runs is told; for the servers that this has started, see blocks/processes.py.
 WITH_MAKE := exec $(shell setpriv --pdeathsig TERM true 2> /dev/null && echo setpriv --pdeathsig TERM)
 
-.PHONY: demo up down status test live check format lock install clean
+.PHONY: demo up down status test live check format lock lock-engines install clean
 
 demo: install ## Watch releases go to users under live traffic: the main job, on this machine
 	$(WITH_MAKE) $(BIN)/skyferry demo $(ARGS)
@@ -42,6 +42,12 @@ format: install ## Put the code into shape
 lock: $(BIN)/uv ## Resolve all dependencies anew, into the one lock
 	$(BIN)/uv pip compile pyproject.toml --all-extras --group dev --universal --python-version 3.11 \
 		--generate-hashes --no-emit-index-url --custom-compile-command 'make lock' --upgrade -q -o requirements.lock
+
+lock-engines: $(BIN)/uv ## What rented machines install, each package by its hash
+	for engine in vllm llama_cpp; do \
+		$(BIN)/uv pip compile deployments/engines/$$engine.in --universal --python-version 3.11 --generate-hashes \
+			--no-emit-index-url --no-annotate --custom-compile-command 'make lock-engines' --upgrade -q \
+			-o deployments/engines/$$engine.txt || exit 1; done
 
 install: $(INSTALLED)
 

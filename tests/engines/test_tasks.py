@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -141,7 +142,8 @@ VLLM = """#!{python}
 import json, os, sys
 sys.path.insert(0, os.environ["PYTHONPATH"])
 import key_guard
-print(json.dumps([sys.argv[1:], os.environ["VLLM_API_KEY"], key_guard.KeyGuard.__name__]))
+env = dict(item for item in os.environ.items() if item[0].startswith("VLLM_"))
+print(json.dumps([sys.argv[1:], env, key_guard.KeyGuard.__name__]))
 """
 
 
@@ -158,7 +160,7 @@ def test_vllm_is_told_all_but_the_key_on_its_command_line(tmp_path: Path) -> Non
         job("vllm", tmp_path / "home", files, **changes) as running,
     ):
         said, _ = running.communicate(timeout=30)
-    arguments, key, guard = json.loads(said.splitlines()[-1])
+    arguments, env, guard = json.loads(said.splitlines()[-1])
     home = tmp_path / "home/skyferry"
     assert arguments[:2] == ["serve", str(home / "weights")]
     options = dict(zip(arguments[2:-2:2], arguments[3:-2:2], strict=True))
@@ -173,6 +175,50 @@ def test_vllm_is_told_all_but_the_key_on_its_command_line(tmp_path: Path) -> Non
         "--max-num-seqs": "2",
         "--tensor-parallel-size": "4",
         "--shutdown-timeout": "60",
+        # No user has the machine fetch what only it can reach.
+        "--allowed-media-domains": "none.invalid",
     }
     assert arguments[-2:] == ["--disable-fastapi-docs", "--disable-uvicorn-access-log"]
-    assert (key, guard) == (KEY, "KeyGuard")
+    assert guard == "KeyGuard"
+    assert env == {
+        "VLLM_API_KEY": KEY,
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_SERVER_DEV_MODE": "0",
+        "VLLM_MAX_N_SEQUENCES": "16",
+        "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",
+    }
+
+
+def locked(file: Path) -> dict[str, int]:
+    """How many hashes each requirement has, by `name==version`."""
+    entries = re.split(r"\n(?=\S)", "\n".join(line for line in file.read_text().splitlines() if line[:1] != "#"))
+    return {entry.split(" ")[0]: entry.count("--hash=sha256:") for entry in entries if entry}
+
+
+@pytest.mark.parametrize("engine", ["vllm", "llama_cpp"])
+def test_machines_install_by_hash_alone(engine: str) -> None:
+    """What the task installs is in its lock, each package with its hashes, and the lock sends nobody anywhere."""
+    setup = read(engine)["setup"]
+    (installing,) = (line for line in setup.splitlines() if "pip install" in line)
+    assert installing.endswith('--require-hashes -r "$HOME/skyferry/requirements.txt"')
+    assert read(engine)["file_mounts"]["~/skyferry/requirements.txt"] == str(ENGINES / f"{engine}.txt")
+    lock = locked(ENGINES / f"{engine}.txt")
+    assert (ENGINES / f"{engine}.in").read_text().strip() in lock
+    assert all(lock.values())
+    assert not re.search(r"://|--(extra-)?index|--find-links", (ENGINES / f"{engine}.txt").read_text())
+
+
+def test_llama_cpp_is_one_version_everywhere() -> None:
+    """Rented machines run what this project's own tests ran."""
+    (wanted,) = locked(ENGINES / "llama_cpp.txt").items()
+    assert wanted in locked(ROOT / "requirements.lock").items()
+
+
+def test_azurite_is_installed_by_hash_alone() -> None:
+    """In CI, from a lock that names no host."""
+    text = (ROOT / ".ci/azurite/package-lock.json").read_text()
+    packages = json.loads(text)["packages"]
+    assert all("integrity" in package for name, package in packages.items() if name)
+    assert "resolved" not in text
+    assert "npm ci" in (ROOT / ".ci/run").read_text()
+    assert "npm install" not in (ROOT / ".ci/run").read_text()

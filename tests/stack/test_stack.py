@@ -33,7 +33,7 @@ PUBLIC = {
     # Read-only, as the public hub is.
     "model hub": ("GET /api/models/maker/tiny", "GET /content/maker/tiny/r1/tiny.gguf"),
     # Whether it lives.
-    "object store": tuple(f"{method} /healthz" for method in METHODS) + ("GET /status",),
+    "object store": (*(f"{method} /healthz" for method in METHODS), "GET /status"),
     # Whether it lives, and the name of its model.
     "replica": ("GET /health", "GET /v1/models"),
     # Users': who may call it is for the proxy before it to say.
