@@ -1,5 +1,7 @@
 """This machine as a market of one offer."""
 
+import re
+import stat
 from pathlib import Path
 
 import pytest
@@ -43,3 +45,12 @@ def test_it_is_free_while_memory_suffices(fleet: LocalFleet) -> None:
     assert now == again
     assert now.at > 0
     assert 0 <= (now.load or 0) <= 1
+
+
+def test_a_release_has_one_key_that_others_cannot_read(fleet: LocalFleet, tmp_path: Path) -> None:
+    """The same for each process that asks, another for each release, from a file of this user's alone."""
+    key = fleet.key_of("1a")
+    assert re.fullmatch("[0-9a-f]{64}", key)
+    assert fleet.model_copy().key_of("1a") == key
+    assert fleet.key_of("1b") != key
+    assert stat.S_IMODE((tmp_path / "secret").stat().st_mode) == 0o600

@@ -207,13 +207,16 @@ def test_another_fleet_block_finds_the_same_replicas(local_fleet: LocalFleet) ->
 
 @pytest.mark.server
 def test_a_replica_becomes_ready(local_fleet: LocalFleet) -> None:
-    """The address answers as an OpenAI-compatible engine does."""
+    """The address answers as an OpenAI-compatible engine does, and only who has the release's key."""
     replica = local_fleet.launch(ORDER, OFFER)
-    engine = OpenAIEngine()
+    engine = OpenAIEngine(key_of=local_fleet.key_of)
     for attempt in stamina.retry_context(on=AssertionError, attempts=None, timeout=10, wait_max=0.05):
         with attempt:
             assert engine.is_healthy(replica)
     assert engine.complete(replica)
+    for key in (None, local_fleet.key_of("another release")):
+        with pytest.raises(Unavailable, match="HTTP 401"):
+            OpenAIEngine(key_of=lambda _, key=key: key).complete(replica)
 
 
 @pytest.mark.server
