@@ -1,0 +1,77 @@
+"""What the embedded stack keeps of itself."""
+
+import json
+import socket
+import stat
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from blocks.errors import Refused
+from blocks.processes import free_port
+from deployments.local.settings import HOST, Home, StackSettings
+from deployments.local.stack import Stack
+from tests.stack.conftest import skyferry
+
+
+def written_by_the_version_before(home: Home) -> dict[str, object]:
+    """Its file, which others than its owner can read, and which names no key."""
+    known = asdict(StackSettings.settle(home, free_port(), free_port()))
+    del known["api_key"]
+    (home.path / "stack.json").write_text(json.dumps(known))
+    (home.path / "stack.json").chmod(0o644)
+    return known
+
+
+def test_each_stack_has_a_key_of_its_own(tmp_path: Path) -> None:
+    """Made at its first start, kept over the next ones, and shown where nobody prints it by mistake."""
+    home = Home(tmp_path / "one")
+    first = StackSettings.settle(home, None, None)
+    assert len(first.api_key) > 30
+    assert StackSettings.settle(home, None, None).api_key == first.api_key
+    assert StackSettings.settle(Home(tmp_path / "other"), None, None).api_key != first.api_key
+    assert first.api_key not in repr(first)
+    assert stat.S_IMODE((home.path / "stack.json").stat().st_mode) == 0o600
+
+
+def test_a_stack_of_the_version_before_gets_a_key_at_its_next_start(tmp_path: Path) -> None:
+    """It keeps its ports and the store's keys."""
+    home = Home(tmp_path)
+    known = written_by_the_version_before(home)
+    before = StackSettings.read(home)
+    assert before is not None
+    assert before.api_key == ""
+    settled = StackSettings.settle(home, None, None)
+    assert len(settled.api_key) > 30
+    assert known.items() <= asdict(settled).items()
+    assert stat.S_IMODE((home.path / "stack.json").stat().st_mode) == 0o600
+
+
+def test_a_stack_of_the_version_before_that_runs_is_named(tmp_path: Path) -> None:
+    """Its servers go on asking nobody: `up` must not look as if it had closed them."""
+    home = Home(tmp_path)
+    written_by_the_version_before(home)
+    settings = StackSettings.read(home)
+    assert settings is not None
+    worker = Stack(home, settings).parts[-1].daemon
+    worker.start(["sleep", "infinity"], env={})
+    try:
+        refused = skyferry("up", "--data", str(tmp_path))
+    finally:
+        worker.stop()
+    assert refused.exit_code == 1
+    assert "answer anybody on this machine; run `skyferry down`, then `skyferry up`" in refused.output
+
+
+def test_a_port_that_somebody_has_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    """Of a part that is to be started beside others that run: with who has it, and what to do."""
+    home = Home(tmp_path)
+    stack = Stack(home, StackSettings.settle(home, None, None))
+    with (
+        socket.create_server((HOST, stack.settings.gateway_port)),
+        pytest.raises(Refused, match=r"which the gateway needs, is in use by process \d+ \(.*\); free it, or run"),
+    ):
+        stack.up(lambda _: None)
+    assert not stack.is_running()
+    assert not home.env_file.exists()
