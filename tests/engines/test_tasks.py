@@ -21,7 +21,7 @@ import yaml
 from blocks.node import File, encode_files
 from blocks.openai_engine import OpenAIEngine
 from blocks.ports import Replica
-from blocks.processes import free_port
+from blocks.processes import MARK, free_port
 from blocks.replica_tls import new_authority, new_identity, release_key
 from blocks.skypilot_sdk import skypilot
 from tests.servers import canned_server
@@ -81,7 +81,9 @@ def job(engine: str, home: Path, files: list[File], **changes: str) -> Iterator[
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(here, target)
     envs, secrets = variables(files)
-    env = {"PATH": os.environ["PATH"], "HOME": str(home), **config["envs"], **envs, **secrets, **changes}
+    # By its mark it ends with this process, however that ends.
+    machine = {"PATH": os.environ["PATH"], "HOME": str(home), MARK: os.environ[MARK]}
+    env = {**machine, **config["envs"], **envs, **secrets, **changes}
     if engine == "llama_cpp":
         subprocess.run(["bash", "-c", config["setup"]], env=env, check=True)
     with subprocess.Popen(
