@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -90,6 +91,8 @@ def demo(
     keep: Annotated[bool, typer.Option("--keep", help="Leave the stack up, and its data in place.")] = False,
 ) -> None:
     """Release four models under live traffic, two of them bad, and tell what users noticed: the main job."""
+    # Told to end, it does what it does at Ctrl-C; where it is killed, its keeper ends what runs.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     directory = data or (DATA if keep else None)
     with _spoken_errors(), _home_of(directory) as home, nullcontext() if keep else ended_with_this_process(home.path):
         if StackSettings.read(home) is not None:
@@ -233,7 +236,8 @@ def _show_addresses(stack: Stack) -> None:
     bin_directory = shlex.quote(os.path.relpath(Path(sys.executable).parent))
     console.print(
         f"""
-Prefect UI   {stack.settings.ui_url}   (asks once for what PREFECT_API_AUTH_STRING is in {env_file})
+Prefect UI   {stack.settings.ui_url}
+             asks once for a password: all that PREFECT_API_AUTH_STRING is in {env_file}
 Endpoint     {stack.settings.endpoint}
 
 Three commands to try:

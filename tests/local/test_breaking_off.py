@@ -66,8 +66,9 @@ def test_a_killed_make_leaves_nothing(tmp_path: Path) -> None:
         process.kill()
 
 
-def test_a_killed_demo_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGTERM])
+def test_a_broken_off_demo_leaves_nothing(tmp_path: Path, by: signal.Signals) -> None:
     """With four servers about to start."""
     demo = [f"{sysconfig.get_path('scripts')}/skyferry", "demo", "--data", str(tmp_path / "demo")]
     with broken_off(demo, tmp_path / "demo", 4) as process:
-        process.kill()
+        process.send_signal(by)

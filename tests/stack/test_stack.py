@@ -156,6 +156,8 @@ def test_up_finds_the_stack_that_runs(stack: RunningStack) -> None:
     assert found.exit_code == 0, found.output
     assert "starting" not in found.output
     assert stack.stack.settings.ui_url in found.output
+    assert "asks once for a password: all that PREFECT_API_AUTH_STRING is in" in found.output
+    assert stack.stack.settings.api_key not in found.output
     assert stack.pids == before
     assert len(before) == len(stack.stack.parts)
 
