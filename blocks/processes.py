@@ -232,7 +232,8 @@ def by_whom(port: int) -> str:
                 mark = process.environ().get(MARK)
             except (psutil.Error, OSError):
                 mark = None
-            return f" by process {process.pid} ({process.name()}{f' of {Path(mark).parent}' if mark else ''})"
+            known_as = f", started as {Path(mark).with_suffix('')}" if mark else ""
+            return f" by process {process.pid} ({process.name()}{known_as})"
     return ""
 
 
