@@ -75,3 +75,24 @@ def test_a_port_that_somebody_has_is_refused_before_anything_starts(tmp_path: Pa
         stack.up(lambda _: None)
     assert not stack.is_running()
     assert not home.env_file.exists()
+
+
+def test_a_second_stack_takes_ports_of_its_own(tmp_path: Path) -> None:
+    """Where another has the ports that it had, it gets others, if nobody has asked for these."""
+    home = Home(tmp_path)
+    had = StackSettings.settle(home, None, None)
+    with socket.create_server((HOST, had.ui_port)), socket.create_server((HOST, had.gateway_port)):
+        has = StackSettings.settle(home, None, None)
+    assert not {has.ui_port, has.gateway_port} & {had.ui_port, had.gateway_port}
+    assert has.store_ports == had.store_ports
+
+
+def test_a_port_that_the_store_needs_is_named(tmp_path: Path) -> None:
+    """It names its files by its ports: it can have no other."""
+    home = Home(tmp_path)
+    had = StackSettings.settle(home, None, None)
+    with (
+        socket.create_server((HOST, had.store_ports.filer)),
+        pytest.raises(Refused, match=rf"port {had.store_ports.filer} .* is in use by .*, and the store in .* needs it"),
+    ):
+        StackSettings.settle(home, None, None)
