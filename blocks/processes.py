@@ -120,7 +120,7 @@ def ended_with_this_process(path: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        os.environ.pop(MARK)
+        os.environ.pop(MARK, None)
         if before is not None:
             os.environ[MARK] = before
         keeper.communicate()

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from importlib import resources
 from pathlib import Path
 
@@ -48,6 +48,7 @@ class Part:
     port: int | None
     """Where it listens, if it does."""
     answers: Callable[[], bool]
+    further_ports: tuple[int, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
     grace_seconds: float = 10
 
@@ -128,6 +129,7 @@ class Stack:
                 f"http://{HOST}:{settings.store_ports.s3}",
                 settings.store_ports.s3,
                 lambda: _answers(f"http://{HOST}:{settings.store_ports.s3}"),
+                further_ports=astuple(settings.store_ports),
                 grace_seconds=1,  # it takes a quarter of a minute to end by itself, and loses nothing when it is killed
             ),
             Part(
@@ -251,11 +253,14 @@ def prefect_file() -> Path:
 def _refuse_taken_ports(parts: Sequence[Part]) -> None:
     """Before anything starts: those that run keep their ports, and the others' have to be free."""
     for part in parts:
-        if part.port is not None and part.daemon.find() is None and not is_free(HOST, part.port):
-            raise Refused(
-                f"port {part.port} on {HOST}, which the {part.title} needs, is in use{by_whom(part.port)}; "
-                f"free it, or run `skyferry down` and `skyferry up` for a stack with other ports"
-            )
+        if part.daemon.find() is not None:
+            continue
+        for port in (part.port, *part.further_ports):
+            if port is not None and not is_free(HOST, port):
+                raise Refused(
+                    f"port {port} on {HOST}, which the {part.title} needs, is in use{by_whom(port)}; free it; "
+                    f"where it is not the store's, `skyferry down` and `skyferry up` give the stack another"
+                )
 
 
 def wait_until_healthy(part: Part) -> None:

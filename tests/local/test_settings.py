@@ -64,13 +64,16 @@ def test_a_stack_of_the_version_before_that_runs_is_named(tmp_path: Path) -> Non
     assert "answer anybody on this machine; run `skyferry down`, then `skyferry up`" in refused.output
 
 
-def test_a_port_that_somebody_has_is_refused_before_anything_starts(tmp_path: Path) -> None:
+@pytest.mark.parametrize("part", ["gateway", "object store"])
+def test_a_port_that_somebody_has_is_refused_before_anything_starts(tmp_path: Path, part: str) -> None:
     """Of a part that is to be started beside others that run: with who has it, and what to do."""
     home = Home(tmp_path)
     stack = Stack(home, StackSettings.settle(home, None, None))
+    settings = stack.settings
+    port = settings.gateway_port if part == "gateway" else settings.store_ports.master_grpc
     with (
-        socket.create_server((HOST, stack.settings.gateway_port)),
-        pytest.raises(Refused, match=r"which the gateway needs, is in use by process \d+ \(.*\); free it, or run"),
+        socket.create_server((HOST, port)),
+        pytest.raises(Refused, match=rf"{port} .*, which the {part} needs, is in use by process \d+ \(.*\); free it"),
     ):
         stack.up(lambda _: None)
     assert not stack.is_running()
