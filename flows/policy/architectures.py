@@ -1,0 +1,560 @@
+"""What does each architecture keep of a request? As vLLM 0.33 lays it out, a table and a few rules.
+
+Each entry names vLLM's file that it follows; `vllm/transformers_utils/model_arch_config_convertor.py` has the names of
+KV heads and head widths, `vllm/model_executor/layers/mamba/mamba_utils.py` the shapes of states. What is not in the
+tables is read as attention that keeps every token in every layer, at the widest heads that the config names, and the
+reading says that it is a bound.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from blocks.errors import Refused
+from flows.policy.kv_cache import BLOCK_TOKENS, LATENT_BLOCK_TOKENS, Cache, Part
+from flows.policy.model_config import (
+    ATTENTION_HEADS,
+    KV_HEADS,
+    LAYERS,
+    WIDTH,
+    Config,
+    family_of,
+    needed,
+    number,
+    numbers_in,
+    section,
+    shown,
+    words_in,
+)
+
+VALUE_BYTES = 2
+"""Of one value in the KV cache and in activations: vLLM serves float32 in 16 bits too."""
+FLOAT32_BYTES = 4
+
+Layer = Literal["full", "window", "chunk", "state", "both", "nothing"]
+"""What a layer keeps: every token, those of its window or chunk, a state, a state beside every token."""
+Rule = Callable[[Config], Sequence[Layer]]
+
+LAYER_WORDS: Mapping[str, Layer] = {
+    "full_attention": "full",
+    "attention": "full",
+    "sliding_attention": "window",
+    "chunked_attention": "chunk",
+    "linear_attention": "state",
+    "mamba": "state",
+    "conv": "state",
+    "hybrid": "both",
+    "moe": "nothing",
+    "mlp": "nothing",
+}
+"""How `layer_types` and `layers_block_type` call it."""
+NEMOTRON_LETTERS = {"M": "mamba", "*": "attention", "-": "mlp", "E": "moe"}
+
+PLAIN = frozenset({
+    "afmoe", "apertus", "arcee", "aria_text", "bailing_moe", "bailing_moe_v2", "bloom", "chatglm", "cohere", "dbrx",
+    "deepseek", "ernie4_5", "ernie4_5_moe", "exaone", "falcon", "gemma", "glm", "glm4", "glm4_moe", "gpt2",
+    "gpt_bigcode", "gpt_neox", "gptj", "granite", "granitemoe", "granitemoeshared", "hunyuan_v1_dense",
+    "hunyuan_v1_moe", "internlm2", "internlm3", "kimi_vl", "llama", "mimo", "minicpm", "minicpm3", "minimax_m2",
+    "ministral3", "mistral", "mixtral", "mpt", "nemotron", "olmo", "olmo2", "olmoe", "opt", "orion", "persimmon",
+    "phi", "phi3", "phi3_v", "phi4mm", "phimoe", "qwen2", "qwen2_5_omni_text", "qwen2_5_vl", "qwen2_5_vl_text",
+    "qwen2_moe", "qwen2_vl", "qwen2_vl_text", "qwen3", "qwen3_moe", "qwen3_omni_moe_text", "qwen3_vl_moe_text",
+    "qwen3_vl_text", "seed_oss", "smollm3", "solar", "stablelm", "starcoder2", "step1", "step3_text", "telechat2",
+})  # fmt: skip
+"""Families that keep keys and values of every token in every layer, unless `layer_types` says otherwise."""
+SLIDING = frozenset({
+    "cohere2", "exaone4", "exaone_moe", "gemma2", "gemma3_text", "gemma3n_text", "gemma4_text", "gemma4_unified_text",
+    "gpt_oss", "laguna", "llama4_text", "ministral", "mimo_v2", "mimo_v2_flash", "olmo3", "step3p5",
+})  # fmt: skip
+ALL_SLIDE = frozenset({"mistral", "mixtral", "phi3", "phi3_v", "phimoe"})
+"""A window that they name is that of every layer (`sliding_window` in vLLM's engine/arg_utils.py)."""
+WINDOW_AND_ONE = frozenset({"cohere2", "cohere2_moe"})
+"""Their window does not count the token itself (model_executor/models/commandr.py)."""
+PATTERNS = {
+    "gemma2": 2, "gpt_oss": 2, "gemma3_text": 6, "gemma3n_text": 5, "gemma4_text": 6, "gemma4_unified_text": 6,
+    "cohere2": 4, "exaone4": 4, "qwen3_next": 4, "qwen3_5_text": 4, "qwen3_5_moe_text": 4, "olmo_hybrid": 4,
+    "llama4_text": 4,
+}  # fmt: skip
+"""Where a config does not name its layers, each so many-th keeps every token (transformers' configuration_*.py)."""
+PATTERN_NAMES = (
+    "sliding_window_pattern", "_sliding_window_pattern", "full_attention_interval", "no_rope_layer_interval",
+)  # fmt: skip
+
+LATENT = frozenset({
+    "axk1", "bailing_hybrid", "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa", "kimi_k2",
+    "kimi_linear", "longcat_flash", "pangu_ultra_moe",
+})  # fmt: skip
+"""Families whose compressed KV cache vLLM keeps as it is (`is_deepseek_mla`); others it unfolds into heads."""
+CACHES_A_LAYER = {"longcat_flash": 2}
+"""Two attentions stand in each of its layers (model_executor/models/longcat_flash.py)."""
+INDEX_BLOCK = 128
+"""So many bytes of an index's key share one scale of four (model_executor/models/deepseek_v2.py)."""
+PACKED_LATENT_BYTES = 656
+"""Of a latent vector in eight bits, with its scales and its 16-bit positions (`fp8_ds_mla` in mla_attention.py)."""
+
+
+@dataclass(frozen=True)
+class States:
+    """Where a family's config has the shape of what its layers keep in place of tokens."""
+
+    shape: Callable[[Config], Sequence[Part]]
+    kept: int = 2
+    """Of one request: vLLM keeps the running one, the last before a block's end, and some a checkpoint of the prompt's
+    (`MambaSpec.max_memory_usage_bytes` with prefix caching, which is on by default)."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a config says of the cache."""
+
+    layers: int
+    heads: int
+    caches: tuple[Cache, ...]
+    whole: tuple[tuple[int, str], ...] = ()
+    """What else each card has to get a whole number of."""
+    is_bound: bool = False
+    """The architecture is not known here: it keeps no more than this, as far as its config tells."""
+
+
+def read_architecture(text: Config) -> Reading:
+    """Of the language model's own numbers; Refused where they do not say enough."""
+    family = family_of(text)
+    if family == "whisper":
+        return _whisper(text)
+    heads = number(text, *ATTENTION_HEADS) if family in ATTENTION_FREE else needed(text, *ATTENTION_HEADS)
+    kinds = _kinds_of_layers(text, family)
+    is_known = family in PLAIN | SLIDING | LATENT | BLOCKS or family in STATES
+    if family not in STATES and {"state", "both"} & {*kinds}:
+        # How large a state is cannot be told; every token's keys are more from about a thousand of them on.
+        kinds, is_known = _as_full(kinds, "state", "both"), False
+    caches = [*_attention(text, family, heads or 1, kinds), *_states(text, family, kinds)]
+    whole = [(heads, "attention heads")] if heads else []
+    if family in STATES:
+        whole += _whole_states(text)
+    return Reading(len(kinds), heads or 1, tuple(caches), tuple(whole), is_bound=not is_known)
+
+
+MOST_LAYERS = 10_000
+ATTENTION_FREE = frozenset({"mamba", "mamba2", "falcon_mamba"})
+
+
+# --- Which layers keep what -----------------------------------------------------------------------------------------
+
+
+def _kinds_of_layers(text: Config, family: str) -> Sequence[Layer]:
+    if family in BLOCKS:
+        return [_kind(is_full=heads is not None) for heads in _heads_of_blocks(text)]
+    said = words_in(text, "layer_types") or words_in(text, "layers_block_type")
+    said = said or words_in(text, "hybrid_override_pattern", NEMOTRON_LETTERS)
+    kinds: Sequence[Layer] = [LAYER_WORDS.get(word, "full") for word in said] if said else _by_rule(text, family)
+    if family not in PLAIN | SLIDING and family not in STATES:
+        # What vLLM makes of the windows of an architecture that is not known here, nobody knows.
+        kinds = _as_full(kinds, "window", "chunk")
+    shared = number(text, "num_kv_shared_layers") or 0
+    # Those at the end read what earlier ones have kept (gemma3n.py, gemma4.py).
+    own = max(0, len(kinds) - shared)
+    return [kind if layer < own else "nothing" for layer, kind in enumerate(kinds)]
+
+
+def _by_rule(text: Config, family: str) -> Sequence[Layer]:
+    """Where a config does not name its layers one by one."""
+    if family in RULES and (kinds := RULES[family](text)):
+        return kinds
+    layers = _layers(text)
+    said = {name: text[name] for name in PATTERN_NAMES if not isinstance(text.get(name, ""), str)}
+    if every := number(said, *PATTERN_NAMES) or PATTERNS.get(family):
+        other: Layer = "chunk" if family == "llama4_text" else "state" if family in STATES else "window"
+        return _every(layers, every, other)
+    if family in STATES:
+        raise Refused(f"config.json of {family} does not say which layers keep a state; choose another model")
+    slides: Layer = "window" if family in ALL_SLIDE else "full"
+    return [slides] * layers
+
+
+def _as_full(kinds: Sequence[Layer], *others: Layer) -> Sequence[Layer]:
+    return ["full" if kind in others else kind for kind in kinds]
+
+
+def _kind(*, is_full: bool) -> Layer:
+    return "full" if is_full else "nothing"
+
+
+def _or_zero(text: Config, name: str, otherwise: int) -> int:
+    """A number of which zero is one as well."""
+    return 0 if text.get(name) == 0 else number(text, name) or otherwise
+
+
+def _at(layers: int, indices: Sequence[int], kind: Layer = "full") -> Sequence[Layer]:
+    chosen = set(indices)
+    return [kind if index in chosen else "state" for index in range(layers)]
+
+
+def _every(layers: int, every: int, other: Layer) -> Sequence[Layer]:
+    return ["full" if (index + 1) % every == 0 else other for index in range(layers)]
+
+
+def _layers(text: Config) -> int:
+    # LongCat's num_hidden_layers, where there is one, counts its attentions.
+    named = ("num_layers", *LAYERS) if family_of(text) == "longcat_flash" else LAYERS
+    layers = needed(text, *named)
+    if layers > MOST_LAYERS:
+        raise Refused(f"config.json says that the model has {layers:,} layers; choose another model")
+    return layers
+
+
+def _jamba(text: Config) -> Sequence[Layer]:
+    period, layers = number(text, "attn_layer_period") or 8, _layers(text)
+    return _at(layers, range(_or_zero(text, "attn_layer_offset", 4), layers, period))
+
+
+def _kimi_linear(text: Config) -> Sequence[Layer]:
+    """Counted from one."""
+    full = numbers_in(section(text, "linear_attn_config"), "full_attn_layers") or ()
+    return _at(_layers(text), [index - 1 for index in full])
+
+
+def _exaone(text: Config) -> Sequence[Layer]:
+    """`LLLG` over and over, and the last layer sees all; or a number, as others have it."""
+    pattern, layers = text.get("sliding_window_pattern"), _layers(text)
+    if not isinstance(pattern, str) or not pattern:
+        return ()
+    return [*("full" if pattern[index % len(pattern)] == "G" else "window" for index in range(layers - 1)), "full"]
+
+
+def _listed(name: str, kind: Layer = "full") -> Rule:
+    """The config counts the layers that are of that kind."""
+
+    def rule(text: Config) -> Sequence[Layer]:
+        indices = numbers_in(text, name)
+        return () if indices is None else _at(_layers(text), indices, kind)
+
+    return rule
+
+
+def _flagged(name: str, flagged: Layer, others: Layer) -> Rule:
+    """The config has a 1 or a 0 for each layer."""
+
+    def rule(text: Config) -> Sequence[Layer]:
+        return [flagged if flag else others for flag in numbers_in(text, name) or ()]
+
+    return rule
+
+
+def _grouped(text: Config) -> Sequence[Layer]:
+    return _every(_layers(text), number(text, "layer_group_size") or 1, "state")
+
+
+def _all(kind: Layer) -> Rule:
+    return lambda text: [kind] * _layers(text)
+
+
+RULES: Mapping[str, Rule] = {
+    "mamba": _all("state"),
+    "mamba2": _all("state"),
+    "falcon_mamba": _all("state"),
+    "falcon_h1": _all("both"),
+    "bailing_hybrid": _grouped,
+    "bailing_moe_linear": _grouped,
+    "bamba": _listed("attn_layer_indices"),
+    "exaone4": _exaone,
+    "jamba": _jamba,
+    "kimi_linear": _kimi_linear,
+    "lfm2": _listed("full_attn_idxs"),
+    "lfm2_moe": _listed("full_attn_idxs"),
+    "llama4_text": _flagged("no_rope_layers", "chunk", "full"),
+    "mimo_v2": _flagged("hybrid_layer_pattern", "window", "full"),
+    "mimo_v2_flash": _flagged("hybrid_layer_pattern", "window", "full"),
+    "minimax_m1": _flagged("attn_type_list", "full", "state"),
+    "minimax_text_01": _flagged("attn_type_list", "full", "state"),
+    "minimax": _flagged("attn_type_list", "full", "state"),
+    "zamba2": _listed("hybrid_layer_ids", "both"),
+}
+"""How families name their layers that do it in a way of their own; an empty answer where this config does not."""
+
+
+# --- What attention keeps -------------------------------------------------------------------------------------------
+
+
+def _attention(text: Config, family: str, heads: int, kinds: Sequence[Layer]) -> Sequence[Cache]:
+    full = sum(kind in {"full", "both"} for kind in kinds)
+    window, chunk = kinds.count("window"), kinds.count("chunk")
+    if family in BLOCKS:
+        return _blocks(text, heads)
+    latent = number(text, "kv_lora_rank")
+    if latent and family in LATENT:
+        return _latent(text, latent, full * CACHES_A_LAYER.get(family, 1), kinds)
+    wide, narrow = _heads_of(text, heads, is_window=False), _heads_of(text, heads, is_window=True)
+    window_tokens = number(text, "sliding_window", "sliding_window_size")
+    if window and (window_tokens is None or text.get("use_sliding_window") is False):
+        full, window = full + window, 0
+    chunk_tokens = number(text, "attention_chunk_size")
+    if chunk and chunk_tokens is None:
+        full, chunk = full + chunk, 0
+    more = 1 if family in WINDOW_AND_ONE else 0
+    return (
+        Cache(full, "every token", *wide),
+        Cache(window, "a window", *narrow, tokens=(window_tokens or 0) + more),
+        Cache(chunk, "a chunk", *wide, tokens=chunk_tokens or 0),
+    )
+
+
+def _heads_of(text: Config, heads: int, *, is_window: bool) -> tuple[tuple[Part, ...], str]:
+    """Keys and values of one token in one layer."""
+    family, latent = family_of(text), number(text, "kv_lora_rank")
+    kv_heads = _kv_heads(text, family, heads)
+    rotary = number(text, "qk_rope_head_dim") or 0
+    unfolded = (number(text, "qk_nope_head_dim") or 0) + rotary if latent else 0
+    key = unfolded or number(text, "head_dim", "hidden_size_per_head", "attention_head_dim")
+    key = key or (2 if family == "zamba2" else 1) * _head_width(text, heads)
+    value = number(text, "v_head_dim")
+    if family in {"mimo_v2", "mimo_v2_flash"}:
+        if is_window:
+            kv_heads = number(text, "swa_num_key_value_heads") or kv_heads
+            key, value = number(text, "swa_head_dim") or key, number(text, "swa_v_head_dim") or value
+        value = value or key
+    elif family in {"gemma4_text", "gemma4_unified_text"}:
+        if not is_window:
+            key = number(text, "global_head_dim") or key
+            kv_heads = number(text, "num_global_key_value_heads") or kv_heads
+        value = key
+    elif family == "step3p5" and is_window:
+        other = section(text, "attention_other_setting")
+        kv_heads = number(other, "num_attention_groups") or kv_heads
+        key = value = number(other, "head_dim") or key
+    else:
+        # Where keys and values, or layers, have heads of several widths, all count as the widest.
+        key = value = max(key, value or 0, number(text, "global_head_dim") or 0)
+    size = _value_bytes(text)
+    each = (key + value) * size
+    widths = f"2 x {kv_heads} KV heads x {key}" if key == value else f"{kv_heads} KV heads x ({key} + {value})"
+    return (Part(kv_heads * each, kv_heads),), f"{widths} x {_bytes(size)}"
+
+
+def _head_width(text: Config, heads: int) -> int:
+    if (width := needed(text, *WIDTH)) < heads:
+        raise Refused(f"config.json says that {heads:,} heads share a width of {width:,}; choose another model")
+    return width // heads
+
+
+def _kv_heads(text: Config, family: str, heads: int) -> int:
+    is_new_falcon = bool(text.get("new_decoder_architecture"))
+    if family in {"falcon", "RefinedWeb", "RefinedWebModel", "gpt_bigcode"} and not is_new_falcon:
+        # Its configs name heads that only the new decoder has.
+        return 1 if text.get("multi_query", family == "gpt_bigcode") else heads
+    if family == "chatglm" and text.get("multi_query_attention") is False:
+        return heads
+    return number(section(text, "attn_config"), "kv_n_heads") or number(text, *KV_HEADS) or heads
+
+
+def _latent(text: Config, latent: int, count: int, kinds: Sequence[Layer]) -> Sequence[Cache]:
+    """One compressed vector, whole on every card; sparse attention has a small key of each token beside it."""
+    rotary = number(text, "qk_rope_head_dim") or 0
+    index, size = number(text, "index_head_dim"), _value_bytes(text)
+    if index and size == 1:
+        part, words = PACKED_LATENT_BYTES, f"{PACKED_LATENT_BYTES} bytes"
+    else:
+        part, words = (latent + rotary) * size, f"({latent} + {rotary}) x {_bytes(size)}"
+    caches = [Cache(count, "every token", (Part(part, 1),), words, block_tokens=LATENT_BLOCK_TOKENS)]
+    if index:
+        key, scales = index, -(-index // INDEX_BLOCK) * FLOAT32_BYTES
+        words = f"({key} + {scales}) bytes of an index"
+        layers = _indexed(text, len(kinds))
+        caches.append(Cache(layers, "every token", (Part(key + scales, 1),), words, block_tokens=LATENT_BLOCK_TOKENS))
+    return caches
+
+
+def _indexed(text: Config, layers: int) -> int:
+    """How many layers have an index of their own; others use the last one's (vllm/models/deepseek_v32/attention.py)."""
+    pattern = text.get("index_topk_pattern")
+    if isinstance(pattern, str):
+        return layers - pattern[:layers].count("S")
+    frequency, first = number(text, "index_topk_freq") or 1, _or_zero(text, "index_skip_topk_offset", 2)
+    return sum(max(layer - first + 1, 0) % frequency == 0 for layer in range(layers))
+
+
+def _value_bytes(text: Config) -> int:
+    """Of a key or a value: what the checkpoint's own scales are for (`kv_cache_scheme`, `kv_cache_quant_algo`)."""
+    said = section(text, "quantization_config")
+    inner = section(said, "quantization") or said
+    scheme = section(said, "kv_cache_scheme") or section(inner, "kv_cache_scheme")
+    algorithm = inner.get("kv_cache_quant_algo") or said.get("kv_cache_quant_algo")
+    is_eight = scheme.get("num_bits") == 8 and scheme.get("type", "float") == "float"  # noqa: PLR2004 - what it says
+    return 1 if is_eight or algorithm == "FP8" else VALUE_BYTES
+
+
+def _bytes(size: int) -> str:
+    return f"{size} byte{'s' if size > 1 else ''}"
+
+
+# --- Layers that differ one by one ----------------------------------------------------------------------------------
+
+BLOCKS = frozenset({"nemotron-nas", "deci"})
+"""Their `block_configs` say of each layer how many heads share a KV head, or that it has none (nemotron_nas.py)."""
+
+
+def _heads_of_blocks(text: Config) -> Sequence[int | None]:
+    """How many attention heads share a KV head, layer by layer; None in layers without attention."""
+    blocks = text.get("block_configs")
+    if not isinstance(blocks, list) or not blocks:
+        raise Refused("config.json has no block_configs, which say what each layer keeps; choose another model")
+    shared: list[int | None] = []
+    for block in blocks:
+        attention = section(block, "attention") if isinstance(block, Mapping) else {}
+        is_none = attention.get("no_op") is True or attention.get("replace_with_linear") is True
+        shared.append(None if is_none else needed(attention, "n_heads_in_group"))
+    return shared
+
+
+def _blocks(text: Config, heads: int) -> Sequence[Cache]:
+    width = number(text, "head_dim") or _head_width(text, heads)
+    shared = [group for group in _heads_of_blocks(text) if group is not None]
+    each = 2 * width * _value_bytes(text)
+    caches = []
+    for group in sorted(set(shared), reverse=True):
+        if heads % group:
+            raise Refused(f"config.json has {shown(group)} of {heads} heads share a KV head; choose another model")
+        kv = heads // group
+        words = f"2 x {kv} KV heads x {width} x {_bytes(_value_bytes(text))}"
+        caches.append(Cache(shared.count(group), "every token", (Part(kv * each, kv),), words))
+    return caches
+
+
+def _whisper(text: Config) -> Reading:
+    """Its decoder, which keeps what it has said and what it has heard (whisper.py, `CrossAttentionSpec`)."""
+    layers, heads = needed(text, "decoder_layers"), needed(text, "decoder_attention_heads")
+    width = _head_width(text, heads)
+    parts, words = (Part(2 * heads * width * VALUE_BYTES, heads),), f"2 x {heads} KV heads x {width} x 2 bytes"
+    heard = number(text, "max_source_positions") or 1500
+    caches = (
+        Cache(layers, "every token", parts, words, block_tokens=BLOCK_TOKENS),
+        Cache(layers, "the audio", parts, words, tokens=heard),
+    )
+    return Reading(layers, heads, caches, ((heads, "attention heads"),))
+
+
+# --- What other layers keep -----------------------------------------------------------------------------------------
+
+
+def _states(text: Config, family: str, kinds: Sequence[Layer]) -> Sequence[Cache]:
+    count = sum(kind in {"state", "both"} for kind in kinds)
+    if not count:
+        return ()
+    parts = tuple(STATES[family].shape(text))
+    # Without attention there is no prefix caching, and a request has the running state alone.
+    kept = 1 if family in ATTENTION_FREE else STATES[family].kept
+    size = sum(part.total_bytes for part in parts)
+    return (Cache(count, "states", parts, f"{size:,} bytes", tokens=kept),)
+
+
+def _whole_states(text: Config) -> Sequence[tuple[int, str]]:
+    """Heads of states are never copied; groups of them are, but only where there is one."""
+    groups = number(text, *MAMBA_GROUPS)
+    parts = STATES[family_of(text)].shape(text)
+    shards = {part.shards for part in parts if part.shards != groups}
+    return [
+        *((count, "heads of states") for count in sorted(shards)),
+        *([(groups, "groups of states")] if groups and groups > 1 else []),
+    ]
+
+
+MAMBA_WIDTH_FACTOR = ("mamba_expand", "expand")
+MAMBA_HEADS = ("mamba_num_heads", "mamba_n_heads", "n_mamba_heads", "num_heads")
+MAMBA_HEAD = ("mamba_head_dim", "mamba_d_head", "mamba_headdim")
+MAMBA_GROUPS = ("n_groups", "mamba_n_groups", "mamba_ngroups")
+MAMBA_STATE = ("ssm_state_size", "mamba_d_state", "state_size")
+MAMBA_KERNEL = ("conv_kernel", "mamba_d_conv")
+
+
+def _mamba1(text: Config) -> Sequence[Part]:
+    """`mamba1_state_shape`."""
+    factor = number(text, "mamba_expand")
+    inner = factor * needed(text, *WIDTH) if factor else needed(text, "intermediate_size")
+    kernel, state = needed(text, *MAMBA_KERNEL), needed(text, *MAMBA_STATE)
+    return (Part(inner * (kernel - 1 + state) * VALUE_BYTES, inner),)
+
+
+def _mamba2(text: Config, state_bytes: int = VALUE_BYTES) -> Sequence[Part]:
+    """`mamba2_state_shape`: groups are fewer than heads and lie on several cards as copies."""
+    heads, groups = needed(text, *MAMBA_HEADS), number(text, *MAMBA_GROUPS) or 1
+    state, kernel = needed(text, *MAMBA_STATE), needed(text, *MAMBA_KERNEL)
+    factor = number(text, *MAMBA_WIDTH_FACTOR) or 2
+    names = [name for name in MAMBA_HEAD if text.get(name) != "auto"]
+    each = number(text, *names)
+    if family_of(text) == "nemotron_h":
+        inner = heads * needed(text, "mamba_head_dim")
+    elif family_of(text) == "mamba2":
+        each, inner = needed(text, "head_dim"), factor * needed(text, *WIDTH)
+    else:
+        inner = number(text, "mamba_d_ssm") or factor * needed(text, *WIDTH)
+    each = each or inner // heads
+    return (
+        Part(inner * (kernel - 1) * VALUE_BYTES + heads * each * state * state_bytes, heads),
+        Part(2 * groups * state * (kernel - 1) * VALUE_BYTES, groups),
+    )
+
+
+def _nemotron(text: Config) -> Sequence[Part]:
+    """Its states are of 32 bits, unless it says otherwise (model_executor/models/config.py)."""
+    return _mamba2(text, _state_bytes(text, "mamba_ssm_cache_dtype", FLOAT32_BYTES))
+
+
+def _gated_delta(text: Config) -> Sequence[Part]:
+    """`gated_delta_net_state_shape`."""
+    keys, values = needed(text, "linear_num_key_heads"), needed(text, "linear_num_value_heads")
+    key, value = needed(text, "linear_key_head_dim"), needed(text, "linear_value_head_dim")
+    kernel = needed(text, "linear_conv_kernel_dim") - 1
+    state = _state_bytes(text, "mamba_ssm_dtype", VALUE_BYTES)
+    return (
+        Part(values * value * (kernel * VALUE_BYTES + key * state), values),
+        Part(2 * keys * key * kernel * VALUE_BYTES, keys),
+    )
+
+
+def _kimi_delta(text: Config) -> Sequence[Part]:
+    """`kda_state_shape`; the state itself is of 32 bits."""
+    linear = section(text, "linear_attn_config")
+    heads, width = needed(linear, "num_heads"), needed(linear, "head_dim")
+    kernel = needed(linear, "short_conv_kernel_size") - 1
+    return (Part(heads * width * (3 * kernel * VALUE_BYTES + width * FLOAT32_BYTES), heads),)
+
+
+def _linear(text: Config) -> Sequence[Part]:
+    """`linear_attention_state_shape`."""
+    heads = needed(text, *ATTENTION_HEADS)
+    width = number(text, "head_dim") or _head_width(text, heads)
+    return (Part(heads * width * width * VALUE_BYTES, heads),)
+
+
+def _short_conv(text: Config) -> Sequence[Part]:
+    """`short_conv_state_shape`."""
+    width = number(text, "conv_dim") or needed(text, *WIDTH)
+    return (Part(width * (needed(text, "conv_L_cache") - 1) * VALUE_BYTES, width),)
+
+
+def _state_bytes(text: Config, name: str, otherwise: int) -> int:
+    said = text.get(name)
+    return {"float32": FLOAT32_BYTES, "bfloat16": VALUE_BYTES, "float16": VALUE_BYTES}.get(str(said), otherwise)
+
+
+STATES: Mapping[str, States] = {
+    "mamba": States(_mamba1),
+    "falcon_mamba": States(_mamba1),
+    "jamba": States(_mamba1),
+    "mamba2": States(_mamba2),
+    "bamba": States(_mamba2, kept=3),
+    "falcon_h1": States(_mamba2, kept=3),
+    "granitemoehybrid": States(_mamba2, kept=3),
+    "zamba2": States(_mamba2, kept=3),
+    "nemotron_h": States(_nemotron, kept=3),
+    "qwen3_next": States(_gated_delta, kept=3),
+    "qwen3_5_text": States(_gated_delta, kept=3),
+    "qwen3_5_moe_text": States(_gated_delta, kept=3),
+    "olmo_hybrid": States(_gated_delta, kept=3),
+    "kimi_linear": States(_kimi_delta, kept=3),
+    "minimax": States(_linear),
+    "minimax_m1": States(_linear),
+    "minimax_text_01": States(_linear),
+    "bailing_hybrid": States(_linear),
+    "bailing_moe_linear": States(_linear),
+    "lfm2": States(_short_conv),
+    "lfm2_moe": States(_short_conv),
+}
