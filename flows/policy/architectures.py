@@ -161,13 +161,17 @@ def _by_rule(text: Config, family: str) -> Sequence[Layer]:
         return kinds
     layers = _layers(text)
     said = {name: text[name] for name in PATTERN_NAMES if not isinstance(text.get(name, ""), str)}
-    if every := number(said, *PATTERN_NAMES) or PATTERNS.get(family):
+    # Of other families vLLM reads no pattern.
+    if family in PATTERNS and (every := number(said, *PATTERN_NAMES) or PATTERNS[family]):
         other: Layer = "chunk" if family == "llama4_text" else "state" if family in STATES else "window"
         return _every(layers, every, other)
     if family in STATES:
         raise Refused(f"config.json of {family} does not say which layers keep a state; choose another model")
-    slides: Layer = "window" if family in ALL_SLIDE else "full"
-    return [slides] * layers
+    return _repeat("window" if family in ALL_SLIDE else "full", layers)
+
+
+def _repeat(kind: Layer, layers: int) -> Sequence[Layer]:
+    return tuple(kind for _ in range(layers))
 
 
 def _as_full(kinds: Sequence[Layer], *others: Layer) -> Sequence[Layer]:
@@ -244,7 +248,7 @@ def _grouped(text: Config) -> Sequence[Layer]:
 
 
 def _all(kind: Layer) -> Rule:
-    return lambda text: [kind] * _layers(text)
+    return lambda text: _repeat(kind, _layers(text))
 
 
 RULES: Mapping[str, Rule] = {
