@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import cast
 from uuid import uuid4
 
@@ -67,12 +68,28 @@ def size_up(
         return size_gguf(header, files[choices[0]], engine)
     if CONFIG not in files:
         raise Refused(f"{repo} has no {CONFIG}, so nobody knows what it needs; choose a model that has one, or a GGUF")
-    config = _parsed(repo, CONFIG, b"".join(read(CONFIG)))
-    index = _parsed(repo, INDEX, b"".join(read(INDEX))) if INDEX in files else {}
-    return size_model(config, tuple(files.items()), _total_bytes(index), engine)
+    said = {name: _parsed(repo, name, _whole(repo, name, files, read)) for name in SAID_IN if name in files}
+    config = said[CONFIG]
+    if QUANTISATION in said and "quantization_config" not in config:
+        config = {**config, "quantization_config": said[QUANTISATION]}
+    return size_model(config, tuple(files.items()), _total_bytes(said.get(INDEX, {})), engine)
 
 
 CONFIG, INDEX = "config.json", "model.safetensors.index.json"
+QUANTISATION = "hf_quant_config.json"
+"""Where older versions of ModelOpt say how a model is quantised; vLLM reads it where config.json says nothing."""
+SAID_IN = (CONFIG, INDEX, QUANTISATION)
+SAID_AT_MOST_BYTES = 64 << 20
+"""The index of the largest models has ten million."""
+
+
+def _whole(repo: str, path: str, files: Mapping[str, int], read: Callable[[str], Iterator[bytes]]) -> bytes:
+    """A small file, as long as it is said to be and no longer."""
+    if files[path] > SAID_AT_MOST_BYTES:
+        raise Refused(
+            f"{path} of {repo} has {files[path]:,} bytes, and {SAID_AT_MOST_BYTES:,} are read; choose another model"
+        )
+    return _first(read(path), files[path])
 
 
 def _first(chunks: Iterator[bytes], size: int) -> bytes:
@@ -89,13 +106,14 @@ def _total_bytes(index: Mapping[str, object]) -> int | None:
     """What a safetensors index says of the weights as they are loaded."""
     about = index.get("metadata")
     total = about.get("total_size") if isinstance(about, Mapping) else None
-    return int(total) if isinstance(total, int | float) else None
+    # A number that is none, or infinite, says nothing: then the files count.
+    return int(total) if isinstance(total, int | float) and isfinite(total) else None
 
 
 def _parsed(repo: str, path: str, body: bytes) -> dict[str, object]:
     try:
         parsed = json.loads(body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Refused(f"{path} of {repo} is no JSON ({error}); mirror another revision") from error
     if not isinstance(parsed, dict):
         raise Refused(f"{path} of {repo} is no JSON object; mirror another revision")
