@@ -162,7 +162,8 @@ def _place(
         neighbours=tuple(replica for replica in standing if replica.release != release.id),
         board=Board(f"placement-{service.name}", f"Where the replicas of {release.id} run, and why there"),
     )
-    placing.run(replica_orders(release, service.replicas), {replica.name: replica for replica in standing})
+    orders = [replace(order, disk_bytes=view.need.disk_bytes) for order in replica_orders(release, service.replicas)]
+    placing.run(orders, {replica.name: replica for replica in standing})
     return placing.started, placing.error
 
 

@@ -283,7 +283,9 @@ def size_gguf(header: bytes, file_bytes: int, engine: EngineSettings) -> Need:
     )
     kv_heads = said_number("attention.head_count_kv", heads)
     per_layer = said.get(f"{family}.attention.head_count_kv")
-    in_all = sum(int(some) or kv_heads for some in per_layer) if isinstance(per_layer, tuple) else layers * kv_heads
+    in_all = layers * kv_heads
+    if isinstance(per_layer, tuple) and len(per_layer) == layers:
+        in_all = sum(int(some) if some > 0 else kv_heads for some in per_layer)
     key, value = (
         said_number("attention.key_length", width // heads),
         said_number("attention.value_length", width // heads),

@@ -61,16 +61,13 @@ def size_up(
     if choices := [path for path in files if path.endswith(".gguf")]:
         if len(choices) > 1:
             raise Refused(f"{repo} holds {len(choices)} GGUF files, {', '.join(choices)}; choose a repository with one")
-        wanted = min(gguf.ENOUGH_BYTES, files[choices[0]])
-        header = _first(read(choices[0]), wanted)
-        if len(header) < wanted:
-            raise Unavailable(f"{choices[0]} of {repo} broke off after {len(header)} of the first {wanted} bytes")
+        header = _first(repo, choices[0], read, min(gguf.ENOUGH_BYTES, files[choices[0]]))
         return size_gguf(header, files[choices[0]], engine)
     if CONFIG not in files:
         raise Refused(f"{repo} has no {CONFIG}, so nobody knows what it needs; choose a model that has one, or a GGUF")
     said = {name: _parsed(repo, name, _whole(repo, name, files, read)) for name in SAID_IN if name in files}
     config = said[CONFIG]
-    if QUANTISATION in said and "quantization_config" not in config:
+    if QUANTISATION in said and config.get("quantization_config") is None:
         config = {**config, "quantization_config": said[QUANTISATION]}
     return size_model(config, tuple(files.items()), _total_bytes(said.get(INDEX, {})), engine)
 
@@ -89,17 +86,19 @@ def _whole(repo: str, path: str, files: Mapping[str, int], read: Callable[[str],
         raise Refused(
             f"{path} of {repo} has {files[path]:,} bytes, and {SAID_AT_MOST_BYTES:,} are read; choose another model"
         )
-    return _first(read(path), files[path])
+    return _first(repo, path, read, files[path])
 
 
-def _first(chunks: Iterator[bytes], size: int) -> bytes:
-    """The beginning of a file, without reading the rest of it."""
+def _first(repo: str, path: str, read: Callable[[str], Iterator[bytes]], size: int) -> bytes:
+    """The beginning of a file, without reading the rest of it; Unavailable where less than that comes."""
     head = bytearray()
-    for chunk in chunks:
+    for chunk in read(path):
         head += chunk
         if len(head) >= size:
             break
-    return bytes(head)
+    if len(head) < size:
+        raise Unavailable(f"{path} of {repo} broke off after {len(head)} of the first {size} bytes")
+    return bytes(head[:size])
 
 
 def _total_bytes(index: Mapping[str, object]) -> int | None:
@@ -107,7 +106,9 @@ def _total_bytes(index: Mapping[str, object]) -> int | None:
     about = index.get("metadata")
     total = about.get("total_size") if isinstance(about, Mapping) else None
     # A number that is none, or infinite, says nothing: then the files count.
-    return int(total) if isinstance(total, int | float) and isfinite(total) else None
+    if not isinstance(total, int | float) or isinstance(total, bool) or not isfinite(total):
+        return None
+    return int(total)
 
 
 def _parsed(repo: str, path: str, body: bytes) -> dict[str, object]:

@@ -336,7 +336,8 @@ NAMES = st.sampled_from([
     "quantization_config", "rope_scaling", "sliding_window", "block_configs", "attn_config", "linear_attn_config",
     "hybrid_override_pattern", "attn_type_list", "num_kv_shared_layers", "index_topk_pattern", "index_head_dim",
     "config_groups", "weights", "group_size", "quant_method", "sliding_window_pattern", "model_max_length",
-    "vocab_size", "num_key_value_heads", "full_attn_idxs", "attn_layer_offset", "conv_L_cache", "mamba_d_head", "n_groups",
+    "vocab_size", "num_key_value_heads", "full_attn_idxs", "attn_layer_offset", "conv_L_cache", "mamba_d_head",
+    "n_groups",
 ])  # fmt: skip
 FAMILIES = st.sampled_from(["llama", "gemma2", "deepseek_v32", "whisper", "nemotron-nas", "exaone4", "x", *STATES])
 VALUES = st.recursive(
@@ -387,6 +388,16 @@ W4A16 = {
         }
     },
 }
+LLAMA_8B = model("llama", 32, 32, 4096, num_key_value_heads=8)
+FP8_CACHE = W4A16 | {"kv_cache_scheme": {"num_bits": 8, "type": "float", "strategy": "tensor"}}
+
+
+def test_a_checkpoint_may_halve_its_cache() -> None:
+    """With scales for eight bits in it, vLLM keeps keys and values so (`kv_cache_scheme` in attention.py)."""
+    assert sized(LLAMA_8B | {"quantization_config": FP8_CACHE}).kv_bytes == 32 * 2 * 8 * 128 * LONG
+    assert sized(LLAMA_8B | {"quantization_config": W4A16}).kv_bytes == 32 * 2 * 8 * 128 * 2 * LONG
+
+
 QWEN_72B = model("qwen2", 80, 64, 8192, num_key_value_heads=8, intermediate_size=29_568)
 
 

@@ -360,7 +360,7 @@ def test_no_card_is_taken_for_more_than_it_has(logged_gib: float, offer: Offer, 
         (
             QWEN3_30B_A3B | {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}},
             4,
-            "4 cards cannot share 32 attention heads, 4 KV heads, 48 quantised groups, 6 quantised groups, 32 quantised",
+            "4 cards cannot share 32 attention heads, 4 KV heads, 48 quantised groups, 6 quantised groups, 32",
         ),
         (
             QWEN_72B | {"quantization_config": {"quant_method": "awq", "group_size": 128}},
@@ -561,6 +561,9 @@ ONE_SMALL = EngineSettings(256, 1)
         ({"attention__head_count_kv": [2, 4, 4, 2]}, 12 * (32 + 32) * 2),
         # Recurrent layers have no heads, and count as if they had.
         ({"attention__head_count_kv": [0, 4, 0, 2]}, 14 * (32 + 32) * 2),
+        # What says nothing sound of each layer: all count as the largest.
+        ({"attention__head_count_kv": [4]}, 16 * (32 + 32) * 2),
+        ({"attention__head_count_kv": [4, -4, -4, -4]}, 16 * (32 + 32) * 2),
     ],
 )
 def test_a_gguf_header_gives_the_cache(tmp_path: Path, more: Mapping[str, int | list[int]], bytes_a_token: int) -> None:
