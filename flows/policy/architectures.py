@@ -111,15 +111,17 @@ class Reading:
     caches: tuple[Cache, ...]
     whole: tuple[tuple[int, str], ...] = ()
     """What else each card has to get a whole number of."""
-    is_bound: bool = False
-    """The architecture is not known here: it keeps no more than this, as far as its config tells."""
+    bound: str = ""
+    """Why it keeps at most so much; empty where it is so much."""
+    is_packed: bool = False
+    """Pages of several sizes share each block."""
 
 
 def read_architecture(text: Config) -> Reading:
     """Of the language model's own numbers; Refused where they do not say enough."""
     family = family_of(text)
-    if family == "whisper":
-        return _whisper(text)
+    if family in READINGS:
+        return READINGS[family](text)
     heads = number(text, *ATTENTION_HEADS) if family in ATTENTION_FREE else needed(text, *ATTENTION_HEADS)
     kinds = _kinds_of_layers(text, family)
     is_known = family in PLAIN | SLIDING | LATENT | BLOCKS or family in STATES
@@ -130,7 +132,14 @@ def read_architecture(text: Config) -> Reading:
     whole = [(heads, "attention heads")] if heads else []
     if family in STATES:
         whole += _whole_states(text)
-    return Reading(len(kinds), heads or 1, tuple(caches), tuple(whole), is_bound=not is_known)
+    bound = "" if is_known else NOT_KNOWN.format(family=family)
+    return Reading(len(kinds), heads or 1, tuple(caches), tuple(whole), bound)
+
+
+NOT_KNOWN = (
+    "The architecture {family!r} is not known here: the KV cache is a bound, as if each layer kept the keys and values"
+    " of every token"
+)
 
 
 MOST_LAYERS = 10_000
@@ -433,6 +442,44 @@ def _whisper(text: Config) -> Reading:
         Cache(layers, "the audio", parts, words, tokens=heard),
     )
     return Reading(layers, heads, caches, ((heads, "attention heads"),))
+
+
+def _compressed(text: Config) -> Reading:
+    """DeepSeek V4: a window of every layer; of groups of tokens one vector, and what is needed to make the next one.
+
+    vllm/models/deepseek_v4: attention.py, compressor.py, whose states lie in windows of their own, and
+    vllm/v1/attention/backends/mla/sparse_swa.py. Every fourth token's layers have an index, too.
+    """
+    layers, heads, width = _layers(text), needed(text, *ATTENTION_HEADS), needed(text, "head_dim")
+    ratios = numbers_in(text, "compress_ratios")
+    if ratios is None:
+        rates = section(text, "compress_rates")
+        ratios = tuple(_or_zero(rates, word, 0) for word in words_in(text, "layer_types") or ())
+    if len(ratios) < layers:
+        raise Refused("config.json does not say how each layer compresses its cache; choose another model")
+    index = needed(text, "index_head_dim")
+    row, words = width * VALUE_BYTES, f"{width} x {VALUE_BYTES} bytes"
+    caches = [Cache(layers, "a window", (Part(row, 1),), words, tokens=needed(text, "sliding_window"))]
+    for ratio in sorted({*ratios[:layers]} - {0, 1}):
+        count, overlap = ratios[:layers].count(ratio), 2 if ratio == WITH_INDEX else 1
+        kept = [(-(-row // ratio), f"{words} / {ratio}")]
+        states = [2 * overlap * width * FLOAT32_BYTES]
+        if ratio == WITH_INDEX:
+            each = index + -(-index // INDEX_BLOCK) * FLOAT32_BYTES
+            kept.append((-(-each // ratio), f"{each} bytes of an index / {ratio}"))
+            states.append(2 * overlap * index * FLOAT32_BYTES)
+        caches += [Cache(count, "every token", (Part(size, 1),), what) for size, what in kept]
+        caches += [
+            Cache(count, "a window", (Part(size, 1),), f"{size} bytes of states", tokens=overlap * ratio)
+            for size in states
+        ]
+    return Reading(layers, heads, tuple(caches), ((heads, "attention heads"),), bound=PACKED, is_packed=True)
+
+
+WITH_INDEX = 4
+PACKED = "The KV cache is a bound: how far pages of several sizes fill their blocks is not worked out"
+READINGS: Mapping[str, Callable[[Config], Reading]] = {"whisper": _whisper, "deepseek_v4": _compressed}
+"""Of families that share nothing with others."""
 
 
 # --- What other layers keep -----------------------------------------------------------------------------------------

@@ -135,7 +135,7 @@ class Need:
     least_capability: float = 0.0
     """The compute capability below which NVIDIA's cards cannot run it."""
     is_bound: bool = False
-    """The architecture is not known: its cache is no larger than this, as far as its config tells."""
+    """What is kept of requests is at most this."""
     arithmetic: tuple[str, ...] = ()
     """How the numbers came about, a line each."""
 
@@ -181,7 +181,7 @@ def size_model(
     check_context(engine, longest_context(text))
     reading, least = read_architecture(text), least_capability(said)
     weights_bytes, weights_line = _weights(weights, index_total_bytes, method_of(said) or _wider_than_served(text))
-    caches = Caches(reading.caches, engine)
+    caches = Caches(reading.caches, engine, reading.is_packed)
     token_bytes, sampling_bytes, activation_line = _activations(text, engine)
     disk_bytes, disk_line = _disk(weights, VLLM_DISK_BYTES, "vLLM and what it compiles")
     return Need(
@@ -193,21 +193,15 @@ def size_model(
         _shares(reading, quantised_groups(said, text)),
         disk_bytes=disk_bytes,
         least_capability=least,
-        is_bound=reading.is_bound,
+        is_bound=bool(reading.bound),
         arithmetic=(
             weights_line,
             *(_cache_line(line, engine) for line in caches.lines()),
-            *([BOUND_LINE.format(family=config.get("model_type"))] if reading.is_bound else []),
+            *([reading.bound] if reading.bound else []),
             activation_line,
             disk_line,
         ),
     )
-
-
-BOUND_LINE = (
-    "The architecture {family!r} is not known here: the KV cache is a bound, as if each layer kept the keys and values"
-    " of every token"
-)
 
 
 def _shares(reading: Reading, groups: Sequence[int]) -> tuple[Share, ...]:

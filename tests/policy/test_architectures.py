@@ -284,6 +284,39 @@ def test_an_unknown_architecture_is_a_bound_and_says_so(more: Config) -> None:
     assert "KV cache at most 1.0 GiB" in fit(need, cards(1)).words
 
 
+DEEPSEEK_V4_FLASH = model(
+    "deepseek_v4", 43, 64, 4096, num_key_value_heads=1, head_dim=512, index_head_dim=128, sliding_window=128,
+    compress_ratios=[0, 0, *([4, 128] * 20), 4, 0], moe_intermediate_size=2048,
+)  # fmt: skip
+BY_NAME = model(
+    "deepseek_v4", 43, 64, 4096, num_key_value_heads=1, head_dim=512, index_head_dim=128, sliding_window=128,
+    compress_rates={"sparse": 4, "heavy": 128}, moe_intermediate_size=2048,
+    layer_types=["sliding_attention"] * 2 + ["sparse", "heavy"] * 20 + ["sparse"],
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("what", [DEEPSEEK_V4_FLASH, BY_NAME])
+def test_a_compressed_cache_is_a_bound_with_its_states(what: Config) -> None:
+    """Of 43 layers 21 keep a fourth and 20 a hundred and twenty-eighth; what compresses them lies in small windows."""
+    need = sized(what)
+    held = (
+        43 * 1024 * window_tokens(128)
+        + 21 * (256 + 33) * LONG
+        + 20 * 8 * LONG
+        + 21 * (8192 + 2048) * window_tokens(8)
+        + 20 * 4096 * window_tokens(128)
+    )
+    assert 1.28 * held <= need.kv_bytes <= 1.51 * held
+    assert need.is_bound
+    assert any("how far pages of several sizes fill their blocks" in line for line in need.arithmetic)
+
+
+def test_a_cache_that_is_compressed_in_a_way_not_told_is_refused() -> None:
+    """Neither by numbers nor by names."""
+    with pytest.raises(Refused, match="does not say how each layer compresses"):
+        sized({**DEEPSEEK_V4_FLASH, "compress_ratios": [4]})
+
+
 @pytest.mark.parametrize(
     ("what", "words"),
     [
@@ -337,9 +370,11 @@ NAMES = st.sampled_from([
     "hybrid_override_pattern", "attn_type_list", "num_kv_shared_layers", "index_topk_pattern", "index_head_dim",
     "config_groups", "weights", "group_size", "quant_method", "sliding_window_pattern", "model_max_length",
     "vocab_size", "num_key_value_heads", "full_attn_idxs", "attn_layer_offset", "conv_L_cache", "mamba_d_head",
-    "n_groups",
+    "n_groups", "compress_ratios", "compress_rates",
 ])  # fmt: skip
-FAMILIES = st.sampled_from(["llama", "gemma2", "deepseek_v32", "whisper", "nemotron-nas", "exaone4", "x", *STATES])
+FAMILIES = st.sampled_from(
+    ["llama", "gemma2", "deepseek_v32", "deepseek_v4", "whisper", "nemotron-nas", "exaone4", "x", *STATES]
+)
 VALUES = st.recursive(
     st.none()
     | st.booleans()
