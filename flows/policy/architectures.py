@@ -55,7 +55,8 @@ PLAIN = frozenset({
     "deepseek", "ernie4_5", "ernie4_5_moe", "exaone", "falcon", "gemma", "glm", "glm4", "glm4_moe", "gpt2",
     "gpt_bigcode", "gpt_neox", "gptj", "granite", "granitemoe", "granitemoeshared", "hunyuan_v1_dense",
     "hunyuan_v1_moe", "internlm2", "internlm3", "kimi_vl", "llama", "mimo", "minicpm", "minicpm3", "minimax_m2",
-    "ministral3", "mistral", "mixtral", "mpt", "nemotron", "olmo", "olmo2", "olmoe", "opt", "orion", "persimmon",
+    "minimax_m3_text", "ministral3", "mistral", "mixtral", "mpt", "nemotron", "olmo", "olmo2", "olmoe",
+    "opt", "orion", "persimmon",
     "phi", "phi3", "phi3_v", "phi4mm", "phimoe", "qwen2", "qwen2_5_omni_text", "qwen2_5_vl", "qwen2_5_vl_text",
     "qwen2_moe", "qwen2_vl", "qwen2_vl_text", "qwen3", "qwen3_moe", "qwen3_omni_moe_text", "qwen3_vl_moe_text",
     "qwen3_vl_text", "seed_oss", "smollm3", "solar", "stablelm", "starcoder2", "step1", "step3_text", "telechat2",
@@ -120,6 +121,11 @@ class Reading:
 def read_architecture(text: Config) -> Reading:
     """Of the language model's own numbers; Refused where they do not say enough."""
     family = family_of(text)
+    if family.startswith(NOT_SIZED):
+        raise Refused(
+            f"{family} keeps more than every token's keys and values, and how much is not worked out here; choose"
+            " another model"
+        )
     if family in READINGS:
         return READINGS[family](text)
     heads = number(text, *ATTENTION_HEADS) if family in ATTENTION_FREE else needed(text, *ATTENTION_HEADS)
@@ -136,6 +142,9 @@ def read_architecture(text: Config) -> Reading:
     return Reading(len(kinds), heads or 1, tuple(caches), tuple(whole), bound)
 
 
+NOT_SIZED = ("inkling", "deepseek_v41")
+"""How families begin of which a bound by tokens would be none: what passes through their short convolutions and
+compressors lies in windows that vLLM sizes for two steps (vllm/models/inkling/nvidia/sconv_swa_attn.py)."""
 NOT_KNOWN = (
     "The architecture {family!r} is not known here: the KV cache is a bound, as if each layer kept the keys and values"
     " of every token"
@@ -307,7 +316,19 @@ def _attention(text: Config, family: str, heads: int, kinds: Sequence[Layer]) ->
         Cache(full, "every token", *wide),
         Cache(window, "a window", *narrow, tokens=(window_tokens or 0) + more),
         Cache(chunk, "a chunk", *wide, tokens=chunk_tokens or 0),
+        *_index_beside(text),
     )
+
+
+def _index_beside(text: Config) -> Sequence[Cache]:
+    """MiniMax M3: a small key of each token in its sparse layers (vllm/models/minimax_m3/common/indexer.py)."""
+    sparse = section(text, "sparse_attention_config")
+    if not (width := number(sparse, "sparse_index_dim")):
+        return ()
+    layers = sum(flag > 0 for flag in numbers_in(sparse, "sparse_attention_freq") or ())
+    block = number(sparse, "sparse_block_size") or BLOCK_TOKENS
+    words = f"{width} x {VALUE_BYTES} bytes of an index"
+    return (Cache(layers, "every token", (Part(width * VALUE_BYTES, 1),), words, block_tokens=block),)
 
 
 def _heads_of(text: Config, heads: int, *, is_window: bool) -> tuple[tuple[Part, ...], str]:

@@ -140,6 +140,12 @@ STEP_3P5 = model(
     attention_other_setting={"num_attention_heads": 96, "num_attention_groups": 8, "head_dim": 128},
     layer_types=["full_attention", *["sliding_attention"] * 3] * 12,
 )  # fmt: skip
+MINIMAX_M3 = {"model_type": "minimax_m3_vl", "text_config": model(
+    "minimax_m3_text", 60, 64, 6144, num_key_value_heads=4, head_dim=128, num_local_experts=128, num_experts_per_tok=4,
+    sparse_attention_config={
+        "sparse_index_dim": 128, "sparse_block_size": 128, "sparse_attention_freq": [0] * 3 + [1] * 57,
+    },
+)}  # fmt: skip
 IN_FLIGHT = 2 * 8192
 """Two steps' tokens."""
 
@@ -194,6 +200,7 @@ MINIMAX_PAGE = 512 * 2 * 8 * 128 * 2
         (STARCODER, 40 * 2 * 1 * 128 * 2 * LONG),
         (CHATGLM3, 28 * 2 * 2 * 128 * 2 * LONG),
         (CHATGLM3 | {"multi_query_attention": False}, 28 * 2 * 32 * 128 * 2 * LONG),
+        (MINIMAX_M3, (60 * 2 * 4 * 128 * 2 + 57 * 128 * 2) * LONG),
         (STEP_3P5, 2 * 8 * 128 * 2 * (12 * LONG + 36 * window_tokens(512))),
     ],
 )
@@ -323,6 +330,7 @@ def test_a_cache_that_is_compressed_in_a_way_not_told_is_refused() -> None:
     ("what", "words"),
     [
         (model("mimo_v2_flash", 10**6, 8, 64), "1,000,000 layers"),
+        (model("inkling_text", 8, 8, 64), "how much is not worked out here"),
         (model("llama", 8, 64, 32), "64 heads share a width of 32"),
         (model("llama", 8, 8, 64, head_dim="128"), "head_dim is '128'"),
         (model("llama", 8, 8, 64, head_dim=10**30), "head_dim is 1000000"),
