@@ -16,6 +16,7 @@ from flows.policy.model_config import (
     ATTENTION_HEADS,
     KV_HEADS,
     LAYERS,
+    LONGEST_LIST,
     WIDTH,
     Config,
     family_of,
@@ -55,11 +56,11 @@ PLAIN = frozenset({
     "deepseek", "ernie4_5", "ernie4_5_moe", "exaone", "falcon", "gemma", "glm", "glm4", "glm4_moe", "gpt2",
     "gpt_bigcode", "gpt_neox", "gptj", "granite", "granitemoe", "granitemoeshared", "hunyuan_v1_dense",
     "hunyuan_v1_moe", "internlm2", "internlm3", "kimi_vl", "llama", "mimo", "minicpm", "minicpm3", "minimax_m2",
-    "minimax_m3_text", "ministral3", "mistral", "mixtral", "mpt", "nemotron", "olmo", "olmo2", "olmoe",
-    "opt", "orion", "persimmon",
-    "phi", "phi3", "phi3_v", "phi4mm", "phimoe", "qwen2", "qwen2_5_omni_text", "qwen2_5_vl", "qwen2_5_vl_text",
-    "qwen2_moe", "qwen2_vl", "qwen2_vl_text", "qwen3", "qwen3_moe", "qwen3_omni_moe_text", "qwen3_vl_moe_text",
-    "qwen3_vl_text", "seed_oss", "smollm3", "solar", "stablelm", "starcoder2", "step1", "step3_text", "telechat2",
+    "minimax_m3_text", "ministral3", "mistral", "mixtral", "mpt", "nemotron", "olmo", "olmo2", "olmoe", "opt", "orion",
+    "persimmon", "phi", "phi3", "phi3_v", "phi4mm", "phimoe", "qwen2", "qwen2_5_omni_text", "qwen2_5_vl",
+    "qwen2_5_vl_text", "qwen2_moe", "qwen2_vl", "qwen2_vl_text", "qwen3", "qwen3_moe", "qwen3_omni_moe_text",
+    "qwen3_vl_moe_text", "qwen3_vl_text", "seed_oss", "smollm3", "solar", "stablelm", "starcoder2", "step1",
+    "step3_text", "telechat2",
 })  # fmt: skip
 """Families that keep keys and values of every token in every layer, unless `layer_types` says otherwise."""
 SLIDING = frozenset({
@@ -151,7 +152,6 @@ NOT_KNOWN = (
 )
 
 
-MOST_LAYERS = 10_000
 ATTENTION_FREE = frozenset({"mamba", "mamba2", "falcon_mamba"})
 
 
@@ -164,6 +164,8 @@ def _kinds_of_layers(text: Config, family: str) -> Sequence[Layer]:
     said = words_in(text, "layer_types") or words_in(text, "layers_block_type")
     said = said or words_in(text, "hybrid_override_pattern", NEMOTRON_LETTERS)
     kinds: Sequence[Layer] = [LAYER_WORDS.get(word, "full") for word in said] if said else _by_rule(text, family)
+    if family != "nemotron_h":  # whose list alone counts
+        kinds = _fitted(kinds, _layers(text))
     if family not in PLAIN | SLIDING and family not in STATES:
         # What vLLM makes of the windows of an architecture that is not known here, nobody knows.
         kinds = _as_full(kinds, "window", "chunk")
@@ -192,6 +194,11 @@ def _repeat(kind: Layer, layers: int) -> Sequence[Layer]:
     return tuple(kind for _ in range(layers))
 
 
+def _fitted(kinds: Sequence[Layer], layers: int) -> Sequence[Layer]:
+    """Some lists go on with layers that only guess ahead, which are not served; what a list leaves out sees all."""
+    return [*kinds[:layers], *_repeat("full", layers - len(kinds))]
+
+
 def _as_full(kinds: Sequence[Layer], *others: Layer) -> Sequence[Layer]:
     return ["full" if kind in others else kind for kind in kinds]
 
@@ -218,7 +225,7 @@ def _layers(text: Config) -> int:
     # LongCat's num_hidden_layers, where there is one, counts its attentions.
     named = ("num_layers", *LAYERS) if family_of(text) == "longcat_flash" else LAYERS
     layers = needed(text, *named)
-    if layers > MOST_LAYERS:
+    if layers > LONGEST_LIST:
         raise Refused(f"config.json says that the model has {layers:,} layers; choose another model")
     return layers
 
@@ -428,7 +435,7 @@ BLOCKS = frozenset({"nemotron-nas", "deci"})
 def _heads_of_blocks(text: Config) -> Sequence[int | None]:
     """How many attention heads share a KV head, layer by layer; None in layers without attention."""
     blocks = text.get("block_configs")
-    if not isinstance(blocks, list) or not blocks:
+    if not isinstance(blocks, list) or not 0 < len(blocks) <= LONGEST_LIST:
         raise Refused("config.json has no block_configs, which say what each layer keeps; choose another model")
     shared: list[int | None] = []
     for block in blocks:

@@ -11,6 +11,9 @@ Config = Mapping[str, object]
 LARGEST_NUMBER = 1 << 40
 """No model has more of anything: what is larger is nonsense, or meant to be."""
 
+LONGEST_LIST = 10_000
+"""No model has more layers, and no list has more than one entry a layer."""
+
 NESTED = ("text_config", "language_config", "llm_config", "thinker_config")
 """Where a model of several media keeps the language model's numbers."""
 
@@ -101,7 +104,7 @@ def needed(config: Config, *names: str) -> int:
 
 def words_in(config: Config, name: str, letters: Mapping[str, str] | None = None) -> tuple[str, ...] | None:
     """A list of words, one a layer, or a text of one letter each; None where there is none."""
-    value = config.get(name)
+    value = _short(config, name)
     if letters is not None and isinstance(value, str) and value and all(letter in letters for letter in value):
         return tuple(letters[letter] for letter in value)
     if isinstance(value, list) and value and all(isinstance(each, str) for each in value):
@@ -113,12 +116,21 @@ def words_in(config: Config, name: str, letters: Mapping[str, str] | None = None
 
 def numbers_in(config: Config, name: str) -> tuple[int, ...] | None:
     """A list of small whole numbers; None where there is none."""
-    value = config.get(name)
+    value = _short(config, name)
     if isinstance(value, list) and all(_is_whole(each) and 0 <= each <= LARGEST_NUMBER for each in value):
         return tuple(value)
     if value is None:
         return None
     raise Refused(f"config.json says in {name} what is no list of whole numbers; choose another model")
+
+
+def _short(config: Config, name: str) -> object:
+    value = config.get(name)
+    if isinstance(value, list | str) and len(value) > LONGEST_LIST:
+        raise Refused(
+            f"config.json has {len(value):,} entries in {name}, and no model has as many layers; choose another"
+        )
+    return value
 
 
 def section(config: Config, name: str) -> Config:

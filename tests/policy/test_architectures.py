@@ -237,6 +237,17 @@ def test_on_several_cards_each_has_its_share(what: Config, count: int, kv_bytes:
     assert sized(what).kv.on_each_of(count, 8192) == kv_bytes
 
 
+@pytest.mark.parametrize(("listed", "windows"), [(48 + 3, 36), (40, 30)])
+def test_a_list_of_layers_need_not_be_as_long_as_the_model(listed: int, windows: int) -> None:
+    """What goes on after its end only guesses ahead; what is left out keeps every token."""
+    types = ["full_attention", *["sliding_attention"] * 3] * 13
+    need = sized({**STEP_3P5, "layer_types": types[:listed]})
+    layers = [48 - windows, windows]
+    group = min(layers)
+    full, sliding = (-(-count // group) * group for count in layers)
+    assert need.kv_bytes == 2 * 8 * 128 * 2 * (full * LONG + sliding * window_tokens(512))
+
+
 def test_requests_share_what_is_in_flight() -> None:
     """Eight windows, and twice a step's tokens for all of them together; states are each request's own."""
     one, eight = sized(GPT_OSS_120B).kv_bytes, sized(GPT_OSS_120B, requests=8).kv_bytes
@@ -330,6 +341,11 @@ def test_a_cache_that_is_compressed_in_a_way_not_told_is_refused() -> None:
     ("what", "words"),
     [
         (model("mimo_v2_flash", 10**6, 8, 64), "1,000,000 layers"),
+        (
+            model("nemotron_h", 8, 8, 64, hybrid_override_pattern="M" * 10_001),
+            "10,001 entries in hybrid_override_pattern",
+        ),
+        (model("llama", 8, 8, 64, layer_types=["full_attention"] * 10_001), "10,001 entries in layer_types"),
         (model("inkling_text", 8, 8, 64), "how much is not worked out here"),
         (model("llama", 8, 64, 32), "64 heads share a width of 32"),
         (model("llama", 8, 8, 64, head_dim="128"), "head_dim is '128'"),
