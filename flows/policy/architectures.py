@@ -54,18 +54,18 @@ NEMOTRON_LETTERS = {"M": "mamba", "*": "attention", "-": "mlp", "E": "moe"}
 PLAIN = frozenset({
     "afmoe", "apertus", "arcee", "aria_text", "bailing_moe", "bailing_moe_v2", "bloom", "chatglm", "cohere", "dbrx",
     "deepseek", "ernie4_5", "ernie4_5_moe", "exaone", "falcon", "gemma", "glm", "glm4", "glm4_moe", "gpt2",
-    "gpt_bigcode", "gpt_neox", "gptj", "granite", "granitemoe", "granitemoeshared", "hunyuan_v1_dense",
-    "hunyuan_v1_moe", "internlm2", "internlm3", "kimi_vl", "llama", "mimo", "minicpm", "minicpm3", "minimax_m2",
-    "minimax_m3_text", "ministral3", "mistral", "mixtral", "mpt", "nemotron", "olmo", "olmo2", "olmoe", "opt", "orion",
-    "persimmon", "phi", "phi3", "phi3_v", "phi4mm", "phimoe", "qwen2", "qwen2_5_omni_text", "qwen2_5_vl",
-    "qwen2_5_vl_text", "qwen2_moe", "qwen2_vl", "qwen2_vl_text", "qwen3", "qwen3_moe", "qwen3_omni_moe_text",
-    "qwen3_vl_moe_text", "qwen3_vl_text", "seed_oss", "smollm3", "solar", "stablelm", "starcoder2", "step1",
-    "step3_text", "telechat2",
+    "gpt_bigcode", "gpt_neox", "gptj", "granite", "granitemoe", "granitemoeshared", "internlm2", "internlm3",
+    "kimi_vl", "llama", "mimo", "minicpm", "minicpm3", "minimax_m2", "minimax_m3_text", "ministral3", "mistral",
+    "mixtral", "mpt", "nemotron", "olmo", "olmo2", "olmoe", "opt", "orion", "persimmon", "phi", "phi3", "phi3_v",
+    "phi4mm", "phimoe", "qwen2", "qwen2_5_omni_text", "qwen2_5_vl", "qwen2_5_vl_text", "qwen2_moe", "qwen2_vl",
+    "qwen2_vl_text", "qwen3", "qwen3_moe", "qwen3_omni_moe_text", "qwen3_vl_moe_text", "qwen3_vl_text", "seed_oss",
+    "smollm3", "solar", "stablelm", "starcoder2", "step1", "step3_text", "telechat2",
 })  # fmt: skip
 """Families that keep keys and values of every token in every layer, unless `layer_types` says otherwise."""
 SLIDING = frozenset({
-    "cohere2", "exaone4", "exaone_moe", "gemma2", "gemma3_text", "gemma3n_text", "gemma4_text", "gemma4_unified_text",
-    "gpt_oss", "laguna", "llama4_text", "ministral", "mimo_v2", "mimo_v2_flash", "olmo3", "step3p5",
+    "cohere2", "cohere2_moe", "exaone4", "exaone_moe", "gemma2", "gemma3_text", "gemma3n_text", "gemma4_text",
+    "gemma4_unified_text", "gpt_oss", "laguna", "llama4_text", "mimo_v2", "mimo_v2_flash", "ministral", "olmo3",
+    "step3p5",
 })  # fmt: skip
 ALL_SLIDE = frozenset({"mistral", "mixtral", "phi3", "phi3_v", "phimoe"})
 """A window that they name is that of every layer (`sliding_window` in vLLM's engine/arg_utils.py)."""
@@ -354,8 +354,7 @@ def _heads_of(text: Config, heads: int, *, is_window: bool) -> tuple[tuple[Part,
         value = value or key
     elif family in {"gemma4_text", "gemma4_unified_text"}:
         if not is_window:
-            key = number(text, "global_head_dim") or key
-            kv_heads = number(text, "num_global_key_value_heads") or kv_heads
+            key, kv_heads = _gemma4_heads(text, kv_heads)
         value = key
     elif family == "step3p5" and is_window:
         other = section(text, "attention_other_setting")
@@ -368,6 +367,16 @@ def _heads_of(text: Config, heads: int, *, is_window: bool) -> tuple[tuple[Part,
     each = (key + value) * size
     widths = f"2 x {kv_heads} KV heads x {key}" if key == value else f"{kv_heads} KV heads x ({key} + {value})"
     return (Part(kv_heads * each, kv_heads),), f"{widths} x {_bytes(size)}"
+
+
+def _gemma4_heads(text: Config, kv_heads: int) -> tuple[int, int]:
+    """Width and number of KV heads in layers that see all: said of each of them, or of all."""
+    of_layers = [layer for layer in section(text, "per_layer_config").values() if isinstance(layer, Mapping)]
+    if of_layers:
+        widths, counts = ([number(layer, name) for layer in of_layers] for name in ("head_dim", "num_key_value_heads"))
+        return max(width or needed(text, "head_dim") for width in widths), max(count or kv_heads for count in counts)
+    fewer = number(text, "num_global_key_value_heads") if text.get("attention_k_eq_v") else None
+    return needed(text, "global_head_dim"), fewer or kv_heads
 
 
 def _head_width(text: Config, heads: int) -> int:

@@ -1,5 +1,6 @@
 """What does a model's config.json say? Somebody else wrote it: each number is checked before anything is made of it."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TypeGuard
 
@@ -8,6 +9,8 @@ from blocks.ports import EngineSettings
 
 Config = Mapping[str, object]
 
+A_NAME = re.compile(r"[\w.+-]{1,64}", re.ASCII)
+"""It comes into words that people read as markdown."""
 LARGEST_NUMBER = 1 << 40
 """No model has more of anything: what is larger is nonsense, or meant to be."""
 
@@ -37,6 +40,7 @@ CONTEXT = (
 STRETCHED_ALREADY = ("su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling")
 """Ways to stretch positions whose models state the stretched length."""
 
+GEMMA4: Config = {"head_dim": 256, "global_head_dim": 512, "sliding_window": 512}
 FAMILY_DEFAULTS: Mapping[str, Config] = {
     "gemma2": {"head_dim": 256, "sliding_window": 4096},
     "gemma3_text": {
@@ -47,6 +51,8 @@ FAMILY_DEFAULTS: Mapping[str, Config] = {
         "vocab_size": 262_208,
     },
     "gemma3n_text": {"head_dim": 256, "num_kv_shared_layers": 15, "sliding_window": 512},
+    "gemma4_text": GEMMA4,
+    "gemma4_unified_text": GEMMA4,
     "gpt_oss": {"head_dim": 64, "sliding_window": 128},
     "llama4_text": {"head_dim": 128, "attention_chunk_size": 8192},
     "cohere2": {"sliding_window": 4096},
@@ -66,9 +72,9 @@ def language_model(config: Config) -> Config:
 
 
 def family_of(config: Config) -> str:
-    """Its `model_type`; empty where it has none."""
+    """Its `model_type`; empty where it has none, or what stands there is no name."""
     family = config.get("model_type")
-    return family if isinstance(family, str) else ""
+    return family if isinstance(family, str) and A_NAME.fullmatch(family) else ""
 
 
 def number(config: Config, *names: str) -> int | None:
@@ -96,7 +102,7 @@ def shown(value: object) -> str:
 def needed(config: Config, *names: str) -> int:
     if (found := number(config, *names)) is None:
         raise Refused(
-            f"config.json of model type {config.get('model_type')!r} says nothing of {names[0]}, so nobody knows what"
+            f"config.json of model type {family_of(config)!r} says nothing of {names[0]}, so nobody knows what"
             " the model takes; choose a model whose config.json does"
         )
     return found

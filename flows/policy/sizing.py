@@ -211,7 +211,7 @@ def _shares(reading: Reading, groups: Sequence[int]) -> tuple[Share, ...]:
     }
     return (
         *(Share(count, words) for count, words in reading.whole),
-        *(Share(count, "KV heads", may_be_copied=True) for count in sorted(shards)),
+        *(Share(count, "KV heads", may_be_copied=True) for count in sorted(shards) if count > 1),
         *(Share(count, "quantised groups") for count in groups),
     )
 

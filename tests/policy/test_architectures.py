@@ -146,6 +146,15 @@ MINIMAX_M3 = {"model_type": "minimax_m3_vl", "text_config": model(
         "sparse_index_dim": 128, "sparse_block_size": 128, "sparse_attention_freq": [0] * 3 + [1] * 57,
     },
 )}  # fmt: skip
+GEMMA4_31B = {"model_type": "gemma4", "text_config": model(
+    "gemma4_text", 60, 32, 5376, num_key_value_heads=16, head_dim=256, global_head_dim=512, sliding_window=1024,
+    num_global_key_value_heads=4, attention_k_eq_v=True,
+    layer_types=[*["sliding_attention"] * 5, "full_attention"] * 10,
+)}  # fmt: skip
+GEMMA4_BY_LAYER = {"model_type": "gemma4", "text_config": model(
+    "gemma4_text", 60, 32, 5376, num_key_value_heads=16, head_dim=256, sliding_window=1024,
+    per_layer_config={str(layer): {"head_dim": 512, "num_key_value_heads": 4} for layer in range(5, 60, 6)},
+)}  # fmt: skip
 IN_FLIGHT = 2 * 8192
 """Two steps' tokens."""
 
@@ -201,6 +210,8 @@ MINIMAX_PAGE = 512 * 2 * 8 * 128 * 2
         (CHATGLM3, 28 * 2 * 2 * 128 * 2 * LONG),
         (CHATGLM3 | {"multi_query_attention": False}, 28 * 2 * 32 * 128 * 2 * LONG),
         (MINIMAX_M3, (60 * 2 * 4 * 128 * 2 + 57 * 128 * 2) * LONG),
+        (GEMMA4_31B, 10 * 2 * 4 * 512 * 2 * LONG + 50 * 2 * 16 * 256 * 2 * window_tokens(1024)),
+        (GEMMA4_BY_LAYER, 10 * 2 * 4 * 512 * 2 * LONG + 50 * 2 * 16 * 256 * 2 * window_tokens(1024)),
         (STEP_3P5, 2 * 8 * 128 * 2 * (12 * LONG + 36 * window_tokens(512))),
     ],
 )
@@ -335,6 +346,13 @@ def test_a_cache_that_is_compressed_in_a_way_not_told_is_refused() -> None:
     """Neither by numbers nor by names."""
     with pytest.raises(Refused, match="does not say how each layer compresses"):
         sized({**DEEPSEEK_V4_FLASH, "compress_ratios": [4]})
+
+
+@pytest.mark.parametrize("family", ["<img src=x>", "a\nb", "| a |", "x" * 65, 7, None, ["llama"]])
+def test_a_model_type_that_is_no_name_comes_into_no_words(family: object) -> None:
+    """What people read is markdown; the architecture is not known, then."""
+    need = sized(model("llama", 8, 32, 4096) | {"model_type": family})
+    assert any("architecture '' is not known here" in line for line in need.arithmetic)
 
 
 @pytest.mark.parametrize(
