@@ -117,6 +117,8 @@ class Reading:
     """Why it keeps at most so much; empty where it is so much."""
     is_packed: bool = False
     """Pages of several sizes share each block."""
+    least_capability: float = 0.0
+    """The compute capability below which vLLM has no kernels for it."""
 
 
 def read_architecture(text: Config) -> Reading:
@@ -140,9 +142,12 @@ def read_architecture(text: Config) -> Reading:
     if family in STATES:
         whole += _whole_states(text)
     bound = "" if is_known else NOT_KNOWN.format(family=family)
-    return Reading(len(kinds), heads or 1, tuple(caches), tuple(whole), bound)
+    least = SPARSE_FROM if family in LATENT and number(text, "index_head_dim") else 0.0
+    return Reading(len(kinds), heads or 1, tuple(caches), tuple(whole), bound, least_capability=least)
 
 
+SPARSE_FROM = 9.0
+"""Of all kernels for sparse latent attention (`supports_compute_capability` in vllm/v1/attention/backends/mla)."""
 NOT_SIZED = ("inkling", "deepseek_v41")
 """How families begin of which a bound by tokens would be none: what passes through their short convolutions and
 compressors lies in windows that vLLM sizes for two steps (vllm/models/inkling/nvidia/sconv_swa_attn.py)."""
@@ -510,7 +515,8 @@ def _compressed(text: Config) -> Reading:
             Cache(count, "a window", (Part(size, 1),), f"{size} bytes of states", tokens=overlap * ratio)
             for size in states
         ]
-    return Reading(layers, heads, tuple(caches), ((heads, "attention heads"),), bound=PACKED, is_packed=True)
+    whole = ((heads, "attention heads"),)
+    return Reading(layers, heads, tuple(caches), whole, bound=PACKED, is_packed=True, least_capability=SPARSE_FROM)
 
 
 WITH_INDEX = 4

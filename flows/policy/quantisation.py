@@ -87,7 +87,7 @@ def why_not_on(offer: Offer, least: float) -> str:
     has = capability_of(offer.accelerator)
     if has is None or has >= least:
         return ""
-    what = "vLLM" if least == LEAST else "vLLM with a checkpoint quantised so"
+    what = "vLLM" if least == LEAST else "vLLM with a model built or quantised so"
     return f"{offer.accelerator} has compute capability {has:g} and {what} needs {least:g} or more; choose newer cards"
 
 

@@ -192,7 +192,7 @@ def size_model(
         reading.layers,
         _shares(reading, quantised_groups(said, text)),
         disk_bytes=disk_bytes,
-        least_capability=least,
+        least_capability=max(least, reading.least_capability),
         is_bound=bool(reading.bound),
         arithmetic=(
             weights_line,

@@ -536,6 +536,21 @@ def test_cards_run_what_they_can(said: Config | None, accelerator: str, *, can: 
     assert can or "compute capability" in found.words
 
 
+@pytest.mark.parametrize(
+    ("what", "accelerator", "can"),
+    [
+        (DEEPSEEK_V32, "A100-80GB", False),
+        (DEEPSEEK_V32, "H200", True),
+        (DEEPSEEK_V4_FLASH, "L40S", False),
+        ({**DEEPSEEK_V32, "model_type": "deepseek_v3", "index_head_dim": None}, "A100-80GB", True),
+    ],
+)
+def test_sparse_attention_has_kernels_for_new_cards_alone(what: Config, accelerator: str, *, can: bool) -> None:
+    """From compute capability 9.0 on; latent attention without an index runs on all."""
+    found = fit(sized(what, tokens=1024), cards(1, accelerator, 141))
+    assert ("compute capability" not in found.words) is can
+
+
 @pytest.mark.parametrize("method", ["bitsandbytes", "aqlm", None, 4])
 def test_a_checkpoint_that_vllm_cannot_read_is_refused(method: object) -> None:
     """Before a machine is rented that cannot start."""
