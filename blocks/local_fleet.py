@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -75,7 +74,7 @@ class LocalFleet(Block):
         """What is free, and what weights have already: those of the model may be among them."""
         there = next(path for path in (self.directory, *self.directory.absolute().parents) if path.is_dir())
         held = sum(file.stat().st_size for file in (self.directory / "weights").glob("*.gguf"))
-        return shutil.disk_usage(there).free + held
+        return psutil.disk_usage(str(there)).free + held
 
     def stock(self, offers: Sequence[Offer]) -> tuple[Stock, ...]:
         memory, at = psutil.virtual_memory(), time.time()
@@ -200,7 +199,7 @@ def _choose_weights(store: Store, mirror_prefix: str) -> MirroredFile:
 
 def _check_room(file: MirroredFile, directory: Path) -> None:
     """Before a byte is fetched: half a file is of no use, and a full disk stops more than this replica."""
-    if file.size_bytes > (free := shutil.disk_usage(directory).free):
+    if file.size_bytes > (free := psutil.disk_usage(str(directory)).free):
         raise Refused(
             f"{directory} has {free / (1 << 30):.1f} GiB free and {file.path} takes"
             f" {file.size_bytes / (1 << 30):.1f} GiB; make room there or choose another directory"

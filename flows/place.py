@@ -162,8 +162,7 @@ def _place(
         neighbours=tuple(replica for replica in standing if replica.release != release.id),
         board=Board(f"placement-{service.name}", f"Where the replicas of {release.id} run, and why there"),
     )
-    orders = [replace(order, disk_bytes=view.need.disk_bytes) for order in replica_orders(release, service.replicas)]
-    placing.run(orders, {replica.name: replica for replica in standing})
+    placing.run(replica_orders(release, service.replicas), {replica.name: replica for replica in standing})
     return placing.started, placing.error
 
 
@@ -284,7 +283,7 @@ class _Placing:
         self._show()
 
     def _start(self, order: ReplicaOrder, offer: Offer) -> None:
-        service = self.service
+        service, order = self.service, replace(order, disk_bytes=self.view.need.disk_bytes)
         future = start_replica.submit(service.fleet, service.engine, service.store, order, offer, self.timeout_seconds)
         self._starting[future] = _Try(order, offer, time.time())
 

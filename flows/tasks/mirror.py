@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from math import isfinite
 from typing import cast
 from uuid import uuid4
 
@@ -61,44 +60,52 @@ def size_up(
     if choices := [path for path in files if path.endswith(".gguf")]:
         if len(choices) > 1:
             raise Refused(f"{repo} holds {len(choices)} GGUF files, {', '.join(choices)}; choose a repository with one")
-        header = _first(repo, choices[0], read, min(gguf.ENOUGH_BYTES, files[choices[0]]))
+        wanted = min(gguf.ENOUGH_BYTES, files[choices[0]])
+        header = _first(read(choices[0]), wanted)
+        if len(header) < wanted:
+            raise Unavailable(f"{choices[0]} of {repo} broke off after {len(header)} of the first {wanted} bytes")
         return size_gguf(header, files[choices[0]], engine)
     if CONFIG not in files:
         raise Refused(f"{repo} has no {CONFIG}, so nobody knows what it needs; choose a model that has one, or a GGUF")
-    said = {name: _parsed(repo, name, _whole(repo, name, files, read)) for name in SAID_IN if name in files}
-    config = said[CONFIG]
-    if QUANTISATION in said and config.get("quantization_config") is None:
-        config = {**config, "quantization_config": said[QUANTISATION]}
-    return size_model(config, tuple(files.items()), _total_bytes(said.get(INDEX, {})), engine)
+    config = _parsed(repo, CONFIG, _whole(repo, CONFIG, files[CONFIG], read))
+    index = _parsed(repo, INDEX, _whole(repo, INDEX, files[INDEX], read)) if INDEX in files else {}
+    if QUANTISATION in files and config.get("quantization_config") is None:
+        config["quantization_config"] = _parsed(
+            repo, QUANTISATION, _whole(repo, QUANTISATION, files[QUANTISATION], read)
+        )
+    return size_model(config, tuple(files.items()), _total_bytes(index), engine)
 
 
 CONFIG, INDEX = "config.json", "model.safetensors.index.json"
 QUANTISATION = "hf_quant_config.json"
 """Where older versions of ModelOpt say how a model is quantised; vLLM reads it where config.json says nothing."""
-SAID_IN = (CONFIG, INDEX, QUANTISATION)
-SAID_AT_MOST_BYTES = 64 << 20
-"""The index of the largest models has ten million."""
 
 
-def _whole(repo: str, path: str, files: Mapping[str, int], read: Callable[[str], Iterator[bytes]]) -> bytes:
-    """A small file, as long as it is said to be and no longer."""
-    if files[path] > SAID_AT_MOST_BYTES:
-        raise Refused(
-            f"{path} of {repo} has {files[path]:,} bytes, and {SAID_AT_MOST_BYTES:,} are read; choose another model"
-        )
-    return _first(repo, path, read, files[path])
+LARGEST_TEXT_BYTES = 64 << 20
+"""Of what is read into memory to understand it; the largest index of an open model has a few megabytes."""
 
 
-def _first(repo: str, path: str, read: Callable[[str], Iterator[bytes]], size: int) -> bytes:
-    """The beginning of a file, without reading the rest of it; Unavailable where less than that comes."""
+def _first(chunks: Iterator[bytes], size: int) -> bytes:
+    """The beginning of a file, without reading the rest of it."""
     head = bytearray()
-    for chunk in read(path):
+    for chunk in chunks:
         head += chunk
         if len(head) >= size:
             break
-    if len(head) < size:
-        raise Unavailable(f"{path} of {repo} broke off after {len(head)} of the first {size} bytes")
     return bytes(head[:size])
+
+
+def _whole(repo: str, path: str, size_bytes: int, read: Callable[[str], Iterator[bytes]]) -> bytes:
+    """A small file, to its declared size and no further: who sends more than that may send for ever."""
+    if size_bytes > LARGEST_TEXT_BYTES:
+        raise Refused(
+            f"{path} of {repo} has {size_bytes} bytes, where {LARGEST_TEXT_BYTES} are the most that are read; "
+            f"mirror another revision"
+        )
+    body = _first(read(path), size_bytes)
+    if len(body) < size_bytes:
+        raise Unavailable(f"{path} of {repo} broke off after {len(body)} of {size_bytes} bytes; try again later")
+    return body
 
 
 def _total_bytes(index: Mapping[str, object]) -> int | None:
@@ -106,9 +113,10 @@ def _total_bytes(index: Mapping[str, object]) -> int | None:
     about = index.get("metadata")
     total = about.get("total_size") if isinstance(about, Mapping) else None
     # A number that is none, or infinite, says nothing: then the files count.
-    if not isinstance(total, int | float) or isinstance(total, bool) or not isfinite(total):
-        return None
-    return int(total)
+    try:
+        return int(total) if isinstance(total, int | float) and not isinstance(total, bool) else None
+    except (ValueError, OverflowError):
+        return None  # NaN and infinity
 
 
 def _parsed(repo: str, path: str, body: bytes) -> dict[str, object]:

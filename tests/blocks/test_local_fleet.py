@@ -1,6 +1,5 @@
 """This machine as a market of one offer."""
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -44,15 +43,3 @@ def test_it_is_free_while_memory_suffices(fleet: LocalFleet) -> None:
     assert now == again
     assert now.at > 0
     assert 0 <= (now.load or 0) <= 1
-
-
-def test_the_offer_says_what_a_replica_may_fill(fleet: LocalFleet, tmp_path: Path) -> None:
-    """What is free on its disk, and what its weights have already; a directory need not be there yet."""
-    free = shutil.disk_usage(tmp_path).free / (1 << 30)
-    (offer,) = fleet.model_copy(update={"directory": tmp_path / "not" / "yet"}).offers([], [])
-    assert offer.disk_gib == pytest.approx(free, abs=5)
-    (tmp_path / "weights").mkdir()
-    with (tmp_path / "weights" / "a.gguf").open("wb") as file:
-        file.truncate(64 << 30)  # of holes, which take nothing
-    (offer,) = fleet.offers([], [])
-    assert offer.disk_gib == pytest.approx(free + 64, abs=5)

@@ -8,7 +8,7 @@ import pytest
 from blocks.errors import Refused, Unavailable
 from blocks.ports import EngineSettings
 from flows.policy.sizing import Need
-from flows.tasks.mirror import SAID_AT_MOST_BYTES, size_up
+from flows.tasks.mirror import LARGEST_TEXT_BYTES, size_up
 
 GIB = 1 << 30
 LLAMA: dict[str, object] = {
@@ -55,8 +55,8 @@ def test_a_config_of_gigabytes_is_not_read() -> None:
     def read(path: str) -> Iterator[bytes]:
         raise AssertionError(path)
 
-    files = {"config.json": SAID_AT_MOST_BYTES + 1, "model.safetensors": GIB}
-    with pytest.raises(Refused, match=r"config\.json of maker/model has 67,108,865 bytes"):
+    files = {"config.json": LARGEST_TEXT_BYTES + 1, "model.safetensors": GIB}
+    with pytest.raises(Refused, match=r"config\.json of maker/model has 67108865 bytes"):
         size_up.fn("maker/model", files, read, EngineSettings(1024, 1))
 
 
