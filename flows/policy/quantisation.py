@@ -18,7 +18,7 @@ CAPABILITY: Mapping[float, tuple[str, ...]] = {
     6.0: ("P100",),
     6.1: ("P4", "P40"),
     7.0: ("V100", "TITANV"),
-    7.5: ("T4", "RTX6000", "RTX8000", "RTX2080", "QUADRORTX"),
+    7.5: ("T4", "RTX4000", "RTX5000", "RTX6000", "RTX8000", "RTX2080", "QUADRORTX"),
     8.0: ("A100", "A30", "A800", "PG506"),
     8.6: ("A10", "A10G", "A16", "A2", "A40", "A4000", "A4500", "A5000", "A6000", "RTX30", "RTXA"),
     8.9: ("L4", "L40", "L40S", "RTX40", "RTX6000-Ada", "RTX5000-Ada", "RTX4000-Ada", "RTX2000-Ada", "L20", "L2"),

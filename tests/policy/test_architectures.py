@@ -16,6 +16,7 @@ from blocks.errors import Refused
 from blocks.ports import EngineSettings, Offer
 from flows.policy.architectures import STATES
 from flows.policy.kv_cache import GIB
+from flows.policy.quantisation import capability_of
 from flows.policy.sizing import Need, fit, size_model
 
 Config = Mapping[str, object]
@@ -534,6 +535,20 @@ def test_cards_run_what_they_can(said: Config | None, accelerator: str, *, can: 
     found = fit(sized(what, tokens=1024), cards(1, accelerator, 32))
     assert found.fits is can, found.words
     assert can or "compute capability" in found.words
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "capability"),
+    [
+        ("L4", 8.9), ("L40S", 8.9), ("l4", 8.9), ("A10", 8.6), ("A10G", 8.6), ("A100", 8.0), ("A100-80GB-SXM", 8.0),
+        ("V100-32GB", 7.0), ("P4", 6.1), ("P40", 6.1), ("RTX4090", 8.9), ("RTX4000", 7.5), ("RTX5000", 7.5),
+        ("RTX5090", 12.0), ("RTX5000-Ada", 8.9), ("RTXA6000", 8.6), ("H100-SXM", 9.0), ("GH200", 9.0), ("B200", 10.0),
+        ("GB300", 10.0), ("MI300X", None), ("gpu", None), ("L400", None), ("", None),
+    ],
+)  # fmt: skip
+def test_what_a_card_can_is_known_by_its_name(accelerator: str, capability: float | None) -> None:
+    """By the longest name that it begins with; of other makers' and unknown cards nothing is."""
+    assert capability_of(accelerator) == capability
 
 
 @pytest.mark.parametrize(
