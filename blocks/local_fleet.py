@@ -68,8 +68,15 @@ class LocalFleet(Block):
                 host_gib=psutil.virtual_memory().total / (1 << 30),
                 use_spot=False,
                 dollars_per_hour=self.dollars_per_hour,
+                disk_gib=self._disk_bytes() / (1 << 30),
             ),
         )
+
+    def _disk_bytes(self) -> int:
+        """What is free, and what weights have already: those of the model may be among them."""
+        there = next(path for path in (self.directory, *self.directory.absolute().parents) if path.is_dir())
+        held = sum(file.stat().st_size for file in (self.directory / "weights").glob("*.gguf"))
+        return psutil.disk_usage(str(there)).free + held
 
     def stock(self, offers: Sequence[Offer]) -> tuple[Stock, ...]:
         memory, at = psutil.virtual_memory(), time.time()
@@ -175,6 +182,8 @@ def fetch_weights(store: Store, mirror_prefix: str, directory: Path) -> Path:
     with alone(directory / f"{file.sha256}.lock"):
         if not weights.exists():
             draft = weights.with_suffix(".part")
+            draft.unlink(missing_ok=True)
+            _check_room(file, directory)
             try:
                 _copy(store, mirror_prefix + file.path, draft, file.sha256)
                 draft.replace(weights)
@@ -193,6 +202,15 @@ def _choose_weights(store: Store, mirror_prefix: str) -> MirroredFile:
             f"there are: {names or 'no files'}; release a model that has one"
         )
     return choices[0]
+
+
+def _check_room(file: MirroredFile, directory: Path) -> None:
+    """Before a byte is fetched: half a file is of no use, and a full disk stops more than this replica."""
+    if file.size_bytes > (free := psutil.disk_usage(str(directory)).free):
+        raise Refused(
+            f"{directory} has {free / (1 << 30):.1f} GiB free and {file.path} takes"
+            f" {file.size_bytes / (1 << 30):.1f} GiB; make room there or choose another directory"
+        )
 
 
 def _copy(store: Store, key: str, path: Path, sha256: str) -> None:

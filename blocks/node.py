@@ -39,6 +39,8 @@ FOR_THIS_PROGRAM = ("SKYFERRY_FILES", "SKYFERRY_CERTIFICATE", "SKYFERRY_PRIVATE_
 ONE_VARIABLE_BYTES = 128 * 1024 - 64
 """What Linux lets one environment variable hold, name included."""
 
+ROOM_BYTES = 2 << 30
+"""What has to be left of a disk beside the weights, for what the engine compiles and prints."""
 PART_BYTES = 64 << 20
 CHUNK_BYTES = 1 << 20
 PARTS_AT_ONCE = 16
@@ -210,10 +212,10 @@ def _sha256(path: Path) -> str:
 
 def _check_room(missing: Sequence[File], directory: Path) -> None:
     free_bytes = shutil.disk_usage(directory).free
-    if sum(file.size_bytes for file in missing) > free_bytes:
+    if missing and sum(file.size_bytes for file in missing) > free_bytes - ROOM_BYTES:
         raise CannotServe(
-            f"{directory} has room for {free_bytes / 2**30:.1f} GiB and the weights take {_gib(missing)}; "
-            f"ask for a machine with a larger disk"
+            f"{directory} has room for {free_bytes / 2**30:.1f} GiB and the weights take {_gib(missing)}, beside "
+            f"{ROOM_BYTES / 2**30:.0f} GiB that the engine needs; make room on this machine, or ask for a larger disk"
         )
 
 

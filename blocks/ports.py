@@ -236,6 +236,8 @@ class Offer:
     """None where nobody has named a price: such an offer is shown and never taken."""
     instance: str | None = None
     """The cloud's own name for the machine; None where a cell has no such names."""
+    disk_gib: float | None = None
+    """What a replica may fill of its disk; None where it gets what it asks for, or nobody knows."""
 
     @property
     def domain(self) -> str:
@@ -306,6 +308,8 @@ class ReplicaOrder:
     mirror_prefix: str
     """The key prefix of the mirror in the fleet's store, ending in a slash."""
     engine: EngineSettings
+    disk_bytes: int = 0
+    """What the replica fills of its machine's disk, beside the system; 0 where nobody has worked it out."""
 
 
 @dataclass(frozen=True)

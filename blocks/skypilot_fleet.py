@@ -29,6 +29,7 @@ from blocks.ports import MANIFEST, EngineSettings, Offer, Replica, ReplicaOrder,
 from blocks.replica_tls import Authority, new_identity, release_key
 from blocks.s3 import S3Store
 from blocks.skypilot_clusters import Cluster, SkyPilot, not_the_cell, reason
+from blocks.skypilot_disk import disk_size
 from blocks.skypilot_infra import Rate
 from blocks.skypilot_market import SkyPilotMarket
 from blocks.skypilot_sdk import speak_with
@@ -261,6 +262,7 @@ class SkyPilotFleet(Block):
             "name": order.name,
             "resources": {
                 **given,
+                **disk_size(given, order, offer),
                 "infra": offer.cell,
                 "labels": {**(given.get("labels") or {}), **names},
                 **({"accelerators": {offer.accelerator: offer.accelerators}} if offer.accelerators else {}),

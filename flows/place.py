@@ -283,7 +283,7 @@ class _Placing:
         self._show()
 
     def _start(self, order: ReplicaOrder, offer: Offer) -> None:
-        service = self.service
+        service, order = self.service, replace(order, disk_bytes=self.view.need.disk_bytes)
         future = start_replica.submit(service.fleet, service.engine, service.store, order, offer, self.timeout_seconds)
         self._starting[future] = _Try(order, offer, time.time())
 

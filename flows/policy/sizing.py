@@ -17,14 +17,26 @@ larger one is taken: an offer that is wrongly passed over costs less than a mach
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from blocks.errors import Refused
 from blocks.ports import EngineSettings, Offer
 from flows.policy import gguf
-
-GIB = 1 << 30
+from flows.policy.architectures import VALUE_BYTES, Reading, read_architecture
+from flows.policy.kv_cache import GIB, STEP_TOKENS, Caches, Line
+from flows.policy.model_config import (
+    INNER_WIDTH,
+    WIDTH,
+    Config,
+    check_context,
+    language_model,
+    longest_context,
+    needed,
+    number,
+)
+from flows.policy.quantisation import least_capability, method_of, quantised, quantised_groups, why_not_on
 
 USABLE_SHARE = 0.90
 """Of a card, for the engine. vLLM's default was 0.9 for years and is 0.92 since it counts CUDA graphs in; they are
@@ -42,12 +54,8 @@ STACKED = (
 )  # fmt: skip
 """How the names of accelerators begin whose memory (HBM) has room of its own for error correction."""
 
-VALUE_BYTES = 2
-"""Of one value in the KV cache and in activations: vLLM serves float32 in 16 bits too, and llama.cpp keeps f16."""
-BLOCK_TOKENS = 16
-"""vLLM gives a request's KV cache out in blocks of this many tokens."""
-STEP_TOKENS = 8192
-"""What vLLM computes in one step at most (`max_num_batched_tokens`): 8,192 on large cards, 2,048 on small ones."""
+LARGEST_STEP_TOKENS, LARGEST_STEP_FROM_GIB = 16_384, 160
+"""What one step is on cards of that size (`max_num_batched_tokens` in vLLM's engine/arg_utils.py)."""
 LOGIT_BYTES = 16
 """For each word that a request's next token could be, while it is sampled: measured, 2.2 GiB for 1,024 requests and
 151,936 words, 3.7 GiB for 256,000."""
@@ -63,42 +71,49 @@ CPP_STEP_TOKENS = 512
 CPP_CONTEXT_STEP = 256
 """llama.cpp rounds the context up to this many tokens."""
 
-LATENT = frozenset({
-    "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa", "kimi_k2", "longcat_flash",
-    "pangu_ultra_moe",
-})  # fmt: skip
-"""Model types whose compressed KV cache vLLM keeps as it is (its `is_deepseek_mla`); others it unfolds into heads."""
-ALL_LAYERS_SLIDE = frozenset({"mistral", "mixtral"})
-GEMMA3 = {
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "head_dim": 256,
-    "max_position_embeddings": 131_072,
-    "vocab_size": 262_208,
-    "sliding_window_pattern": 6,
-}
-"""What Gemma 3's config.json leaves out where it is what transformers' `Gemma3TextConfig` has by itself."""
-NESTED = ("text_config", "language_config", "llm_config", "thinker_config")
-"""Where a model of several media keeps the language model's numbers."""
-
-LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
-ATTENTION_HEADS = ("num_attention_heads", "n_head", "n_heads")
-KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_head_kv", "multi_query_group_num")
-WIDTH = ("hidden_size", "n_embd", "d_model")
-INNER_WIDTH = ("intermediate_size", "n_inner", "ffn_hidden_size")
-CONTEXT = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
-"""The same number under the names that model families have for it, the usual one first."""
+VLLM_DISK_BYTES = 32 * GIB
+"""vLLM with torch and CUDA's libraries, 10 GiB installed and as much in the installer's cache, compiled graphs and
+kernels, and logs: measured on processors 3.5 GB of packages, and CUDA's are three times that."""
+CPP_DISK_BYTES = 1 * GIB
+DISK_ROOM = 1.1
+"""A file system keeps some of itself, and a file that came broken is fetched again beside the others."""
 
 SHARD = re.compile(r"-\d{5}-of-\d{5}\.")
 
 
-@dataclass(frozen=True)
-class Heads:
-    """What vLLM gives out to cards: whole heads (tensor parallelism)."""
+class KvCache(Protocol):
+    """What the engine keeps of all requests that it answers at the same time, each at its longest."""
 
-    attention: int
-    kv: int
-    """1 for latent attention, whose cache every card keeps whole."""
+    def on_each_of(self, cards: int, step_tokens: int) -> int:
+        """Bytes on the fullest of so many cards."""
+        ...
+
+
+@dataclass(frozen=True)
+class ByLayers:
+    """Of which each card has that of its layers, as llama.cpp gives them out."""
+
+    total_bytes: int
+    layers: int
+
+    def on_each_of(self, cards: int, step_tokens: int) -> int:  # noqa: ARG002 - llama.cpp keeps every token anyway
+        return -(-self.total_bytes * -(-self.layers // cards) // self.layers)
+
+
+@dataclass(frozen=True)
+class Share:
+    """Something of which vLLM gives each card as much (tensor parallelism)."""
+
+    count: int
+    words: str
+    may_be_copied: bool = False
+    """On more cards than there are of it, each has a copy."""
+
+    def goes_on(self, cards: int) -> bool:
+        return self.count % cards == 0 or (self.may_be_copied and cards % self.count == 0)
+
+    def __str__(self) -> str:
+        return f"{self.count} {self.words}"
 
 
 @dataclass(frozen=True)
@@ -106,17 +121,35 @@ class Need:
     """What one replica takes, and how it can be divided among the cards of a machine."""
 
     weights_bytes: int
-    kv_bytes: int
-    """For all requests that are answered at the same time, each at its longest."""
-    activation_bytes: int
-    """On every card, however many there are."""
+    kv: KvCache
+    token_bytes: int
+    """On every card, however many there are, for each token that is computed in one step."""
+    sampling_bytes: int
+    """On every card."""
     layers: int
-    heads: Heads | None
+    shares: tuple[Share, ...] | None
     """None where whole layers are given out instead of heads, as llama.cpp does."""
-    groups: tuple[int, ...] = ()
-    """How many quantised groups there are across each kind of layer; a card has to get a whole number of them."""
+    step_tokens: int = STEP_TOKENS
+    disk_bytes: int = 0
+    """What it fetches and what the engine installs and compiles, without the machine's own system."""
+    least_capability: float = 0.0
+    """The compute capability below which NVIDIA's cards cannot run it."""
+    is_bound: bool = False
+    """What is kept of requests is at most this."""
     arithmetic: tuple[str, ...] = ()
     """How the numbers came about, a line each."""
+
+    @property
+    def kv_bytes(self) -> int:
+        """On a single card, of the usual size."""
+        return self.kv.on_each_of(1, self.step_tokens)
+
+    @property
+    def activation_bytes(self) -> int:
+        return self.activations(self.step_tokens)
+
+    def activations(self, step_tokens: int) -> int:
+        return step_tokens * self.token_bytes + self.sampling_bytes
 
 
 @dataclass(frozen=True)
@@ -131,7 +164,7 @@ class Fit:
 
 
 def size_model(
-    config: Mapping[str, object],
+    config: Config,
     weights: Sequence[tuple[str, int]],
     index_total_bytes: int | None,
     engine: EngineSettings,
@@ -139,24 +172,75 @@ def size_model(
     """What a model takes in vLLM, from its config.json and its files' sizes.
 
     `index_total_bytes` is `metadata.total_size` of model.safetensors.index.json, None where there is none. Experts
-    count whole: each may be asked at any time. Layers of linear attention count as if they kept all tokens, which is
-    more than they do from about 1,000 tokens on. Images and sound have memory of their own, which is not counted.
+    count whole: each may be asked at any time. Images and sound have memory of their own, which is not counted.
     Refused where config.json does not say enough, or the context is longer than the model's.
     """
-    text = _language_model(config)
-    layers, heads = _needed(text, LAYERS), _needed(text, ATTENTION_HEADS)
-    _check_context(engine, _longest_context(text))
-    weights_bytes, weights_line = _weights(weights, index_total_bytes, text)
-    kv_bytes, kv_heads, kv_lines = _kv_cache(text, layers, heads, engine)
-    activation_bytes, activation_line = _activations(text, engine)
+    text = language_model(config)
+    said = quantised(config, text)
+    text = {**text, "quantization_config": said} if said else text
+    check_context(engine, longest_context(text))
+    reading, least = read_architecture(text), least_capability(said)
+    weights_bytes, weights_line = _weights(weights, index_total_bytes, method_of(said) or _wider_than_served(text))
+    caches = Caches(reading.caches, engine, reading.is_packed)
+    token_bytes, sampling_bytes, activation_line = _activations(text, engine)
+    disk_bytes, disk_line = _disk(weights, VLLM_DISK_BYTES, "vLLM and what it compiles")
     return Need(
         weights_bytes,
-        kv_bytes,
-        activation_bytes,
-        layers,
-        Heads(heads, kv_heads),
-        _groups(text),
-        (weights_line, *kv_lines, activation_line),
+        caches,
+        token_bytes,
+        sampling_bytes,
+        reading.layers,
+        _shares(reading, quantised_groups(said, text)),
+        disk_bytes=disk_bytes,
+        least_capability=max(least, reading.least_capability),
+        is_bound=bool(reading.bound),
+        arithmetic=(
+            weights_line,
+            *(_cache_line(line, engine) for line in caches.lines()),
+            *([reading.bound] if reading.bound else []),
+            activation_line,
+            disk_line,
+        ),
+    )
+
+
+def _shares(reading: Reading, groups: Sequence[int]) -> tuple[Share, ...]:
+    """What each card has to get a whole number of, or a whole copy."""
+    shards = {
+        part.shards for cache in reading.caches if cache.keeps != "states" for part in cache.parts if cache.layers
+    }
+    return (
+        *(Share(count, words) for count, words in reading.whole),
+        *(Share(count, "KV heads", may_be_copied=True) for count in sorted(shards) if count > 1),
+        *(Share(count, "quantised groups") for count in groups),
+    )
+
+
+def _cache_line(line: Line, engine: EngineSettings) -> str:
+    """How much layers of one kind keep; layers that only fill up a group are counted, since vLLM sets them aside."""
+    kind, size = line.kind, _size(line.total_bytes)
+    if kind.keeps == "states":
+        page = f" in pages of {_size(line.page_bytes)}" if line.page_bytes != kind.on_each_of(1) else ""
+        states = f"{kind.tokens} state{'s' if kind.tokens > 1 else ''} of {kind.words}{page}"
+        return f"States: {line.layers} layers x {states} x {_requests(engine)} = {size}"
+    name = {"a window": "KV cache in a window", "a chunk": "KV cache in a chunk", "the audio": "KV cache of the audio"}
+    held = f"{line.blocks * line.block_tokens:,} tokens"
+    if kind.keeps == "every token":
+        held = f"{line.blocks * line.block_tokens // engine.parallel_requests:,} tokens x {_requests(engine)}"
+    else:
+        held += f" of {_requests(engine)}"
+    padded = line.page_bytes - kind.on_each_of(1) * line.block_tokens
+    filled = f", filled up by {_size(padded * line.layers * line.blocks)}" if padded > 0 else ""
+    return f"{name.get(kind.keeps, 'KV cache')}: {line.layers} layers x {kind.words} x {held}{filled} = {size}"
+
+
+def _disk(files: Sequence[tuple[str, int]], engine_bytes: int, engine: str) -> tuple[int, str]:
+    """Every file of the mirror is fetched, also what the engine does not load."""
+    fetched = sum(size for _, size in files)
+    total = int(fetched * DISK_ROOM) + engine_bytes
+    return total, (
+        f"Disk: {_size(fetched)} in {len(files)} file{'s' if len(files) > 1 else ''} x {DISK_ROOM:g}"
+        f" + {_size(engine_bytes)} for {engine} = {_size(total)}, beside the machine's own system"
     )
 
 
@@ -169,7 +253,7 @@ def size_gguf(header: bytes, file_bytes: int, engine: EngineSettings) -> Need:
     said = gguf.metadata(header)
     family = said.get("general.architecture", "")
 
-    def number(name: str, otherwise: int | None = None) -> int:
+    def said_number(name: str, otherwise: int | None = None) -> int:
         value = said.get(f"{family}.{name}", otherwise)
         # Where layers differ, the largest stands for all.
         value = max(value, default=0) if isinstance(value, tuple) else value
@@ -185,31 +269,45 @@ def size_gguf(header: bytes, file_bytes: int, engine: EngineSettings) -> Need:
             )
         return value
 
-    _check_context(engine, number("context_length"))
-    layers, width, heads = number("block_count"), number("embedding_length"), number("attention.head_count")
-    kv_heads = number("attention.head_count_kv", heads)
+    check_context(engine, said_number("context_length"))
+    layers, width, heads = (
+        said_number("block_count"),
+        said_number("embedding_length"),
+        said_number("attention.head_count"),
+    )
+    kv_heads = said_number("attention.head_count_kv", heads)
     per_layer = said.get(f"{family}.attention.head_count_kv")
-    in_all = sum(int(some) or kv_heads for some in per_layer) if isinstance(per_layer, tuple) else layers * kv_heads
-    key, value = number("attention.key_length", width // heads), number("attention.value_length", width // heads)
+    in_all = layers * kv_heads
+    if isinstance(per_layer, tuple) and len(per_layer) == layers:
+        in_all = sum(int(some) if some > 0 else kv_heads for some in per_layer)
+    key, value = (
+        said_number("attention.key_length", width // heads),
+        said_number("attention.value_length", width // heads),
+    )
     context = _rounded_up(engine.context_tokens, CPP_CONTEXT_STEP)
     kv_bytes = in_all * (key + value) * VALUE_BYTES * context * engine.parallel_requests
     tokens = said.get("tokenizer.ggml.tokens")
-    words = number("vocab_size", tokens if isinstance(tokens, int) else LARGEST_VOCABULARY)
-    inner = number("feed_forward_length", 4 * width)
-    activation_bytes = CPP_STEP_TOKENS * (words + 3 * inner + 4 * width) * 4
+    words = said_number("vocab_size", tokens if isinstance(tokens, int) else LARGEST_VOCABULARY)
+    inner = said_number("feed_forward_length", 4 * width)
+    token_bytes = (words + 3 * inner + 4 * width) * 4
+    disk_bytes, disk_line = _disk([("", file_bytes)], CPP_DISK_BYTES, "llama.cpp")
     counted = f"{layers} layers x {kv_heads} KV heads" if in_all == layers * kv_heads else f"{in_all} KV heads"
     token = f"{counted} x ({key} + {value}) x {VALUE_BYTES} bytes"
     step = f"{CPP_STEP_TOKENS} tokens x ({words:,} words + 3 x {inner:,} + 4 x {width:,}) x 4 bytes"
     return Need(
         file_bytes,
-        kv_bytes,
-        activation_bytes,
+        ByLayers(kv_bytes, layers),
+        token_bytes,
+        0,
         layers,
         None,
+        step_tokens=CPP_STEP_TOKENS,
+        disk_bytes=disk_bytes,
         arithmetic=(
             f"Weights: the GGUF file = {_size(file_bytes)}",
-            f"KV cache: {token}{_times(context, engine)} = {_size(kv_bytes)}",
-            f"Activations: {step} = {_size(activation_bytes)} on each card",
+            f"KV cache: {token} x {context:,} tokens x {_requests(engine)} = {_size(kv_bytes)}",
+            f"Activations: {step} = {_size(CPP_STEP_TOKENS * token_bytes)} on each card",
+            disk_line,
         ),
     )
 
@@ -218,31 +316,51 @@ def fit(need: Need, offer: Offer) -> Fit:
     """Does one replica fit on one machine of that offer?
 
     Cards: weights and KV cache divided among them, activations and overhead on each. Processors: all of it in the
-    host's memory. A memory that is not known holds nothing: no news is no pass.
+    host's memory. A memory that is not known holds nothing: no news is no pass. A disk that is not known is asked for.
     """
+    if offer.disk_gib is not None and need.disk_bytes > offer.disk_gib * GIB:
+        return Fit(
+            fits=False,
+            words=f"{_size(need.disk_bytes)} of disk are needed and {offer.cell} has {offer.disk_gib:,.1f} GiB for it;"
+            " make room there, or choose another",
+        )
     if not offer.accelerators:
         return _fit_on_processors(need, offer)
+    if why := why_not_on(offer, need.least_capability):
+        return Fit(fits=False, words=why)
     if not _divides(need, offer.accelerators):
         return Fit(fits=False, words=_why_not(need, offer.accelerators))
-    weights, kv = _largest_shares(need, offer.accelerators)
+    step_tokens = _step_tokens(need, offer)
+    weights, kv = _largest_share(need, offer.accelerators), need.kv.on_each_of(offer.accelerators, step_tokens)
+    activations = need.activations(step_tokens)
     overhead = OVERHEAD_BYTES + (COMMUNICATION_BYTES if offer.accelerators > 1 else 0)
-    needed = (need.weights_bytes * weights + need.kv_bytes * kv + need.activation_bytes + overhead) / GIB
+    needed_gib = (need.weights_bytes * weights + kv + activations + overhead) / GIB
     if not offer.accelerator_gib:
         return Fit(
             fits=False,
-            words=f"{needed:.1f} GiB are needed on each {offer.accelerator} and {offer.cell} does not say how much"
+            words=f"{needed_gib:.1f} GiB are needed on each {offer.accelerator} and {offer.cell} does not say how much"
             " memory it has; have it say so, or choose another",
-            needed_gib=needed,
+            needed_gib=needed_gib,
         )
     usable = _usable_gib(offer)
-    fits = needed <= usable
+    fits = needed_gib <= usable
     return Fit(
         fits,
-        f"{needed:.1f} GiB on each {offer.accelerator} {'fit' if fits else 'do not fit'} into the {usable:.1f} GiB that"
-        f" an engine may use of its {offer.accelerator_gib:g}: weights {_size(need.weights_bytes * weights)}, KV cache"
-        f" {_size(need.kv_bytes * kv)}, activations {_size(need.activation_bytes)}, overhead {_size(overhead)}",
-        needed,
+        f"{needed_gib:.1f} GiB on each {offer.accelerator} {'fit' if fits else 'do not fit'} into the {usable:.1f} GiB"
+        f" that an engine may use of its {offer.accelerator_gib:g}: weights {_size(need.weights_bytes * weights)},"
+        f" KV cache {_at_most(need)}{_size(kv)}, activations {_size(activations)}, overhead {_size(overhead)}",
+        needed_gib,
     )
+
+
+def _step_tokens(need: Need, offer: Offer) -> int:
+    """On the largest cards vLLM computes more at once."""
+    is_largest = need.step_tokens == STEP_TOKENS and offer.accelerator_gib >= LARGEST_STEP_FROM_GIB
+    return LARGEST_STEP_TOKENS if is_largest else need.step_tokens
+
+
+def _at_most(need: Need) -> str:
+    return "at most " if need.is_bound else ""
 
 
 def _usable_gib(offer: Offer) -> float:
@@ -253,22 +371,22 @@ def _usable_gib(offer: Offer) -> float:
 
 
 def _fit_on_processors(need: Need, offer: Offer) -> Fit:
-    needed = (need.weights_bytes + need.kv_bytes + need.activation_bytes + OVERHEAD_BYTES) / GIB
+    needed_gib = (need.weights_bytes + need.kv_bytes + need.activation_bytes + OVERHEAD_BYTES) / GIB
     if offer.host_gib is None:
         return Fit(
             fits=False,
-            words=f"{needed:.1f} GiB are needed and {offer.cell} does not say how much memory its machines have;"
+            words=f"{needed_gib:.1f} GiB are needed and {offer.cell} does not say how much memory its machines have;"
             " have it say so, or choose another",
-            needed_gib=needed,
+            needed_gib=needed_gib,
         )
     usable = offer.host_gib * USABLE_SHARE
-    fits = needed <= usable
+    fits = needed_gib <= usable
     return Fit(
         fits,
-        f"{needed:.1f} GiB {'fit' if fits else 'do not fit'} into the {usable:.1f} GiB that an engine may use of the"
-        f" host's {offer.host_gib:g}: weights {_size(need.weights_bytes)}, KV cache {_size(need.kv_bytes)}, activations"
-        f" {_size(need.activation_bytes)}, overhead {_size(OVERHEAD_BYTES)}",
-        needed,
+        f"{needed_gib:.1f} GiB {'fit' if fits else 'do not fit'} into the {usable:.1f} GiB that an engine may use of"
+        f" the host's {offer.host_gib:g}: weights {_size(need.weights_bytes)}, KV cache {_at_most(need)}"
+        f"{_size(need.kv_bytes)}, activations {_size(need.activation_bytes)}, overhead {_size(OVERHEAD_BYTES)}",
+        needed_gib,
     )
 
 
@@ -276,99 +394,28 @@ def _fit_on_processors(need: Need, offer: Offer) -> Fit:
 
 
 def _divides(need: Need, cards: int) -> bool:
-    """Does each card get whole attention heads, whole KV heads or whole copies of them, and whole quantised groups?"""
-    if need.heads is None:
+    """Does each card get a whole number of everything that cannot be cut?"""
+    if need.shares is None:
         return cards <= need.layers
-    whole = all(count % cards == 0 for count in (need.heads.attention, *need.groups))
-    return whole and (need.heads.kv % cards == 0 or cards % need.heads.kv == 0)
+    return all(share.goes_on(cards) for share in need.shares)
 
 
 def _why_not(need: Need, cards: int) -> str:
-    if need.heads is None:
+    if need.shares is None:
         return f"{cards} cards cannot share {need.layers} layers; take {need.layers} or fewer"
-    parts = [f"{need.heads.attention} attention heads", f"{need.heads.kv} KV heads"]
-    parts += [f"{count} quantised groups" for count in need.groups]
     could = [str(count) for count in range(1, 2 * cards) if _divides(need, count)]
-    return f"{cards} cards cannot share {', '.join(parts)} evenly; take {', '.join(could)}"
+    return f"{cards} cards cannot share {', '.join(map(str, need.shares))} evenly; take {', '.join(could)}"
 
 
-def _largest_shares(need: Need, cards: int) -> tuple[float, float]:
-    """Of the weights and of the KV cache, what the fullest card has."""
-    if need.heads is None:
-        share = -(-need.layers // cards) / need.layers
-        return share, share
-    return 1 / cards, max(1, need.heads.kv // cards) / need.heads.kv
+def _largest_share(need: Need, cards: int) -> float:
+    """Of the weights, what the fullest card has."""
+    return 1 / cards if need.shares is not None else -(-need.layers // cards) / need.layers
 
 
-# --- What config.json says ------------------------------------------------------------------------------------------
+# --- Weights and activations ----------------------------------------------------------------------------------------
 
 
-def _language_model(config: Mapping[str, object]) -> Mapping[str, object]:
-    """The numbers of the language model alone, with what stands around them where it says nothing itself."""
-    for name in NESTED:
-        if isinstance(inner := config.get(name), Mapping):
-            around = {key: value for key, value in config.items() if key not in NESTED}
-            return _language_model({**around, **{key: value for key, value in inner.items() if value is not None}})
-    return {**GEMMA3, **config} if config.get("model_type") == "gemma3_text" else config
-
-
-def _number(config: Mapping[str, object], names: Sequence[str]) -> int | None:
-    """The first of the names that says something; of a list with one number a layer, the largest."""
-    for name in names:
-        value = config.get(name)
-        if isinstance(value, list) and value and all(isinstance(each, int) for each in value):
-            value = max(value)
-        if value is None or value == 0:
-            continue
-        if not isinstance(value, int) or value < 0:
-            raise Refused(f"config.json says that {name} is {value!r}, which is no whole number; choose another model")
-        return value
-    return None
-
-
-def _needed(config: Mapping[str, object], names: Sequence[str]) -> int:
-    if (number := _number(config, names)) is None:
-        raise Refused(
-            f"config.json of model type {config.get('model_type')!r} says nothing of {names[0]}, so nobody knows what"
-            " the model takes; choose a model whose config.json does"
-        )
-    return number
-
-
-def _rotary(text: Mapping[str, object]) -> tuple[Mapping[str, object], ...]:
-    """How the model stretches its positions: one way, or one for each kind of layer."""
-    said = text.get("rope_parameters") or text.get("rope_scaling")
-    if not isinstance(said, Mapping):
-        return ()
-    return tuple(each for each in said.values() if isinstance(each, Mapping)) or (said,)
-
-
-def _longest_context(text: Mapping[str, object]) -> int | None:
-    """As vLLM derives it (`_get_and_verify_max_len` in its config/model.py); None where nothing is said."""
-    longest = _number(text, CONTEXT)
-    if longest is None or "gemma3" in str(text.get("model_type")):
-        return longest
-    for rotary in _rotary(text):
-        kind = rotary.get("rope_type", rotary.get("type"))
-        factor = rotary.get("factor")
-        if kind in ("su", "longrope", "llama3") or not isinstance(factor, int | float):
-            continue
-        original = _number(rotary, ("original_max_position_embeddings",)) if kind == "yarn" else None
-        return int((original or longest) * factor)
-    return longest
-
-
-def _check_context(engine: EngineSettings, longest: int | None) -> None:
-    if longest is not None and engine.context_tokens > longest:
-        raise Refused(
-            f"the model was made for {longest:,} tokens and {engine.context_tokens:,} are asked for; choose a context"
-            f" of {longest:,} tokens or fewer"
-        )
-
-
-def _weights(
-    files: Sequence[tuple[str, int]], index_total_bytes: int | None, text: Mapping[str, object]
-) -> tuple[int, str]:
+def _weights(files: Sequence[tuple[str, int]], index_total_bytes: int | None, kind: str) -> tuple[int, str]:
     """What vLLM would load: safetensors before .bin, shards before one file of the same, nothing in folders."""
     top = {path: size for path, size in files if "/" not in path}
     tensors = {path: size for path, size in top.items() if path.endswith(".safetensors") and "adapter" not in path}
@@ -387,102 +434,38 @@ def _weights(
     # The index counts the tensors alone. One that is far from its files is wrong, and then the files count.
     if chosen is not bins and index_total_bytes is not None and 0.9 * total <= index_total_bytes <= total:
         total, counted = index_total_bytes, f"{index_total_bytes:,} bytes by the index of {counted}"
-    quantised = text.get("quantization_config")
-    kind = quantised.get("quant_method", "quantised") if isinstance(quantised, Mapping) else None
-    if kind is None and "float32" in (text.get("dtype"), text.get("torch_dtype")):
-        kind = "float32, of which vLLM may need half"
     return total, f"Weights: {counted} = {_size(total)}{f' ({kind})' if kind else ''}"
 
 
-def _sliding_layers(text: Mapping[str, object], layers: int) -> tuple[int, int]:
-    """How many layers see only a window, and of how many tokens; none where it is not spelled out which."""
-    kinds = text.get("layer_types")
-    if isinstance(kinds, list):
-        for kind, name in (("sliding_attention", "sliding_window"), ("chunked_attention", "attention_chunk_size")):
-            if kind in kinds and (window := _number(text, (name,))):
-                return kinds.count(kind), window
-        return 0, 0
-    window = _number(text, ("sliding_window",))
-    if window is None or text.get("use_sliding_window") is False:
-        return 0, 0
-    if pattern := _number(text, ("sliding_window_pattern", "_sliding_window_pattern")):
-        return layers - layers // pattern, window
-    return (layers, window) if text.get("model_type") in ALL_LAYERS_SLIDE else (0, 0)
+def _wider_than_served(text: Config) -> str:
+    is_wide = "float32" in (text.get("dtype"), text.get("torch_dtype"))
+    return "float32, of which vLLM may need half" if is_wide else ""
 
 
-def _kv_cache(
-    text: Mapping[str, object], layers: int, heads: int, engine: EngineSettings
-) -> tuple[int, int, tuple[str, ...]]:
-    """Its bytes, how many KV heads it is divided by, and the arithmetic."""
-    context = _rounded_up(engine.context_tokens, BLOCK_TOKENS)
-    latent, rotary = _number(text, ("kv_lora_rank",)), _number(text, ("qk_rope_head_dim",))
-    if latent and rotary and text.get("model_type") in LATENT:
-        each = (latent + rotary) * VALUE_BYTES
-        kv_heads, what = 1, f"({latent} + {rotary}) x {VALUE_BYTES} bytes"
-    else:
-        kv_heads = _number(text, KV_HEADS) or heads
-        unfolded = (_number(text, ("qk_nope_head_dim",)) or 0) + (rotary or 0) if latent else 0
-        head = unfolded or _number(text, ("head_dim",)) or _needed(text, WIDTH) // heads
-        # Where keys and values, or layers, have heads of several widths, all count as the widest.
-        head = max(head, *(_number(text, (name,)) or 0 for name in ("v_head_dim", "global_head_dim")))
-        each = 2 * kv_heads * head * VALUE_BYTES
-        what = f"2 x {kv_heads} KV heads x {head} x {VALUE_BYTES} bytes"
-
-    sliding, window = _sliding_layers(text, layers)
-    # A window's request also holds the tokens of the step under way, and starts anywhere in a block.
-    in_window = min(context, _rounded_up(window - 1 + STEP_TOKENS, BLOCK_TOKENS) + BLOCK_TOKENS)
-    full = layers - sliding
-    if full and sliding:
-        # vLLM lets both kinds share one pool, in groups of as many layers as the rarer kind has; the last is filled up.
-        group = min(full, sliding)
-        full, sliding = _rounded_up(full, group), _rounded_up(sliding, group)
-    total, lines = 0, []
-    for name, count, tokens in (("KV cache", full, context), ("KV cache in a window", sliding, in_window)):
-        if count:
-            some = count * each * tokens * engine.parallel_requests
-            lines.append(f"{name}: {count} layers x {what}{_times(tokens, engine)} = {_size(some)}")
-            total += some
-    return total, kv_heads, tuple(lines)
-
-
-def _activations(text: Mapping[str, object], engine: EngineSettings) -> tuple[int, str]:
-    """The widest layer for one step's tokens, and the sampling of one token for each request."""
-    width = _needed(text, WIDTH)
-    inner = _number(text, INNER_WIDTH) or 4 * width
-    if expert := _number(text, ("moe_intermediate_size",)):
-        inner = max(inner, expert * ((_number(text, ("num_experts_per_tok",)) or 1) + _shared_experts(text)))
-    elif _number(text, ("num_local_experts", "num_experts")):
-        inner *= _number(text, ("num_experts_per_tok",)) or 1
-    words = _number(text, ("vocab_size",)) or LARGEST_VOCABULARY
-    total = STEP_TOKENS * (3 * inner + 4 * width) * VALUE_BYTES + engine.parallel_requests * words * LOGIT_BYTES
-    return total, (
+def _activations(text: Config, engine: EngineSettings) -> tuple[int, int, str]:
+    """The widest layer for one of a step's tokens, and the sampling of one token for each request."""
+    width = needed(text, *WIDTH)
+    inner = number(text, *INNER_WIDTH) or 4 * width
+    a_token = number(text, *EXPERTS_A_TOKEN) or 1
+    if expert := number(text, "moe_intermediate_size", "expert_ffn_hidden_size"):
+        inner = max(inner, expert * (a_token + _shared_experts(text)))
+    elif number(text, "num_local_experts", "num_experts"):
+        inner *= a_token
+    words = number(text, "vocab_size") or LARGEST_VOCABULARY
+    token, sampling = (3 * inner + 4 * width) * VALUE_BYTES, engine.parallel_requests * words * LOGIT_BYTES
+    line = (
         f"Activations: {STEP_TOKENS:,} tokens in one step x (3 x {inner:,} + 4 x {width:,}) x {VALUE_BYTES} bytes"
-        f" + {_requests(engine)} x {words:,} words x {LOGIT_BYTES} bytes = {_size(total)} on each card"
+        f" + {_requests(engine)} x {words:,} words x {LOGIT_BYTES} bytes = {_size(STEP_TOKENS * token + sampling)}"
+        " on each card"
     )
+    return token, sampling, line
 
 
-def _shared_experts(text: Mapping[str, object]) -> int:
-    return _number(text, ("n_shared_experts", "num_shared_experts")) or 0
+EXPERTS_A_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_topk", "moe_top_k")
 
 
-def _groups(text: Mapping[str, object]) -> tuple[int, ...]:
-    """How many quantised groups stand across each kind of inner layer: vLLM refuses to cut one in two.
-
-    As with https://huggingface.co/Qwen/Qwen2-VL-72B-Instruct-AWQ, whose 29,568 had to become 29,696 for 8 cards.
-    """
-    quantised = text.get("quantization_config")
-    if not isinstance(quantised, Mapping):
-        return ()
-    block = quantised.get("weight_block_size") or quantised.get("group_size")
-    size = max(block) if isinstance(block, list) else block
-    if not isinstance(size, int) or size < 1:
-        return ()  # -1 is one group for a whole column
-    widths = (_number(text, (name,)) for name in ("intermediate_size", "moe_intermediate_size"))
-    return tuple(width // size for width in widths if width and width % size == 0)
-
-
-def _times(tokens: int, engine: EngineSettings) -> str:
-    return f" x {tokens:,} tokens x {_requests(engine)}"
+def _shared_experts(text: Config) -> int:
+    return number(text, "n_shared_experts", "num_shared_experts") or 0
 
 
 def _requests(engine: EngineSettings) -> str:

@@ -67,12 +67,22 @@ def size_up(
         return size_gguf(header, files[choices[0]], engine)
     if CONFIG not in files:
         raise Refused(f"{repo} has no {CONFIG}, so nobody knows what it needs; choose a model that has one, or a GGUF")
-    config = _parsed(repo, CONFIG, b"".join(read(CONFIG)))
-    index = _parsed(repo, INDEX, b"".join(read(INDEX))) if INDEX in files else {}
+    config = _parsed(repo, CONFIG, _whole(repo, CONFIG, files[CONFIG], read))
+    index = _parsed(repo, INDEX, _whole(repo, INDEX, files[INDEX], read)) if INDEX in files else {}
+    if QUANTISATION in files and config.get("quantization_config") is None:
+        config["quantization_config"] = _parsed(
+            repo, QUANTISATION, _whole(repo, QUANTISATION, files[QUANTISATION], read)
+        )
     return size_model(config, tuple(files.items()), _total_bytes(index), engine)
 
 
 CONFIG, INDEX = "config.json", "model.safetensors.index.json"
+QUANTISATION = "hf_quant_config.json"
+"""Where older versions of ModelOpt say how a model is quantised; vLLM reads it where config.json says nothing."""
+
+
+LARGEST_TEXT_BYTES = 64 << 20
+"""Of what is read into memory to understand it; the largest index of an open model has a few megabytes."""
 
 
 def _first(chunks: Iterator[bytes], size: int) -> bytes:
@@ -82,20 +92,37 @@ def _first(chunks: Iterator[bytes], size: int) -> bytes:
         head += chunk
         if len(head) >= size:
             break
-    return bytes(head)
+    return bytes(head[:size])
+
+
+def _whole(repo: str, path: str, size_bytes: int, read: Callable[[str], Iterator[bytes]]) -> bytes:
+    """A small file, to its declared size and no further: who sends more than that may send for ever."""
+    if size_bytes > LARGEST_TEXT_BYTES:
+        raise Refused(
+            f"{path} of {repo} has {size_bytes} bytes, where {LARGEST_TEXT_BYTES} are the most that are read; "
+            f"mirror another revision"
+        )
+    body = _first(read(path), size_bytes)
+    if len(body) < size_bytes:
+        raise Unavailable(f"{path} of {repo} broke off after {len(body)} of {size_bytes} bytes; try again later")
+    return body
 
 
 def _total_bytes(index: Mapping[str, object]) -> int | None:
     """What a safetensors index says of the weights as they are loaded."""
     about = index.get("metadata")
     total = about.get("total_size") if isinstance(about, Mapping) else None
-    return int(total) if isinstance(total, int | float) else None
+    # A number that is none, or infinite, says nothing: then the files count.
+    try:
+        return int(total) if isinstance(total, int | float) and not isinstance(total, bool) else None
+    except (ValueError, OverflowError):
+        return None  # NaN and infinity
 
 
 def _parsed(repo: str, path: str, body: bytes) -> dict[str, object]:
     try:
         parsed = json.loads(body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Refused(f"{path} of {repo} is no JSON ({error}); mirror another revision") from error
     if not isinstance(parsed, dict):
         raise Refused(f"{path} of {repo} is no JSON object; mirror another revision")

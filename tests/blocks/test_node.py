@@ -246,7 +246,7 @@ def test_an_address_that_is_none_is_refused_unquoted(machine: Fetched, url: str)
 def test_weights_that_do_not_fit_are_refused_before_they_come(machine: Fetched) -> None:
     """With the room that there is and the room that they take."""
     huge = File("model.bin", 1 << 60, "0" * 64, "https://192.0.2.1/x")
-    with pytest.raises(CannotServe, match=r"room for [\d.]+ GiB and the weights take 1073741824\.0 GiB"):
+    with pytest.raises(CannotServe, match=r"room for [\d.]+ GiB and the weights take 1073741824\.0 GiB, beside 2 GiB"):
         machine.fetch([huge])
 
 

@@ -94,6 +94,14 @@ def test_a_machine_in_a_cloud_is_asked_for_as_offered(fleet: SkyPilotFleet, tmp_
 
 
 @pytest.mark.server
+def test_a_machine_in_a_cloud_has_a_disk_for_what_it_fetches(fleet: SkyPilotFleet, tmp_path: Path) -> None:
+    """More than the task asks for, where the weights take more; on a Slurm node nothing can be asked for."""
+    big = replace(ORDER, disk_bytes=500 << 30)
+    assert fleet._task(big, SPOT, 8000, tmp_path / "sent")["resources"]["disk_size"] == 564
+    assert fleet._task(big, SLURM, 8000, tmp_path / "there")["resources"]["disk_size"] == 100
+
+
+@pytest.mark.server
 def test_a_slurm_cluster_is_asked_for_what_it_has(fleet: SkyPilotFleet, tmp_path: Path) -> None:
     """On processors no accelerator is named, and no port: Slurm opens none."""
     resources = fleet._task(ORDER, SLURM, 23_456, tmp_path / "sent")["resources"]

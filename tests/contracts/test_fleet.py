@@ -281,6 +281,19 @@ def test_half_a_mirror_is_refused(tmp_path: Path) -> None:
         fetch_weights(store, "m/", tmp_path)
 
 
+def test_weights_that_do_not_fit_the_disk_are_refused_before_they_come(tmp_path: Path) -> None:
+    """With the room that there is and the room that they take."""
+    store = FakeStore()
+    publish(store, "m/", {"m.gguf": b"weights"})
+    manifest = store.get("m/skyferry-manifest.json")
+    assert manifest is not None
+    huge = manifest.body.replace(b'"size_bytes": 7', b'"size_bytes": 4398046511104')
+    store.put("m/skyferry-manifest.json", huge, replacing=manifest.etag)
+    with pytest.raises(Refused, match=r"GiB free and m\.gguf takes 4096\.0 GiB; make room there"):
+        fetch_weights(store, "m/", tmp_path)
+    assert [path for path in tmp_path.iterdir() if path.suffix != ".lock"] == []
+
+
 def test_a_store_that_breaks_off_leaves_nothing_behind(tmp_path: Path) -> None:
     """Half the weights are removed, and the error is the store's own."""
 

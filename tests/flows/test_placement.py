@@ -60,6 +60,14 @@ def test_the_cheaper_cell_is_taken(world: World) -> None:
     assert {replica.dollars_per_hour for replica in world.fleet.replicas("chat")} == {0.7}
 
 
+def test_each_replica_is_ordered_with_its_disk(world: World) -> None:
+    """What sizing has worked out comes to the fleet, and a cell that has less of it is passed over."""
+    world.fleet.listed = [replace(ALPHA, disk_gib=0.5), replace(BETA, disk_gib=64)]
+    provision()
+    assert cells(world) == ["slurm/beta"] * 2
+    assert all(order.disk_bytes > 1 << 29 for order in world.fleet.orders)
+
+
 def test_a_cell_that_says_no_is_followed_by_the_next(world: World) -> None:
     """The replica goes elsewhere at once, and what the cell said is kept for the next time."""
     world.fleet.says_no["slurm/alpha"] = "0 of 4 L4 are free"

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from blocks.errors import Refused
 from blocks.ports import ON_PROCESSORS, EngineSettings, Offer
 from flows.policy.gguf import ENOUGH_BYTES, metadata
-from flows.policy.sizing import GIB, Heads, Need, fit, size_gguf, size_model
+from flows.policy.kv_cache import GIB
+from flows.policy.sizing import ByLayers, Need, Share, fit, size_gguf, size_model
 from tests.tiny_gguf import write_tiny_gguf
 
 ONE = EngineSettings(context_tokens=8192, parallel_requests=1)
@@ -84,6 +85,14 @@ def host(gib: float | None) -> Offer:
     return Offer("slurm/alpha", ON_PROCESSORS, 0, 0, gib, use_spot=False, dollars_per_hour=0)
 
 
+def need_of(weights: int, kv: int = 0, activations: int = 0, shares: tuple[Share, ...] | None = None) -> Need:
+    """In so many bytes, of 32 layers; given out by layers where nothing is said of shares."""
+    return Need(weights, ByLayers(kv, 32), 0, activations, 32, shares)
+
+
+HEADS = (Share(32, "attention heads"), Share(8, "KV heads", may_be_copied=True))
+
+
 # --- KV cache -------------------------------------------------------------------------------------------------------
 
 
@@ -142,13 +151,17 @@ def test_the_arithmetic_is_shown() -> None:
             "Activations: 8,192 tokens in one step x (3 x 12,288 + 4 x 4,096) x 2 bytes"
             " + 4 requests x 151,936 words x 16 bytes = 841 MiB on each card"
         ),
+        (
+            "Disk: 15.3 GiB in 2 files x 1.1 + 32.0 GiB for vLLM and what it compiles = 48.8 GiB,"
+            " beside the machine's own system"
+        ),
     )
-    assert (need.layers, need.heads) == (36, Heads(attention=32, kv=8))
+    assert (need.layers, need.shares) == (36, HEADS)
 
 
 LONG = EngineSettings(131_072, 1)
-WINDOW_TOKENS = 1023 + 8192 + 1 + 16
-"""A window of 1,024 with one step's tokens, and a block more."""
+WINDOW_TOKENS = 1023 + 2 * 8192 + 1 + 16
+"""A window of 1,024 with two steps' tokens, which may be in flight, and a block more."""
 
 
 def test_layers_with_a_window_keep_the_window_alone() -> None:
@@ -158,7 +171,7 @@ def test_layers_with_a_window_keep_the_window_alone() -> None:
     assert gemma.kv_bytes == a_layer * (5 * 131_072 + 30 * WINDOW_TOKENS)
     assert gemma.arithmetic[1:3] == (
         "KV cache: 5 layers x 2 x 4 KV heads x 256 x 2 bytes x 131,072 tokens x 1 request = 2.5 GiB",
-        "KV cache in a window: 30 layers x 2 x 4 KV heads x 256 x 2 bytes x 9,232 tokens x 1 request = 1.1 GiB",
+        "KV cache in a window: 30 layers x 2 x 4 KV heads x 256 x 2 bytes x 17,424 tokens of 1 request = 2.0 GiB",
     )
 
 
@@ -166,10 +179,9 @@ def test_layers_with_a_window_keep_the_window_alone() -> None:
     ("more", "sliding"),
     [
         ({"layer_types": ["sliding_attention", "full_attention"] * 16, "sliding_window": 1024}, 16),
-        ({"layer_types": ["chunked_attention", "full_attention"] * 16, "attention_chunk_size": 1024}, 16),
         ({"layer_types": ["linear_attention", "full_attention"] * 16}, 0),
         ({"layer_types": ["full_attention"] * 32, "sliding_window": 1024}, 0),
-        ({"sliding_window": 1024, "sliding_window_pattern": 2}, 16),
+        ({"sliding_window": 1024, "sliding_window_pattern": 2}, 0),
         ({"sliding_window": 1024, "model_type": "mistral"}, 32),
         ({"sliding_window": 1024, "model_type": "mistral", "use_sliding_window": False}, 0),
         ({"sliding_window": 1024}, 0),
@@ -318,7 +330,7 @@ def usable_gib(offer: Offer) -> float:
     fits, does_not = 0, 300 * GIB
     while does_not - fits > 1:
         middle = (fits + does_not) // 2
-        fits, does_not = (middle, does_not) if fit(Need(middle, 0, 0, 32, None), offer).fits else (fits, middle)
+        fits, does_not = (middle, does_not) if fit(need_of(middle), offer).fits else (fits, middle)
     return 1 + fits / GIB
 
 
@@ -348,12 +360,12 @@ def test_no_card_is_taken_for_more_than_it_has(logged_gib: float, offer: Offer, 
         (
             QWEN3_30B_A3B | {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}},
             4,
-            "4 cards cannot share 32 attention heads, 4 KV heads, 48 quantised groups, 6 quantised groups evenly",
+            "4 cards cannot share 32 attention heads, 4 KV heads, 48 quantised groups, 6 quantised groups, 32",
         ),
         (
             QWEN_72B | {"quantization_config": {"quant_method": "awq", "group_size": 128}},
             8,
-            "8 cards cannot share 64 attention heads, 8 KV heads, 231 quantised groups evenly; take 1",
+            "8 KV heads, 231 quantised groups, 64 quantised groups evenly; take 1",
         ),
     ],
 )
@@ -369,7 +381,7 @@ def test_kv_heads_are_copied_where_cards_are_more() -> None:
     """With 4 KV heads 8 cards keep one each, which is no less than on 4; a latent cache is whole on every card."""
 
     def per_card(need: Need, count: int) -> float:
-        without = replace(need, kv_bytes=0)
+        without = replace(need, kv=ByLayers(0, 1))
         whole, rest = (fit(some, cards("H200", count, 141)).needed_gib for some in (need, without))
         assert whole is not None
         assert rest is not None
@@ -383,7 +395,7 @@ def test_kv_heads_are_copied_where_cards_are_more() -> None:
 
 def test_on_processors_all_of_it_goes_into_the_host() -> None:
     """Weights, cache, activations and the engine itself, with a tenth left for the system."""
-    need = Need(4 * GIB, 2 * GIB, GIB, 32, Heads(32, 8))
+    need = need_of(4 * GIB, 2 * GIB, GIB, HEADS)
     assert fit(need, host(9)).fits
     assert not fit(need, host(8.5)).fits
     assert fit(need, host(9)).words.startswith("8.0 GiB fit into the 8.1 GiB that an engine may use of the host's 9")
@@ -391,10 +403,10 @@ def test_on_processors_all_of_it_goes_into_the_host() -> None:
 
 def test_an_unknown_memory_is_no_pass() -> None:
     """What nobody has said does not fit, and the words say whom to ask."""
-    card = fit(Need(GIB, 0, 0, 32, Heads(32, 8)), cards("L4", 1, 0))
+    card = fit(need_of(GIB, shares=HEADS), cards("L4", 1, 0))
     assert not card.fits
     assert card.words.startswith("2.0 GiB are needed on each L4 and aws/us-east-1 does not say how much memory it has")
-    found = fit(Need(GIB, 0, 0, 32, Heads(32, 8)), host(None))
+    found = fit(need_of(GIB, shares=HEADS), host(None))
     assert not found.fits
     assert found.words.startswith("2.0 GiB are needed and slurm/alpha does not say how much memory its machines have")
 
@@ -431,9 +443,10 @@ def test_a_model_without_weights_is_refused() -> None:
         (LLAMA_8B | {"rope_scaling": {"type": "linear", "factor": 2.0}}, 262_144),
         (LLAMA_8B | {"rope_parameters": {"rope_type": "default", "rope_theta": 500_000}}, 131_072),
         (
+            # What a yarn stretches to is in max_position_embeddings already.
             QWEN3_8B
             | {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32_768}},
-            131_072,
+            40_960,
         ),
         (
             LLAMA_8B | {"rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 2.0}}},
@@ -548,6 +561,9 @@ ONE_SMALL = EngineSettings(256, 1)
         ({"attention__head_count_kv": [2, 4, 4, 2]}, 12 * (32 + 32) * 2),
         # Recurrent layers have no heads, and count as if they had.
         ({"attention__head_count_kv": [0, 4, 0, 2]}, 14 * (32 + 32) * 2),
+        # What says nothing sound of each layer: all count as the largest.
+        ({"attention__head_count_kv": [4]}, 16 * (32 + 32) * 2),
+        ({"attention__head_count_kv": [4, -4, -4, -4]}, 16 * (32 + 32) * 2),
     ],
 )
 def test_a_gguf_header_gives_the_cache(tmp_path: Path, more: Mapping[str, int | list[int]], bytes_a_token: int) -> None:
@@ -594,7 +610,7 @@ def test_what_is_no_gguf_is_refused(header: bytes, words: str) -> None:
 
 def test_llama_cpp_gives_out_whole_layers() -> None:
     """Three cards hold 32 layers as 11, 11 and 10, whatever the heads; more cards than layers hold nothing."""
-    need = Need(32 * GIB, 0, 0, 32, None)
+    need = need_of(32 * GIB)
     assert fit(need, cards("L4", 3, 24)).needed_gib == pytest.approx(11 + 3)
     assert not fit(need, cards("L4", 33, 24)).fits
     assert "33 cards cannot share 32 layers" in fit(need, cards("L4", 33, 24)).words
