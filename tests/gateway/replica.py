@@ -104,12 +104,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("content-type", "text/event-stream")
         self.send_header("transfer-encoding", "chunked")
         self.end_headers()
-        for number in range(int(asked.get("tokens", 1))):
+        tokens = int(asked.get("tokens", 1))
+        for number in range(tokens):
             time.sleep(asked.get("seconds_per_token", 0))
             if number == asked.get("cut_after"):
                 _cut(self.connection)
                 return
-            choice = {"delta": {"content": '{"token": 1}'}, "finish_reason": "stop"}
+            choice = {"delta": {"content": '{"token": 1}'}, "finish_reason": "stop" if number + 1 == tokens else None}
             chunk = json.dumps({"from": self.server.replica.name, "token": number, "choices": [choice]})
             event = f"data: {chunk}\n\n".encode()
             self.wfile.write(b"%x\r\n%s\r\n" % (len(event), event))
