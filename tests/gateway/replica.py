@@ -120,17 +120,20 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _send_pieces(self, asked: dict[str, Any]) -> None:
         """A body as the test has cut it, each piece a moment after the one before."""
         self.send_response(200)
-        self.send_header("content-type", asked["type"])
+        if asked["type"]:
+            self.send_header("content-type", asked["type"])
+        for name, value in asked.get("headers", {}).items():
+            self.send_header(name, value)
         if encoding := asked.get("encoding"):
             self.send_header("content-encoding", encoding)
-        if asked["type"] == "application/json":
-            self.send_header("content-length", str(len("".join(asked["pieces"]).encode())))
+        if asked["type"] == "application/json" and not asked.get("without_length"):
+            self.send_header("content-length", str(len(_bytes("".join(asked["pieces"])))))
         else:
             self.send_header("connection", "close")
             self.close_connection = True
         self.end_headers()
         for piece in asked["pieces"]:
-            self.wfile.write(piece.encode())
+            self.wfile.write(_bytes(piece))
             self.wfile.flush()
             time.sleep(asked.get("seconds_per_piece", 0.02))
 
@@ -146,6 +149,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name that http.server gives it
         """The gateway's log is the one under test."""
+
+
+def _bytes(text: str) -> bytes:
+    """A lone surrogate stands for a byte that is no text."""
+    return text.encode(errors="surrogateescape")
 
 
 def _cut(connection: socket.socket) -> None:
