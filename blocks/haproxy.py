@@ -192,7 +192,7 @@ class LogLine(BaseModel, frozen=True):
     ip: str
     port: str
     status: int
-    end: str
+    end: str = Field(min_length=2, max_length=2)
     """HAProxy's termination state: who ended it and in which phase."""
     retries: str
     """With a plus in front where another server got it."""

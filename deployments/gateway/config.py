@@ -110,8 +110,10 @@ class GatewaySettings:
     """Each service's name and the `host:port` that its users call."""
     places_per_slot: int = 16
     """How many servers each slot can hold."""
+    request_seconds: float = 30
+    """How long a request, or the first 256 KiB of it, may take to arrive."""
     log_bytes: int = 8 * 1024 * 1024
-    """Memory for each service's request log; a request takes about 450 bytes."""
+    """Memory for each service's request log; a request takes about 500 bytes."""
     admin_tls: AdminTLS | None = None
     replica_ca: Path | None = None
     """PEM: the authority that vouches for replicas which speak TLS; without it there can be none."""
@@ -150,6 +152,7 @@ def write_configuration(settings: GatewaySettings) -> Path:
             run=run,
             services=settings.services,
             places=settings.places_per_slot,
+            request_seconds=settings.request_seconds,
             log_bytes=settings.log_bytes,
             admin_tls=settings.admin_tls,
             replica_ca=settings.replica_ca,

@@ -18,6 +18,8 @@ class Replica:
         self.is_healthy = True
         self.seen: list[dict[str, str]] = []
         """The headers of each completion asked of it, names in lower case."""
+        self.asked: list[str] = []
+        """The first line of each request but those for its health."""
         self.release = threading.Event()
         """Requests that `wait_for_release` are answered once it is set."""
         self.fails = False
@@ -77,13 +79,16 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     server: _Server  # pyright: ignore[reportIncompatibleVariableOverride] - the only server it is used with
 
     def do_GET(self) -> None:
+        if self.path != "/health":
+            self.server.replica.asked.append(self.requestline)
         if self.path == "/metrics":
             self._send(200, "text/plain", b"llamacpp:requests_processing 0\nllamacpp:requests_deferred 0\n")
         else:
             self._answer(200 if self.server.replica.is_healthy else 503, {"status": "ok"})
 
     def do_POST(self) -> None:
-        asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        self.server.replica.asked.append(self.requestline)
+        asked = json.loads(self._body())
         self.server.replica.seen.append({name.lower(): value for name, value in self.headers.items()})
         if asked.get("wait_for_release"):
             self.server.replica.release.wait(timeout=30)
@@ -98,6 +103,16 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         else:
             self._answer(asked.get("status", 200), {"from": self.server.replica.name})
 
+    def _body(self) -> bytes:
+        if self.headers["transfer-encoding"] != "chunked":
+            return self.rfile.read(int(self.headers["content-length"]))
+        body = b""
+        while size := int(self.rfile.readline(), 16):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return body
+
     def _stream(self, asked: dict[str, float]) -> None:
         """The headers at once, as real servers do, then the tokens."""
         self.send_response(200)
@@ -107,6 +122,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         tokens = int(asked.get("tokens", 1))
         for number in range(tokens):
             time.sleep(asked.get("seconds_per_token", 0))
+            if number == asked.get("stall_after"):
+                self.server.replica.release.wait(timeout=30)
             if number == asked.get("cut_after"):
                 _cut(self.connection)
                 return
@@ -115,14 +132,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             event = f"data: {chunk}\n\n".encode()
             self.wfile.write(b"%x\r\n%s\r\n" % (len(event), event))
             self.wfile.flush()
-        self.wfile.write(b"0\r\n\r\n")
+        self.wfile.write(b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n")
 
     def _send_pieces(self, asked: dict[str, Any]) -> None:
         """A body as the test has cut it, each piece a moment after the one before."""
         self.send_response(200)
         if asked["type"]:
             self.send_header("content-type", asked["type"])
-        for name, value in asked.get("headers", {}).items():
+        for name, value in asked.get("answer_headers", {}).items():
             self.send_header(name, value)
         if encoding := asked.get("encoding"):
             self.send_header("content-encoding", encoding)

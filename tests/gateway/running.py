@@ -130,7 +130,11 @@ def _listens(process: psutil.Process) -> bool:
 
 @contextmanager
 def running_gateway(
-    run_directory: Path, outside: OutsideProvider | None = None, key: str = "", authority: Authority | None = None
+    run_directory: Path,
+    outside: OutsideProvider | None = None,
+    key: str = "",
+    authority: Authority | None = None,
+    request_seconds: float = 30,
 ) -> Iterator[RunningGateway]:
     ca = trustme.CA()
     certificate = run_directory / "gateway.pem"
@@ -149,6 +153,7 @@ def running_gateway(
         admin_tls=AdminTLS(address=admin_address, certificate=certificate, client_ca=client_ca),
         replica_ca=replica_ca,
         outside=outside,
+        request_seconds=request_seconds,
     )
     gateway = RunningGateway(
         settings=settings,

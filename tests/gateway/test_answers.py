@@ -135,10 +135,10 @@ def test_nothing_of_a_replicas_headers_reaches_the_log(gateway: RunningGateway, 
     start = gateway.cursor()
     evil = '","status":200,"srv":"r2","unanswered":"-","x":"'
     headers = {"x-skyferry-unanswered": evil, "X-Skyferry-Unanswered": "1", "content-language": evil}
-    answer = gateway.ask(pieces=['{"choices":[{"text":"so"}]}'], type="application/json", headers=None)
+    answer = gateway.ask(pieces=['{"choices":[{"text":"so"}]}'], type="application/json")
     assert answer.status_code == 200
     answer = gateway.users.post(
-        gateway.url(), json={"pieces": ['{"choices":[]}'], "type": "application/json", "headers": headers}
+        gateway.url(), json={"pieces": ['{"choices":[]}'], "type": "application/json", "answer_headers": headers}
     )
     assert not [name for name in answer.headers if "skyferry" in name]
     _, outcome = gateway.outcomes(start, 2)

@@ -2,13 +2,15 @@
 
 import json
 import os
+import re
 import socket
 import ssl
 import stat
+import struct
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -537,6 +539,155 @@ def test_a_user_who_leaves_is_no_failure_of_the_replica(gateway: RunningGateway,
         (True, False, -1),
     ]
     assert not any(outcome.is_empty for outcome in outcomes)
+
+
+class Caller:
+    """A user word for word, on a connection of their own."""
+
+    def __init__(self, gateway: RunningGateway, body: bytes, *, length: int | None = None) -> None:
+        host, port = gateway.settings.services["chat"].split(":")
+        self.connection = socket.create_connection((host, int(port)))
+        self.connection.settimeout(10)
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: chat\r\ncontent-length: {length or len(body)}\r\n\r\n"
+        self.connection.sendall(head.encode() + body)
+
+    def hear(self, tokens: int) -> None:
+        heard = b""
+        while heard.count(b"data: ") < tokens:
+            heard += self.connection.recv(1 << 16)
+
+    def close(self) -> None:
+        self.connection.close()
+
+    def reset(self) -> None:
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.connection.close()
+
+    def say_no_more(self) -> None:
+        self.connection.shutdown(socket.SHUT_WR)
+
+
+@pytest.mark.parametrize("tokens", [0, 3])
+@pytest.mark.parametrize("leave", [Caller.close, Caller.reset, Caller.say_no_more])
+def test_a_user_who_leaves_a_stream_that_stalls_is_seen_at_once(
+    gateway: RunningGateway, blue: Replica, leave: Callable[[Caller], None], tokens: int
+) -> None:
+    """However they leave, and while the replica says nothing: the log tells how far the answer had come."""
+    start = cursor(gateway)
+    user = Caller(gateway, json.dumps({"stream": True, "tokens": 10, "stall_after": tokens}).encode())
+    user.hear(tokens)
+    wait_until("it is asked", lambda: len(blue.seen) == 1)
+    time.sleep(0.05)  # the head of the answer is on its way
+    leave(user)
+    (outcome,) = gateway.outcomes(start, 1)
+    assert (outcome.user_left, outcome.status, outcome.tokens) == (True, 200, tokens)
+    assert (outcome.cut_short, outcome.is_empty) == (False, False)
+    blue.release.set()
+    user.close()
+
+
+def test_a_user_who_goes_once_it_is_over_has_not_left(gateway: RunningGateway) -> None:
+    """Some hang up at the mark of the end, which is before the connection says that it is over."""
+    start = cursor(gateway)
+    body = {"pieces": [stream(says("so"), "[DONE]"), ": a word more\n\n"], "type": "text/event-stream"}
+    user = Caller(gateway, json.dumps({**body, "seconds_per_piece": 0.2}).encode())
+    user.hear(2)
+    user.reset()
+    (outcome,) = gateway.outcomes(start, 1)
+    assert (outcome.user_left, outcome.cut_short, outcome.tokens) == (False, False, 1)
+
+
+SLOWLY = {"stream": True, "tokens": 2}
+
+
+@pytest.mark.parametrize("size", [100_000, 400_000])
+def test_what_a_user_takes_to_ask_is_not_the_replicas_time(gateway: RunningGateway, size: int) -> None:
+    """Of a request that fits into the gateway's memory and of one that passes through while it comes."""
+    start = cursor(gateway)
+    body = json.dumps({**SLOWLY, "prompt": "x" * size}).encode()
+    user = Caller(gateway, body[:1000], length=len(body))
+    for part in (body[1000 : size // 2], body[size // 2 : -9], body[-9:]):
+        time.sleep(0.15)
+        user.connection.sendall(part)
+    user.hear(2)
+    user.close()
+    (outcome,) = gateway.outcomes(start, 1)
+    assert outcome.first_token_ms is not None
+    assert outcome.first_token_ms < 300
+    assert outcome.total_ms > 440
+
+
+@pytest.mark.parametrize("size", [10, 400_000])
+def test_what_a_request_waits_for_a_replica_is_the_releases_time(
+    gateway: RunningGateway, blue: Replica, size: int
+) -> None:
+    """Where all its replicas are as busy as they may be, users wait at the gateway."""
+    gateway.by_socket._ask("set maxconn server chat-blue/r1 1")
+    with ThreadPoolExecutor(1) as busy:
+        held = busy.submit(gateway.ask, wait_for_release=True)
+        wait_until("it is busy", lambda: len(blue.seen) == 1)
+        start = cursor(gateway)
+        body = json.dumps({**SLOWLY, "prompt": "x" * size}).encode()
+        user = Caller(gateway, body[:300_000], length=len(body))
+        wait_until("it waits", lambda: gateway.by_socket.servers("chat")[0].in_flight == 2)
+        time.sleep(0.4)
+        blue.release.set()
+        held.result()
+        user.connection.sendall(body[300_000:])
+        user.hear(2)
+        user.close()
+    *_, outcome = gateway.outcomes(start, 2)
+    assert outcome.first_token_ms is not None
+    assert 400 <= outcome.first_token_ms < 2000
+
+
+@pytest.mark.parametrize(
+    ("count", "is_repeat"),
+    [(None, False), ("0", False), ("1", True), ("2", True), ("x", False), ("-1", False), ("", False)],
+)
+def test_a_request_that_an_sdk_sends_again_is_known(
+    gateway: RunningGateway, count: str | None, *, is_repeat: bool
+) -> None:
+    """By the header that OpenAI's and Anthropic's clients count in; whatever else stands there counts for nothing."""
+    start = cursor(gateway)
+    gateway.ask(headers={} if count is None else {"x-stainless-retry-count": count})
+    (outcome,) = gateway.outcomes(start, 1)
+    assert outcome.is_repeat == is_repeat
+
+
+def salt(gateway: RunningGateway) -> str:
+    lines = dict(line.split(" ") for line in (gateway.settings.run_directory / "split.map").read_text().splitlines())
+    return lines["chat.salt"]
+
+
+def test_nobody_can_tell_on_which_side_a_user_is(gateway: RunningGateway) -> None:
+    """The salt is of 128 random bits, is another in each release, and is for the gateway's user alone."""
+    salts = set()
+    for _ in range(3):
+        gateway.by_socket.set_split("chat", Split(500))
+        salts.add(salt(gateway))
+        gateway.by_socket.set_split("chat", Split(5000))
+        assert salt(gateway) in salts
+        gateway.by_socket.set_split("chat", Split(0))
+    assert len(salts) == 3
+    assert all(re.fullmatch("[0-9a-f]{32}", one) for one in salts)
+    assert stat.S_IMODE((gateway.settings.run_directory / "split.map").stat().st_mode) == 0o600
+
+
+def test_a_release_that_began_with_an_older_salt_goes_on_with_its_users(gateway: RunningGateway) -> None:
+    """Where the gateway is configured anew in the middle of it, each stays where an older Skyferry has put them."""
+    gateway.kill()
+    file = gateway.settings.run_directory / "split.map"
+    file.write_text("chat 3000\nchat.salt 7\n")
+    gateway.start()
+    wait_until("both are up", lambda: [state for _, _, state in servers(gateway)] == ["up", "up"])
+    green = [n for n in range(40) if gateway.ask(f"user-{n}").json()["from"] == "green"]
+    assert green == [0, 1, 2, 6, 8, 12, 13, 16, 17, 18, 19, 21, 26, 27, 29, 30, 32, 38]
+    gateway.by_socket.set_split("chat", Split(4000))
+    assert salt(gateway) == "7"
+    gateway.by_socket.set_split("chat", Split(0))
+    gateway.by_socket.set_split("chat", Split(3000))
+    assert len(salt(gateway)) == 32
 
 
 def test_other_users_come_first_in_each_release(gateway: RunningGateway) -> None:
