@@ -14,7 +14,7 @@ from tests.gateway.running import RunningGateway
 
 pytestmark = pytest.mark.server
 
-PATH_OF = {kind: path for path, (_, kind) in reversed(ROUTES.items())}
+PATH_OF = {kind: path for path, (_, kind) in reversed([*ROUTES.items()])}
 
 Cut = Callable[[str], Sequence[str]]
 CUTS: dict[str, Cut] = {

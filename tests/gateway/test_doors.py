@@ -3,16 +3,13 @@
 import json
 import socket
 import time
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import httpx
 import pytest
 
-from blocks.ports import WHOLE, Split
 from deployments.gateway.config import ROUTES
 from tests.gateway.replica import Replica
-from tests.gateway.running import RunningGateway, running_gateway, wait_until
+from tests.gateway.running import RunningGateway, running_gateway
 
 pytestmark = pytest.mark.server
 
@@ -26,10 +23,10 @@ def say(gateway: RunningGateway, *parts: bytes | float) -> bytes:
     with socket.create_connection((host, int(port))) as connection:
         connection.settimeout(5)
         for part in parts:
-            if isinstance(part, float):
-                time.sleep(part)
-            else:
+            if isinstance(part, bytes):
                 connection.sendall(part)
+            else:
+                time.sleep(part)
         return b"".join(iter(lambda: connection.recv(1 << 16), b""))
 
 
