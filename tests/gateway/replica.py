@@ -94,10 +94,17 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.server.replica.release.wait(timeout=30)
         if self.server.replica.fails:
             self._answer(500, {"from": self.server.replica.name})
+        elif "input" in asked:  # as llama.cpp says it of an embedding, where its model is one for chats
+            self._answer(501, {"error": {"code": 501, "message": "no embeddings", "type": "not_supported_error"}})
+        elif "image_url" in json.dumps(asked.get("messages")):
+            self._answer(500, {"error": {"code": 500, "message": "image input is not supported"}})
         elif asked.get("pieces") is not None:
             self._send_pieces(asked)
         elif asked.get("stream"):
             self._stream(asked)
+        elif asked.get("max_tokens") == 1:  # of a model that reasons, nothing is to be seen of its first token
+            choice = {"message": {"content": None}, "finish_reason": "length"}
+            self._answer(200, {"choices": [choice], "usage": {"completion_tokens": 1}})
         elif "messages" in asked:
             self._answer(200, {"choices": [{"message": {"content": "hello"}}], "usage": {"completion_tokens": 1}})
         else:
