@@ -2,7 +2,9 @@
 
 import json
 import random
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import pytest
 
@@ -10,7 +12,8 @@ from blocks.ports import Outcome
 from deployments.gateway.config import ROUTES
 from tests.gateway.examples import EXAMPLES, Example
 from tests.gateway.replica import Replica
-from tests.gateway.running import RunningGateway
+from tests.gateway.running import RunningGateway, running_gateway, wait_until
+from tests.tiny_gguf import tiny_replica
 
 pytestmark = pytest.mark.server
 
@@ -145,3 +148,31 @@ def test_nothing_of_a_replicas_headers_reaches_the_log(gateway: RunningGateway, 
     assert (outcome.slot, outcome.address, outcome.is_empty) == ("blue", blue.address, True)
     for line in gateway.by_socket._ask("show events chat").splitlines():
         assert not line or json.loads(line)["unanswered"] == "-"
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with tiny_replica(tmp_path_factory.mktemp("replica")) as (address, _):
+        yield address
+
+
+@pytest.mark.parametrize(
+    "asked", [{"stream": True}, {"stream": True, "n": 1, "logprobs": True}, {"stream": False}, {"stop": [" "]}]
+)
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+def test_what_a_real_engine_says_is_good(tmp_path: Path, llama: str, path: str, asked: dict[str, object]) -> None:
+    """llama.cpp's own answers, with as many tokens as it counts, or one less: the end of text."""
+    with running_gateway(tmp_path / "run") as gateway:
+        gateway.by_socket.attach("chat", "blue", llama, is_tls=False)
+        wait_until("it is up", lambda: ("blue", llama, "up") in gateway.servers())
+        start = gateway.cursor()
+        prompt = {"messages": [{"role": "user", "content": "hello"}]} if "chat" in path else {"prompt": "hello"}
+        body = {**prompt, **asked, "max_tokens": 12, "stream_options": {"include_usage": True}}
+        answer = gateway.ask(path=path, **body)
+        assert answer.status_code == 200
+        (outcome,) = gateway.outcomes(start, 1)
+        assert (outcome.cut_short, outcome.is_empty, outcome.error_status) == (False, False, None)
+        assert (outcome.tokens is not None) == bool(asked.get("stream"))
+        if outcome.tokens is not None:
+            (counted,) = re.findall(r'"completion_tokens":(\d+)', answer.text)
+            assert int(counted) - 1 <= outcome.tokens <= int(counted)
