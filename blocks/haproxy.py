@@ -179,6 +179,10 @@ def _none_for_dash(value: object) -> object:
     return None if value == "-" else value
 
 
+def _other_for_dash(value: object) -> object:
+    return "other" if value == "-" else value
+
+
 class LogLine(BaseModel, frozen=True):
     """One line of the gateway's request log, as `haproxy.cfg.j2` writes it; times in milliseconds."""
 
@@ -206,7 +210,8 @@ class LogLine(BaseModel, frozen=True):
     amiss: Literal["no", "empty", "cut", "error", "-"] = "-"
     """What the body said, by `answers.lua`: it generated nothing, came to no good end, or ended in an error."""
     error_status: Annotated[int | None, BeforeValidator(_none_for_dash)] = Field(default=None, alias="error")
-    kind: Annotated[RequestKind | None, BeforeValidator(_none_for_dash)] = None
+    kind: Annotated[RequestKind | None, BeforeValidator(_other_for_dash)] = None
+    """None where it is not told; a dash where what came was no request that could be read."""
     repeat: Literal["1", "-"] = "-"
     user: Annotated[str | None, BeforeValidator(_none_for_dash)]
 

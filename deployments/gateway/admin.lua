@@ -278,7 +278,11 @@ function verbs.split(service, basis_points)
     local before = tonumber(split_of(service))
     if (before == 0 or before == 10000) and share > 0 and share < 10000 then
       -- A release gets its first share: others come first than in the last one. Until now the salt decided nothing.
-      core.set_map(split_file, salt_of(service), new_salt())
+      local salt = new_salt()
+      core.set_map(split_file, salt_of(service), salt)
+      if splits:lookup(salt_of(service)) ~= salt then
+        error("the salt of " .. service .. " did not change, so its split stays; reload the gateway and try again", 0)
+      end
     end
     core.set_map(split_file, service, tostring(share))
     save_splits()

@@ -50,14 +50,17 @@ end
 
 function Tokens:begin_answer(txn, message)
   local status = tonumber(message:get_stline().code) or 0
-  if status < 200 or status > 299 then
+  if status >= 400 then
     return
   end
   local headers = message:get_headers()
   local type = headers["content-type"] and headers["content-type"][0]:lower() or ""
   local is_stream, is_json = type:find("^text/event%-stream") ~= nil, type:find("^application/json") ~= nil
   local answer = Answer.new(txn:get_var("txn.kind"), is_stream)
-  if headers["content-encoding"] then
+  if status > 299 then
+    -- Elsewhere is no answer either.
+    self.is_stray = answer.generates
+  elseif headers["content-encoding"] then
     self.look = is_stream and self.first_byte or nil
   elseif is_stream then
     self.answer, self.look = answer, self.events

@@ -205,6 +205,7 @@ NEW = (
     [
         ({}, {}),
         ({'"kind":"chat"': '"kind":"embedding"'}, {"kind": "embedding"}),
+        ({'"kind":"chat"': '"kind":"-"'}, {"kind": "other"}),
         ({'"repeat":"-"': '"repeat":"1"'}, {"is_repeat": True}),
         ({'"amiss":"no"': '"amiss":"cut"'}, {"cut_short": True}),
         ({'"amiss":"no"': '"amiss":"error"'}, {"cut_short": True}),

@@ -54,6 +54,16 @@ def test_an_answer_is_told_by_the_examples(gateway: RunningGateway, cut: str) ->
     assert [outcome.kind for outcome in outcomes] == [example.kind for example in EXAMPLES]
 
 
+@pytest.mark.parametrize("status", [204, 302, 307, 304])
+def test_a_good_status_without_an_answer_is_none(gateway: RunningGateway, status: int) -> None:
+    """Sent elsewhere, or told that nothing has changed, a user who asked has nothing."""
+    start = gateway.cursor()
+    gateway.ask(status=status)
+    gateway.ask(path="/v1/embeddings", status=status)
+    chat, embedding = gateway.outcomes(start, 2)
+    assert (chat.cut_short or chat.is_empty, embedding.cut_short or embedding.is_empty) == (True, False)
+
+
 def test_a_body_that_tells_no_length_is_looked_into_as_well(gateway: RunningGateway) -> None:
     """In one piece and in several; and of one that is long nothing is told."""
     start = gateway.cursor()
