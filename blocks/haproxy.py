@@ -11,8 +11,10 @@ from typing import Annotated, Literal, Self, cast
 from prefect.blocks.core import Block
 from pydantic import BaseModel, BeforeValidator, Field, SecretStr, ValidationError, model_validator
 
+from blocks.addresses import canonical
+from blocks.answers import GENERATING
 from blocks.errors import Refused, Unavailable
-from blocks.ports import Outcome, Reading, Server, Slot, Split, pace_ms
+from blocks.ports import Outcome, Reading, RequestKind, Server, Slot, Split, pace_ms
 
 TIMEOUT_SECONDS = 10
 
@@ -72,6 +74,7 @@ class HAProxyGateway(Block):
         return tuple(_server(line) for line in self._say("servers", service).splitlines())
 
     def attach(self, service: str, slot: Slot, address: str, *, is_tls: bool) -> None:
+        address = canonical(address)
         self._say("attach", service, slot, address, "tls" if is_tls else "plain")
         self._check(service, slot, address, {"up", "down"})
 
@@ -82,10 +85,12 @@ class HAProxyGateway(Block):
         self._say("key", service, slot, secret=key)
 
     def drain(self, service: str, slot: Slot, address: str) -> None:
+        address = canonical(address)
         self._say("drain", service, slot, address)
         self._check(service, slot, address, {"draining"})
 
     def detach(self, service: str, slot: Slot, address: str) -> None:
+        address = canonical(address)
         self._say("detach", service, slot, address)
         self._check(service, slot, address, {None})
 
@@ -174,6 +179,10 @@ def _none_for_dash(value: object) -> object:
     return None if value == "-" else value
 
 
+def _other_for_dash(value: object) -> object:
+    return "other" if value == "-" else value
+
+
 class LogLine(BaseModel, frozen=True):
     """One line of the gateway's request log, as `haproxy.cfg.j2` writes it; times in milliseconds."""
 
@@ -187,31 +196,41 @@ class LogLine(BaseModel, frozen=True):
     ip: str
     port: str
     status: int
-    end: str
+    end: str = Field(min_length=2, max_length=2)
     """HAProxy's termination state: who ended it and in which phase."""
     retries: str
     """With a plus in front where another server got it."""
     unanswered: Annotated[str | None, BeforeValidator(_none_for_dash)]
+    """Where neither slot nor anybody else had an answer, and HAProxy gave its own."""
     active: int = Field(alias="Ta")
     first_token: Annotated[float | None, BeforeValidator(_none_for_dash)] = Field(alias="ttft")
     last_token: Annotated[float | None, BeforeValidator(_none_for_dash)] = Field(default=None, alias="last")
-    """This and the next two are not in the lines of a gateway whose configuration an older Skyferry wrote."""
+    """This and what has a default below is not in the lines of a gateway that an older Skyferry configured."""
     tokens: Annotated[int | None, BeforeValidator(_none_for_dash)] = None
-    amiss: str = "-"
-    """What the body itself said: `empty`, or `error` where a stream ended in one."""
+    amiss: Literal["no", "empty", "cut", "error", "-"] = "-"
+    """What the body said, by `answers.lua`: it generated nothing, came to no good end, or ended in an error."""
+    error_status: Annotated[int | None, BeforeValidator(_none_for_dash)] = Field(default=None, alias="error")
+    kind: Annotated[RequestKind | None, BeforeValidator(_other_for_dash)] = None
+    """None where it is not told; a dash where what came was no request that could be read."""
+    repeat: Literal["1", "-"] = "-"
     user: Annotated[str | None, BeforeValidator(_none_for_dash)]
 
     @property
     def outcome(self) -> Outcome:
         who, phase = self.end
-        user_left = who in "Cc"
-        # Phase D is the answer's body. Before it, HAProxy logs a status that a user who had left never got.
+        # Phase D is the answer's body. Before it, HAProxy logs a status that a user who had left never got. And who
+        # goes as soon as a stream has said that it is over has missed nothing.
+        had_it_all = self.kind in GENERATING and phase == "D" and self.tokens is not None and self.amiss == "no"
+        user_left = who in "Cc" and not had_it_all
         status = -1 if user_left and phase != "D" else self.status
         answered = status != -1 and self.unanswered is None
         reached = re.fullmatch(r"[rt]\d+", self.server) is not None and phase not in "QC"
         _, _, slot = self.backend.rpartition("-")
         is_answer = answered and status < HTTPStatus.BAD_REQUEST
-        cut_short = (phase == "D" and who not in "-Cc") or (is_answer and self.amiss == "error")
+        error_status = self.error_status if is_answer and self.amiss == "error" else None
+        is_refusal = error_status is not None and error_status < HTTPStatus.INTERNAL_SERVER_ERROR
+        is_bad_end = is_answer and (self.amiss == "error" or (self.amiss == "cut" and not user_left))
+        cut_short = (phase == "D" and who not in "-Cc") or (is_bad_end and not is_refusal)
         return Outcome(
             id=self.id,
             at=self.accepted + max(self.idle, 0) / 1000,
@@ -228,6 +247,10 @@ class LogLine(BaseModel, frozen=True):
             cut_short=cut_short,
             is_empty=is_answer and self.amiss == "empty" and not cut_short and not user_left,
             user_left=user_left,
+            # A gateway that does not say what was asked had all of it judged alike.
+            kind=self.kind or "chat",
+            is_repeat=self.repeat == "1",
+            error_status=error_status,
         )
 
 
@@ -240,11 +263,17 @@ def read_line(line: str) -> LogLine | None:
 
 
 def read_log(text: str, worker: str, after: str | None) -> Reading:
-    """What the log of one service says since the cursor: a request's id, or the worker while it had logged none."""
+    """What the log of one service says since the cursor: a request's id, or the worker while it had logged none.
+
+    A request that cannot be read is one that is missing. HAProxy's own messages are no requests: they have words where
+    our lines have a brace, and nothing in them is a user's or a replica's.
+    """
     newer: list[LogLine] = []
     seen = False
+    is_readable = True
     for text_line in reversed(text.splitlines()):
         if (line := read_line(text_line)) is None:
+            is_readable = is_readable and not text_line.startswith("{")
             continue
         if line.id == after:
             seen = True
@@ -257,4 +286,8 @@ def read_log(text: str, worker: str, after: str | None) -> Reading:
     if after is None:
         return Reading(outcomes=(), cursor=cursor, is_complete=True)
     from_the_start = after == worker and (not newer or newer[0].number < OUT_OF_TURN)
-    return Reading(outcomes=tuple(line.outcome for line in newer), cursor=cursor, is_complete=seen or from_the_start)
+    return Reading(
+        outcomes=tuple(line.outcome for line in newer),
+        cursor=cursor,
+        is_complete=is_readable and (seen or from_the_start),
+    )

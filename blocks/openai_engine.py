@@ -10,6 +10,7 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import BaseModel, Field, ValidationError
 
+from blocks.answers import AnswerReader
 from blocks.errors import Refused, Unavailable
 from blocks.ports import Answer, Load, Prompt, Replica
 from blocks.replica_tls import SERVER_NAME, context_trusting
@@ -102,7 +103,7 @@ class OpenAIEngine:
 
     def ask(self, replica: Replica, prompt: Prompt) -> Answer:
         begun = time.monotonic()
-        heard = _Heard()
+        status, heard, first_ms, last_ms = None, AnswerReader("chat", is_stream=True), None, None
         body = {
             "messages": [{"role": "user", "content": prompt.text}],
             "max_tokens": prompt.max_tokens,
@@ -119,21 +120,32 @@ class OpenAIEngine:
                 timeout=self.completion_timeout_seconds,
                 extensions=_extensions(replica),
             ) as response:
-                heard.status = response.status_code
-                for line in response.iter_lines():
-                    heard.take(line, _ms_since(begun))
+                status = response.status_code
+                heard.is_stream = not response.headers.get("content-type", "").startswith("application/json")
+                for piece in response.iter_bytes():
+                    before = heard.tokens
+                    heard.read(piece)
+                    if heard.tokens > before:
+                        last_ms = _ms_since(begun)
+                        first_ms = last_ms if first_ms is None else first_ms
+                    # As a whole: a replica that sends a byte now and then would be waited for without end.
+                    if _ms_since(begun) > 1000 * self.completion_timeout_seconds:
+                        break
         except httpx.HTTPError:
             pass  # what was heard so far says how far it came
+        is_good = status is not None and httpx.codes.is_success(status)
+        is_whole = heard.verdict() in {"no", "empty"} and is_good
         return Answer(
-            status=heard.status,
+            status=status,
             text=heard.text,
             tool_arguments=heard.tool_arguments,
             has_thought=heard.has_thought,
-            first_token_ms=heard.first_token_ms,
-            last_token_ms=heard.last_token_ms,
+            first_token_ms=first_ms,
+            last_token_ms=last_ms,
             tokens=heard.tokens,
             total_ms=_ms_since(begun),
-            is_whole=heard.is_whole,
+            is_whole=is_whole,
+            error_status=heard.error_status if is_good else None,
         )
 
     def load(self, replica: Replica) -> Load | None:
@@ -192,65 +204,6 @@ def _extensions(replica: Replica) -> dict[str, str]:
 
 def _ms_since(begun: float) -> float:
     return 1000 * (time.monotonic() - begun)
-
-
-@dataclass
-class _Heard:
-    """A stream of server-sent events, line by line."""
-
-    status: int | None = None
-    text: str = ""
-    tool_arguments: str | None = None
-    has_thought: bool = False
-    first_token_ms: float | None = None
-    last_token_ms: float | None = None
-    tokens: int = 0
-    is_whole: bool = False
-
-    def take(self, line: str, ms: float) -> None:
-        """What is no chunk of a completion is passed over: comments, errors, the usage at the end."""
-        if not line.startswith("data: {"):
-            return
-        try:
-            choices = _Chunk.model_validate_json(line.removeprefix("data: ")).choices
-        except ValidationError:
-            return
-        for choice in choices:
-            delta = choice.delta
-            calls = [call.function.arguments or "" for call in delta.tool_calls or ()]
-            if delta.content or delta.reasoning_content or delta.reasoning or calls:
-                self.first_token_ms = ms if self.first_token_ms is None else self.first_token_ms
-                self.last_token_ms, self.tokens = ms, self.tokens + 1
-            self.text += delta.content or ""
-            self.has_thought = self.has_thought or bool(delta.reasoning_content or delta.reasoning)
-            if calls:
-                self.tool_arguments = (self.tool_arguments or "") + "".join(calls)
-            # vLLM ends its streams with "abort" where it is shut down.
-            self.is_whole = choice.finish_reason not in {None, "abort"}
-
-
-class _Function(BaseModel):
-    arguments: str | None = None
-
-
-class _Call(BaseModel):
-    function: _Function
-
-
-class _Delta(BaseModel):
-    content: str | None = None
-    reasoning_content: str | None = None
-    reasoning: str | None = None
-    tool_calls: tuple[_Call, ...] | None = None
-
-
-class _Part(BaseModel):
-    delta: _Delta
-    finish_reason: str | None = None
-
-
-class _Chunk(BaseModel):
-    choices: tuple[_Part, ...]
 
 
 class _Message(BaseModel):

@@ -424,7 +424,9 @@ class Answer:
     tokens: int = 0
     total_ms: float = 0
     is_whole: bool = False
-    """The stream came to its end."""
+    """It came to its end, and that was a good one."""
+    error_status: int | None = None
+    """The HTTP status of the error that the body named under a good status in the head; None where it named none."""
 
 
 class Engine(Protocol):

@@ -124,6 +124,17 @@ local function salt_of(service)
   return service .. ".salt"
 end
 
+-- Of 128 bits, so that nobody can tell, or choose, on which side of a split a user is.
+local function new_salt()
+  local random = assert(io.open("/dev/urandom", "rb"))
+  random:setvbuf("no")
+  local bytes = assert(random:read(16))
+  random:close()
+  return (bytes:gsub(".", function(one)
+    return string.format("%02x", one:byte())
+  end))
+end
+
 -- A service that is new has all of its traffic on blue.
 local function split_of(service)
   return splits:lookup(service) or "0"
@@ -267,8 +278,11 @@ function verbs.split(service, basis_points)
     local before = tonumber(split_of(service))
     if (before == 0 or before == 10000) and share > 0 and share < 10000 then
       -- A release gets its first share: others come first than in the last one. Until now the salt decided nothing.
-      local salt = tonumber(splits:lookup(salt_of(service))) or 0
-      core.set_map(split_file, salt_of(service), tostring(salt + 1))
+      local salt = new_salt()
+      core.set_map(split_file, salt_of(service), salt)
+      if splits:lookup(salt_of(service)) ~= salt then
+        error("the salt of " .. service .. " did not change, so its split stays; reload the gateway and try again", 0)
+      end
     end
     core.set_map(split_file, service, tostring(share))
     save_splits()

@@ -1,132 +1,151 @@
--- Looks into the body of an answer: when its first token came, when its last one, how many there were, and whether
--- there was anything in it. HAProxy's own %Tr stops at the headers, which servers of event streams send long before the
--- first token; and a stream that says nothing, or ends in an error, is a good answer to HAProxy.
---
--- An event of a stream is a token: vLLM and llama.cpp send one for each, and one more at the end.
+-- Looks into the body of an answer: when its first token came, when its last one, how many there were, and whether it
+-- is a good one, by answers.lua. HAProxy's own %Tr stops at the headers, which servers of event streams send long before
+-- the first token; and a stream that says nothing, or ends in an error, is a good answer to HAProxy.
 
-local Answer = { id = "tokens of an answer", flags = filter.FLT_CFG_FL_HTX }
-Answer.__index = Answer
+local Answer = require("answers")
 
--- Of an event, no more than this is kept until its end has come.
-local KEPT_BYTES = 65536
-
--- How OpenAI's forms say something; what has no choices is of another form, of which nothing can be told.
-local CONTENT = {
-  'content": ?"[^"]',
-  'text": ?"[^"]',
-  'tool_calls": ?%[{',
-  'reasoning": ?"[^"]',
-  'refusal": ?"[^"]',
-}
-
-local function says_something(text)
-  if not text:find('"choices"', 1, true) then
-    return true
-  end
-  for _, pattern in ipairs(CONTENT) do
-    if text:find(pattern) then
-      return true
-    end
-  end
-  return false
-end
+local Tokens = { id = "tokens of an answer", flags = filter.FLT_CFG_FL_HTX }
+Tokens.__index = Tokens
 
 local function milliseconds()
   local now = core.now()
   return now.sec * 1000 + now.usec / 1000
 end
 
-function Answer:new()
-  return setmetatable({}, Answer)
-end
-
-function Answer:start_analyze(txn, channel)
-  if not channel:is_resp() then
-    self.began = milliseconds()
+-- Whatever is in an answer, its user gets it: where looking into it fails, that is said and nothing else happens.
+function Tokens:try(act, ...)
+  if self.is_unread then
+    return
+  end
+  local did, problem = pcall(act, self, ...)
+  if not did then
+    self.is_unread = true
+    core.Alert("an answer could not be looked into: " .. tostring(problem))
   end
 end
 
-function Answer:http_headers(txn, message)
-  if not message.channel:is_resp() then
+function Tokens:new()
+  return setmetatable({}, Tokens)
+end
+
+-- Of the request once it is here, which is before it waits for a server; of the answer once a server is found.
+function Tokens:start_analyze(_, channel)
+  if channel:is_resp() then
+    self.found = milliseconds()
+  end
+end
+
+function Tokens:http_headers(txn, message)
+  if message.channel:is_resp() then
+    self:try(self.begin_answer, txn, message)
+    return
+  end
+  self.began = milliseconds()
+  if not message:eom() then
+    -- Longer than the buffer: the rest passes through while the user sends it.
+    self.is_uploading = true
+    filter.register_data_filter(self, message.channel)
+  end
+end
+
+function Tokens:begin_answer(txn, message)
+  local status = tonumber(message:get_stline().code) or 0
+  if status >= 400 then
     return
   end
   local headers = message:get_headers()
-  local kind = headers["content-type"] and headers["content-type"][0] or ""
-  local is_packed = headers["content-encoding"] ~= nil
-  if kind:find("text/event-stream", 1, true) == 1 then
-    self.look = is_packed and self.first_byte or self.events
-    self.tokens, self.rest = not is_packed and 0 or nil, ""
-  elseif kind:find("application/json", 1, true) == 1 and not is_packed and headers["content-length"] then
-    self.look, self.length = self.whole, tonumber(headers["content-length"][0])
-    self.is_empty = self.length == 0
+  local type = headers["content-type"] and headers["content-type"][0]:lower() or ""
+  local is_stream, is_json = type:find("^text/event%-stream") ~= nil, type:find("^application/json") ~= nil
+  local answer = Answer.new(txn:get_var("txn.kind"), is_stream)
+  if status > 299 then
+    -- Elsewhere is no answer either.
+    self.is_stray = answer.generates
+  elseif headers["content-encoding"] then
+    self.look = is_stream and self.first_byte or nil
+  elseif is_stream then
+    self.answer, self.look = answer, self.events
+  elseif is_json then
+    self.answer, self.look = answer, self.whole
+  elseif answer.generates then
+    self.is_stray = true
   end
   if self.look then
     filter.register_data_filter(self, message.channel)
   end
 end
 
-function Answer:http_payload(txn, message)
+function Tokens:http_payload(_, message)
+  if not message.channel:is_resp() then
+    return
+  end
   -- It is called for the headers and for the end as well, where there is no body.
   local body = message:body()
   if body and #body > 0 then
-    self:look(body, message)
+    self:try(self.look, body, message)
   end
 end
 
-function Answer:first_byte(_, message)
+-- What the user took to send the rest of a long request is not the replica's time.
+function Tokens:http_end(_, message)
+  if message.channel:is_resp() then
+    self.is_whole = true
+  elseif self.is_uploading and not self.first then
+    self.began = self.began + milliseconds() - (self.found or milliseconds())
+  end
+end
+
+function Tokens:first_byte(_, message)
   self.first = milliseconds()
   filter.unregister_data_filter(self, message.channel)
 end
 
--- Only where the body comes in one piece, as short ones do: an empty one is short.
-function Answer:whole(body, message)
-  self.is_empty = #body == self.length and not says_something(body)
-  filter.unregister_data_filter(self, message.channel)
+function Tokens:whole(body, message)
+  if not self.answer:keep(body) then
+    filter.unregister_data_filter(self, message.channel)
+  end
 end
 
-function Answer:events(body)
-  local text, from = self.rest .. body, 1
-  local tokens = self.tokens
-  local line_end = text:find("\n", from, true)
-  while line_end do
-    local _, before = text:find("^data: ?", from)
-    if before then
-      if text:find('^{"error"', before + 1) then
-        self.is_broken = true
-      elseif not text:find("^%[DONE%]", before + 1) then
-        -- From the first one on that says something, each counts: to look into all of them would be dear.
-        if tokens > 0 or says_something(text:sub(from, line_end)) then
-          tokens = tokens + 1
-        end
-      end
-    end
-    from = line_end + 1
-    line_end = text:find("\n", from, true)
-  end
-  self.rest = text:sub(from, from + KEPT_BYTES)
-  if tokens > self.tokens then
-    self.tokens, self.last = tokens, milliseconds()
+function Tokens:events(body)
+  local before = self.answer.tokens
+  self.answer:read(body)
+  if self.answer.tokens > before then
+    self.last = milliseconds()
     self.first = self.first or self.last
   end
 end
 
--- HAProxy writes the log line after it, however the answer ended.
-function Answer:end_analyze(txn, channel)
-  if not channel:is_resp() or not self.look then
-    return
+function Tokens:judge(txn)
+  local amiss, error_status = self.is_stray and "error" or "no", nil
+  if self.answer and (self.answer.is_stream or self.is_whole or self.answer.is_long) then
+    amiss, error_status = self.answer:verdict()
+    if self.answer.is_stream then
+      txn:set_var("txn.tokens", self.answer.tokens)
+    end
   end
-  if self.first then
-    txn:set_var("txn.ttft_ms", string.format("%.1f", self.first - self.began))
+  txn:set_var("txn.amiss", amiss)
+  if error_status then
+    txn:set_var("txn.error_status", error_status)
   end
-  if self.last then
-    txn:set_var("txn.last_ms", string.format("%.1f", self.last - self.began))
-  end
-  if self.tokens then
-    txn:set_var("txn.tokens", self.tokens)
-  end
-  txn:set_var("txn.amiss", self.is_broken and "error" or (self.is_empty or self.tokens == 0) and "empty" or "no")
 end
 
-core.register_filter("tokens", Answer, function(class, _)
+-- HAProxy writes the log line after it, however the answer ended. Only numbers and fixed words go there.
+function Tokens:end_analyze(txn, channel)
+  if not channel:is_resp() then
+    return
+  end
+  self:try(self.judge, txn)
+  if self.first then
+    txn:set_var("txn.ttft_ms", string.format("%.1f", math.max(self.first - self.began, 0)))
+  end
+  if self.last then
+    txn:set_var("txn.last_ms", string.format("%.1f", math.max(self.last - self.began, 0)))
+  end
+  if self.is_unread then
+    -- No word that is known: who reads the log will say that a request is missing.
+    txn:set_var("txn.amiss", "unread")
+  end
+end
+
+core.register_filter("tokens", Tokens, function(class, _)
   return class
 end)

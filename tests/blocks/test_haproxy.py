@@ -1,5 +1,6 @@
 """How the request log of HAProxy is read, on lines that HAProxy wrote, and how the block is set up."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -162,14 +163,69 @@ def test_an_ipv6_replica_is_named_as_it_was_attached() -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["", PLAIN[: len(PLAIN) // 2], "Server chat-blue/r1 is DOWN, reason: Layer4 timeout", "{}", "[1]"]
+    "line", ["", "Server chat-blue/r1 is DOWN, reason: Layer4 timeout", "Proxy chat stopped (FE)."]
 )
-def test_what_is_no_request_is_passed_over(line: str) -> None:
-    """Half a line, a plain line and other JSON are no requests."""
+def test_what_haproxy_says_in_words_is_passed_over(line: str) -> None:
+    """Its own messages are no requests."""
     assert read_line(line) is None
     reading = read_log(f"{PLAIN}\n{line}\n{FAILED}\n{line}", WORKER, f"{WORKER}-21")
     assert [outcome.status for outcome in reading.outcomes] == [500]
     assert (reading.cursor, reading.is_complete) == (f"{WORKER}-22", True)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        PLAIN[: len(PLAIN) // 2],
+        PLAIN.replace('"unanswered":"-"', '"unanswered":"x","x":""","'),
+        PLAIN.replace('"amiss":"no"', '"amiss":"unread"'),
+        PLAIN.replace('"end":"--"', '"end":""'),
+        PLAIN.replace('"status":200', '"status":"many"'),
+        "{}",
+    ],
+)
+def test_a_request_that_cannot_be_read_is_missing(line: str) -> None:
+    """The rest is told; of that one nobody knows what it says, so the reading is not complete."""
+    assert read_line(line) is None
+    reading = read_log(f"{PLAIN}\n{line}\n{FAILED}", WORKER, f"{WORKER}-21")
+    assert ([outcome.status for outcome in reading.outcomes], reading.is_complete) == ([500], False)
+    assert read_log(f"{line}\n{PLAIN}\n{FAILED}", WORKER, f"{WORKER}-21").is_complete
+
+
+NEW = (
+    f'{{"id":"{WORKER}-50","n":20,"accepted":1795542867.842,"idle":0,"be":"chat-blue","srv":"r1","ip":"127.0.0.1",'
+    '"port":"44085","status":200,"end":"--","retries":"0","unanswered":"-","kind":"chat","repeat":"-","TR":0,"Tw":0,'
+    '"Tc":0,"Tr":6,"Ta":134,"ttft":"28.7","last":"134.0","tokens":"6","amiss":"no","error":"-","in":247,"out":369,'
+    '"user":"81B637D8FCD2C6DA"}'
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, {}),
+        ({'"kind":"chat"': '"kind":"embedding"'}, {"kind": "embedding"}),
+        ({'"kind":"chat"': '"kind":"-"'}, {"kind": "other"}),
+        ({'"repeat":"-"': '"repeat":"1"'}, {"is_repeat": True}),
+        ({'"amiss":"no"': '"amiss":"cut"'}, {"cut_short": True}),
+        ({'"amiss":"no"': '"amiss":"error"'}, {"cut_short": True}),
+        ({'"amiss":"no"': '"amiss":"error"', '"error":"-"': '"error":"503"'}, {"cut_short": True, "error_status": 503}),
+        ({'"amiss":"no"': '"amiss":"error"', '"error":"-"': '"error":"400"'}, {"error_status": 400}),
+        ({'"amiss":"no"': '"amiss":"cut"', '"--"': '"CD"'}, {"user_left": True}),
+        ({'"amiss":"no"': '"amiss":"cut"', '"--"': '"cD"'}, {"user_left": True}),
+        ({'"amiss":"no"': '"amiss":"cut"', '"--"': '"sD"'}, {"cut_short": True}),
+        ({'"--"': '"CD"'}, {}),
+        ({'"--"': '"CD"', '"kind":"chat"': '"kind":"speech"'}, {"user_left": True, "kind": "speech"}),
+        ({'"--"': '"CD"', '"tokens":"6"': '"tokens":"-"'}, {"user_left": True, "tokens": None, "per_token_ms": None}),
+    ],
+)
+def test_what_a_gateway_says_of_a_request_is_read(changes: dict[str, str], expected: dict[str, object]) -> None:
+    """What was asked, whether again, how the answer ended, and that who goes once it has ended has not left."""
+    line = NEW
+    for old, new in changes.items():
+        assert old in line
+        line = line.replace(old, new)
+    assert outcome_of(line) == replace(outcome_of(NEW), **expected)
 
 
 def test_a_cursor_that_has_left_the_log_marks_the_reading_incomplete() -> None:

@@ -232,7 +232,45 @@ def test_an_address_can_be_of_either_family(case: Case) -> None:
     assert case.gateway.servers("chat") == ()
 
 
-@pytest.mark.parametrize("address", ["localhost:8000", "127.0.0.1", "127.0.0.1:http", "::1:8000"])
+SPELLINGS = ["[::1]:9", "[0:0:0:0:0:0:0:1]:9", "[0000::0001]:9", "[::0:1]:09"]
+
+
+@pytest.mark.parametrize(
+    ("spellings", "address"),
+    [
+        (SPELLINGS, "[::1]:9"),
+        (["[2001:DB8::7]:80", "[2001:db8:0:0::7]:80"], "[2001:db8::7]:80"),
+        (["[::ffff:192.0.2.7]:80", "[::ffff:c000:207]:80", "[::FFFF:C000:0207]:80"], "[::ffff:192.0.2.7]:80"),
+    ],
+)
+def test_an_address_is_the_same_however_it_is_spelt(case: Case, spellings: list[str], address: str) -> None:
+    """Attached, drained and detached by any spelling, it is one server, told by the shortest."""
+    for spelling in spellings:
+        case.gateway.attach("chat", "blue", spelling, is_tls=False)
+        case.gateway.drain("chat", "blue", spelling)
+        assert [server.address for server in case.gateway.servers("chat")] == [address]
+    for spelling in reversed(spellings):
+        case.gateway.attach("chat", "blue", address, is_tls=False)
+        case.gateway.detach("chat", "blue", spelling)
+        assert case.gateway.servers("chat") == ()
+
+
+@pytest.mark.parametrize("verb", ["attach", "drain", "detach"])
+def test_an_address_that_one_host_alone_knows_is_refused(case: Case, verb: str) -> None:
+    """A zone names an interface of whoever says it."""
+    more = {"is_tls": False} if verb == "attach" else {}
+    with pytest.raises(Refused, match=r"\[fe80::1%eth0\]:80 has a zone, which means something on one host alone"):
+        getattr(case.gateway, verb)("chat", "blue", "[fe80::1%eth0]:80", **more)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("localhost:8000", "127.0.0.1", "127.0.0.1:http", "::1:8000", "[::1]", "[::1]:", "[127.0.0.1]:80"),
+        *("127.0.0.1:0", "127.0.0.1:65536", "127.0.0.1:-1", "127.0.0.1:\u0661", "127.1:80", "0x7f.0.0.1:80"),
+        *("1:2:3:4:5:6:7:80", "[[::1]]:80"),
+    ],
+)
 def test_what_is_no_address_is_refused(case: Case, address: str) -> None:
     """A gateway looks up no names: an address is an IP and a port."""
     with pytest.raises(Refused, match="is no address"):

@@ -1,10 +1,10 @@
 """A gateway in memory, with the manners of the real one."""
 
-import ipaddress
 import itertools
 import re
 from dataclasses import replace
 
+from blocks.addresses import canonical
 from blocks.errors import Refused
 from blocks.ports import Outcome, Reading, Server, Slot, Split
 
@@ -41,8 +41,7 @@ class FakeGateway:
 
     def attach(self, service: str, slot: Slot, address: str, *, is_tls: bool) -> None:
         self._check(service)
-        if not _is_address(address):
-            raise Refused(f"{address} is no address; give an IP and a port, as in 192.0.2.7:8000 or [2001:db8::7]:8000")
+        address = canonical(address)
         known = self._servers[service].get((slot, address))
         if is_tls and not self._knows_authority:
             raise Refused("this gateway knows no authority that vouches for replicas; set replica_ca in its settings")
@@ -64,6 +63,7 @@ class FakeGateway:
 
     def drain(self, service: str, slot: Slot, address: str) -> None:
         self._check(service)
+        address = canonical(address)
         server = self._find(service, slot, address)
         self._servers[service][slot, address] = replace(server, state="draining")
 
@@ -74,7 +74,7 @@ class FakeGateway:
 
     def detach(self, service: str, slot: Slot, address: str) -> None:
         self._check(service)
-        self._servers[service].pop((slot, address), None)
+        self._servers[service].pop((slot, canonical(address)), None)
 
     def requests(self, service: str, after: str | None) -> Reading:
         self._check(service)
@@ -109,12 +109,3 @@ class FakeGateway:
         if server is None:
             raise Refused(f"there is no server {address} in {slot} of {service}; attach it first")
         return server
-
-
-def _is_address(address: str) -> bool:
-    host, _, port = address.rpartition(":")
-    try:
-        ip = ipaddress.ip_address(host.strip("[]"))
-    except ValueError:
-        return False
-    return host == (f"[{ip}]" if ip.version == 6 else str(ip)) and port.isdecimal()

@@ -24,6 +24,7 @@ from flows.tasks.waiting import pausing_with
 from tests.flows.conftest import FakeService, World
 from tests.flows.test_release import plan
 from tests.flows.test_steps import provision
+from tests.gateway.crowd import Crowd
 from tests.gateway.replica import Replica
 from tests.gateway.running import Load, RunningGateway, running_gateway, wait_until
 
@@ -169,3 +170,32 @@ def test_a_candidate_answers_in_place_of_a_live_release_that_has_died(live: Live
         users.goes_on()
     assert {replica.release for replica in live.world.fleet.replicas("chat")} == {stable}
     assert Counter(users.answers) == {200: len(users.answers)}
+
+
+def test_a_good_release_is_promoted_whatever_its_users_send(live: Live) -> None:
+    """Embeddings, pictures, pings, preflights, retries and slow uploads among chats: none of it is the release's."""
+    with Crowd(live.gateway.url()) as crowd:
+        release = release_model(released((50, 100), 90))
+    assert release.state == "live"
+    assert [stage.verdict for stage in release.stages] == ["promote", "promote"]
+    assert (crowd.of("chat"), crowd.of("ping"), crowd.of("slow upload")) == ({200}, {200}, {200})
+    assert (crowd.of("embedding"), crowd.of("image"), crowd.of("retry")) == ({501}, {500}, {500})
+    assert (crowd.of("preflight"), crowd.of("nowhere")) == ({405}, {404})
+
+
+@pytest.mark.parametrize("share", [50, 100])
+def test_a_bad_release_is_rolled_back_whatever_its_users_send(live: Live, share: int) -> None:
+    """The same crowd does not hide that it fails, and gets its answers again at once."""
+    given = Split(WHOLE * share // 100)
+    with ThreadPoolExecutor(1) as meanwhile, Crowd(live.gateway.url()) as crowd:
+
+        def fail_once_given() -> None:
+            wait_until("it is given", lambda: live.gateway.by_socket.split("chat") == given, timeout_seconds=60)
+            live.fail(2, 3)
+
+        failing = meanwhile.submit(fail_once_given)
+        with pytest.raises(SkyferryError, match=rf"rolled back at {share} %"):
+            release_model(released((50, 100), 90))
+        failing.result()
+        assert live.gateway.by_socket.split("chat") == Split(0)
+        crowd.goes_on()

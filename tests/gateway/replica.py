@@ -18,6 +18,8 @@ class Replica:
         self.is_healthy = True
         self.seen: list[dict[str, str]] = []
         """The headers of each completion asked of it, names in lower case."""
+        self.asked: list[str] = []
+        """The first line of each request but those for its health."""
         self.release = threading.Event()
         """Requests that `wait_for_release` are answered once it is set."""
         self.fails = False
@@ -77,26 +79,46 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     server: _Server  # pyright: ignore[reportIncompatibleVariableOverride] - the only server it is used with
 
     def do_GET(self) -> None:
+        if self.path != "/health":
+            self.server.replica.asked.append(self.requestline)
         if self.path == "/metrics":
             self._send(200, "text/plain", b"llamacpp:requests_processing 0\nllamacpp:requests_deferred 0\n")
         else:
             self._answer(200 if self.server.replica.is_healthy else 503, {"status": "ok"})
 
     def do_POST(self) -> None:
-        asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        self.server.replica.asked.append(self.requestline)
+        asked = json.loads(self._body())
         self.server.replica.seen.append({name.lower(): value for name, value in self.headers.items()})
         if asked.get("wait_for_release"):
             self.server.replica.release.wait(timeout=30)
         if self.server.replica.fails:
             self._answer(500, {"from": self.server.replica.name})
+        elif "input" in asked:  # as llama.cpp says it of an embedding, where its model is one for chats
+            self._answer(501, {"error": {"code": 501, "message": "no embeddings", "type": "not_supported_error"}})
+        elif "image_url" in json.dumps(asked.get("messages")):
+            self._answer(500, {"error": {"code": 500, "message": "image input is not supported"}})
         elif asked.get("pieces") is not None:
             self._send_pieces(asked)
         elif asked.get("stream"):
             self._stream(asked)
+        elif asked.get("max_tokens") == 1:  # of a model that reasons, nothing is to be seen of its first token
+            choice = {"message": {"content": None}, "finish_reason": "length"}
+            self._answer(200, {"choices": [choice], "usage": {"completion_tokens": 1}})
         elif "messages" in asked:
             self._answer(200, {"choices": [{"message": {"content": "hello"}}], "usage": {"completion_tokens": 1}})
         else:
             self._answer(asked.get("status", 200), {"from": self.server.replica.name})
+
+    def _body(self) -> bytes:
+        if self.headers["transfer-encoding"] != "chunked":
+            return self.rfile.read(int(self.headers["content-length"]))
+        body = b""
+        while size := int(self.rfile.readline(), 16):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return body
 
     def _stream(self, asked: dict[str, float]) -> None:
         """The headers at once, as real servers do, then the tokens."""
@@ -104,32 +126,38 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("content-type", "text/event-stream")
         self.send_header("transfer-encoding", "chunked")
         self.end_headers()
-        for number in range(int(asked.get("tokens", 1))):
+        tokens = int(asked.get("tokens", 1))
+        for number in range(tokens):
             time.sleep(asked.get("seconds_per_token", 0))
+            if number == asked.get("stall_after"):
+                self.server.replica.release.wait(timeout=30)
             if number == asked.get("cut_after"):
                 _cut(self.connection)
                 return
-            choice = {"delta": {"content": '{"token": 1}'}, "finish_reason": "stop"}
+            choice = {"delta": {"content": '{"token": 1}'}, "finish_reason": "stop" if number + 1 == tokens else None}
             chunk = json.dumps({"from": self.server.replica.name, "token": number, "choices": [choice]})
             event = f"data: {chunk}\n\n".encode()
             self.wfile.write(b"%x\r\n%s\r\n" % (len(event), event))
             self.wfile.flush()
-        self.wfile.write(b"0\r\n\r\n")
+        self.wfile.write(b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n")
 
     def _send_pieces(self, asked: dict[str, Any]) -> None:
         """A body as the test has cut it, each piece a moment after the one before."""
         self.send_response(200)
-        self.send_header("content-type", asked["type"])
+        if asked["type"]:
+            self.send_header("content-type", asked["type"])
+        for name, value in asked.get("answer_headers", {}).items():
+            self.send_header(name, value)
         if encoding := asked.get("encoding"):
             self.send_header("content-encoding", encoding)
-        if asked["type"] == "application/json":
-            self.send_header("content-length", str(len("".join(asked["pieces"]).encode())))
+        if asked["type"] == "application/json" and not asked.get("without_length"):
+            self.send_header("content-length", str(len(_bytes("".join(asked["pieces"])))))
         else:
             self.send_header("connection", "close")
             self.close_connection = True
         self.end_headers()
         for piece in asked["pieces"]:
-            self.wfile.write(piece.encode())
+            self.wfile.write(_bytes(piece))
             self.wfile.flush()
             time.sleep(asked.get("seconds_per_piece", 0.02))
 
@@ -145,6 +173,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name that http.server gives it
         """The gateway's log is the one under test."""
+
+
+def _bytes(text: str) -> bytes:
+    """A lone surrogate stands for a byte that is no text."""
+    return text.encode(errors="surrogateescape")
 
 
 def _cut(connection: socket.socket) -> None:

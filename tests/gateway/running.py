@@ -1,5 +1,6 @@
 """A real gateway for tests, with certificates of its own, on free ports of loopback."""
 
+import json
 import socket
 import threading
 import time
@@ -87,15 +88,28 @@ class RunningGateway:
         # Those, and not what is still marked: one that is about to end shows no mark, and would be taken for running.
         end(processes, grace_seconds=5)
 
-    def url(self, service: str = "chat") -> str:
-        return f"http://{self.settings.services[service]}/v1/chat/completions"
+    def url(self, service: str = "chat", path: str = "/v1/chat/completions") -> str:
+        return f"http://{self.settings.services[service]}{path}"
 
     def ask(
-        self, user: str | None = None, *, headers: Mapping[str, str] | None = None, **asked: object
+        self,
+        user: str | None = None,
+        *,
+        path: str = "/v1/chat/completions",
+        headers: Mapping[str, str] | None = None,
+        **asked: object,
     ) -> httpx.Response:
         return self.users.post(
-            self.url(), json=asked, headers={**(headers or {}), **({"x-user-id": user} if user else {})}
+            self.url(path=path),
+            content=json.dumps(asked),
+            headers={"content-type": "application/json", **(headers or {}), **({"x-user-id": user} if user else {})},
         )
+
+    def servers(self) -> set[tuple[str, str, str]]:
+        return {(server.slot, server.address, server.state) for server in self.by_socket.servers("chat")}
+
+    def cursor(self) -> str:
+        return self.by_socket.requests("chat", None).cursor
 
     def outcomes(self, after: str, count: int) -> tuple[Outcome, ...]:
         """What was logged since the cursor, once it is that many; HAProxy logs after the user has the answer."""
@@ -116,7 +130,11 @@ def _listens(process: psutil.Process) -> bool:
 
 @contextmanager
 def running_gateway(
-    run_directory: Path, outside: OutsideProvider | None = None, key: str = "", authority: Authority | None = None
+    run_directory: Path,
+    outside: OutsideProvider | None = None,
+    key: str = "",
+    authority: Authority | None = None,
+    request_seconds: float = 30,
 ) -> Iterator[RunningGateway]:
     ca = trustme.CA()
     certificate = run_directory / "gateway.pem"
@@ -135,6 +153,7 @@ def running_gateway(
         admin_tls=AdminTLS(address=admin_address, certificate=certificate, client_ca=client_ca),
         replica_ca=replica_ca,
         outside=outside,
+        request_seconds=request_seconds,
     )
     gateway = RunningGateway(
         settings=settings,

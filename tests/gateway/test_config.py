@@ -1,11 +1,15 @@
 """How the gateway's configuration is written, and what it refuses."""
 
+import json
+import re
+import stat
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from blocks.errors import Refused
-from deployments.gateway.config import GatewaySettings, check_configuration, command, write_configuration
+from deployments.gateway.config import ROUTES, GatewaySettings, check_configuration, command, write_configuration
 
 
 def test_the_splits_are_the_gateways_own(tmp_path: Path) -> None:
@@ -46,3 +50,38 @@ def test_a_run_directory_of_odd_characters_is_refused(run_directory: Path) -> No
 def test_openssl_reads_no_settings_of_strangers(tmp_path: Path) -> None:
     """The wheel's OpenSSL was built below /tmp and would look there, where any user of the host can write."""
     assert command(tmp_path)[:2] == ["env", "OPENSSL_CONF=/dev/null"]
+
+
+DOCS = Path(__file__).parents[2] / "docs" / "gateway.md"
+
+
+def test_the_docs_way_to_certificates_leaves_no_key_to_others(tmp_path: Path) -> None:
+    """The recipe is run word for word, by a user whose files are readable by all unless told otherwise."""
+    recipe = next(part for part in re.findall(r"```sh\n(.*?)```", DOCS.read_text(), re.DOTALL) if "gateway.pem" in part)
+    subprocess.run(["bash", "-euc", f"umask 022\n{recipe}"], cwd=tmp_path, check=True, capture_output=True, timeout=60)
+    written = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+    assert {"gateway.pem", "gateway.key", "ca.key", "flows.key"} <= written.keys()
+    assert {name: oct(mode) for name, mode in written.items() if mode & 0o077} == {}
+
+
+def test_every_path_is_in_the_docs() -> None:
+    """What is served, and as what kind of request."""
+    rows = {
+        path: (method.strip(), kind.strip().split(":")[0])
+        for paths, method, kind in re.findall(r"^\| (`/[^|]*) \| (\w+) \| ([^|]+) \|$", DOCS.read_text(), re.MULTILINE)
+        for path in re.findall(r"`([^`]+)`", paths)
+    }
+    assert rows == dict(ROUTES)
+
+
+def test_each_error_of_the_gateways_own_is_worded(tmp_path: Path) -> None:
+    """As OpenAI's, for each status that HAProxy answers requests with that it could read."""
+    write_configuration(GatewaySettings(tmp_path, {"chat": "127.0.0.1:8080"}))
+    written = (tmp_path / "haproxy.cfg").read_text()
+    for status in (400, 408, 413, 500, 501, 502, 503, 504):
+        (body,) = re.findall(
+            rf"^  http-error status {status} content-type application/json string '(.*)' hdr", written, re.MULTILINE
+        )
+        error = json.loads(body)["error"]
+        assert error.keys() == {"message", "type", "param", "code"}
+        assert error["code"] == status

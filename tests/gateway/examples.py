@@ -1,0 +1,37 @@
+"""The examples of good and bad answers that everybody who reads answers goes by."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from blocks.answers import Verdict
+from blocks.ports import RequestKind
+
+FILE = Path(__file__).with_name("answers.yaml")
+
+
+@dataclass(frozen=True)
+class Example:
+    name: str
+    amiss: Verdict
+    kind: RequestKind = "chat"
+    events: tuple[str, ...] = ()
+    stream: str | None = None
+    json: str | None = None
+    tokens: int | None = None
+    """None where it is not told how many there are."""
+    error_status: int | None = None
+
+    @property
+    def is_stream(self) -> bool:
+        return self.json is None
+
+    @property
+    def body(self) -> str:
+        if self.json is not None:
+            return self.json
+        return "".join(f"data: {event}\n\n" for event in self.events) if self.stream is None else self.stream
+
+
+EXAMPLES = tuple(Example(**example) for example in yaml.safe_load(FILE.read_text(encoding="utf-8")))
