@@ -17,7 +17,7 @@ PART_BYTES = 24 * MIB
 
 
 def what_is_there(files: Iterable[ModelFile], objects: Iterable[StoredObject], prefix: str) -> frozenset[str]:
-    """The large files, by path, for which something of the right size lies there: to be read back before it is believed.
+    """The paths of large files at which something of the right size lies: to be read back before it is believed.
 
     Small files come again: only reading them from the hub gives the sha256 that the manifest needs.
     """

@@ -215,7 +215,7 @@ def survey(store: Store, files: Iterable[ModelFile], prefix: str) -> Survey:
 
 
 def _manifests(store: Store, keys: Iterable[str]) -> tuple[dict[str, Manifest], tuple[str, ...]]:
-    """The manifests among these objects by the prefixes of their mirrors, and what is wrong with those that are none."""
+    """The manifests among these objects, by their mirrors' prefixes, and what is wrong with those that are none."""
     keys = [key for key in keys if is_manifest(key)]
     with ThreadPoolExecutor(MANIFESTS_AT_ONCE) as pool:
         bodies = dict(zip(keys, pool.map(store.get, keys), strict=True))

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from mmap import MADV_HUGEPAGE, MAP_ANONYMOUS, MAP_PRIVATE, mmap
 from types import TracebackType
 from typing import Self, TypeVar
@@ -202,7 +203,7 @@ class Transfer:
                 raise
             if (wrong := reading.mismatch()) is None:
                 digest = reading.sha256.hexdigest()
-                self._each(deliveries, "complete", lambda delivery: delivery.complete(digest))
+                self._each(deliveries, "complete", partial(_Delivery.complete, sha256=digest))
                 if all(delivery.is_done or delivery.target.error for delivery in deliveries):
                     return digest
             elif mismatches:
