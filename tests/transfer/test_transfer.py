@@ -106,7 +106,7 @@ def test_a_provider_that_may_not_copy_is_sent_the_bytes(hub: CountingHub) -> Non
     """Where one bucket's key cannot read the other bucket, the bytes take the long way."""
 
     class Apart(CountingStore):
-        def copy_from(self, source: Objects, source_key: str, key: str) -> None:
+        def copy_from(self, source: Objects, source_key: str, key: str) -> bool:
             raise Refused(f"{self.url_of(key)}: this key may not read {source.url_of(source_key)}")
 
     stores = [CountingStore("one"), Apart("one")]
