@@ -252,7 +252,7 @@ class GoogleStore(Block):
         try:
             blob.reload(**ONCE)
         except NotFound as error:
-            if not error.errors:
+            if not _is_googles(error):
                 raise
             return None
         return blob
@@ -293,7 +293,7 @@ class GoogleStore(Block):
         except GoogleAPICallError as error:
             headers = {name.lower(): value for name, value in getattr(error.response, "headers", {}).items()}
             step = MAY_NOT if error.code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN) else None
-            is_google = error.code != HTTPStatus.NOT_FOUND or bool(error.errors)
+            is_google = error.code != HTTPStatus.NOT_FOUND or _is_googles(error)
             raise statuses.translation(
                 said,
                 error.code or 0,
@@ -306,6 +306,15 @@ class GoogleStore(Block):
 
 
 MAY_NOT = "grant it roles/storage.objectUser on the bucket"
+
+
+def _is_googles(error: GoogleAPICallError) -> bool:
+    """Its errors are JSON, of one form; whatever answers in its place has another."""
+    try:
+        answer = error.response.json() if error.response is not None else None
+    except ValueError:
+        return False
+    return isinstance(answer, dict) and bool(answer.get("error"))
 
 
 def _home(upload: Unfinished) -> str:
