@@ -7,9 +7,10 @@ upload's id, the part's number and its checksum.
 import base64
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from http import HTTPStatus
 from threading import Lock
 from typing import Any, NoReturn
 
@@ -30,12 +31,14 @@ from azure.storage.blob import BlobBlock, BlobServiceClient, ContainerClient
 from prefect.blocks.core import Block
 from pydantic import Field, SecretStr
 
+from blocks import statuses
 from blocks.errors import Conflict, Refused, Unavailable
 from blocks.ports import Found, Objects, Part, PartLimits, StoredObject, Unfinished
 
 TIMEOUT_SECONDS = 60
-RETRIABLE = {408, 429, 500, 502, 503, 504}
-DAMAGED = {"Md5Mismatch", "Crc64Mismatch"}
+PASSES = frozenset({"md5mismatch", "crc64mismatch", "operationtimedout", "serverbusy", "containerbeingdeleted"})
+"""Codes that say of a status which leaves it open that asking again may help; compared in lower case."""
+MAY_NOT = "grant it the role Storage Blob Data Contributor"
 BEGUN = 0
 """The number of the block that stands for the upload itself: without it, the upload was aborted."""
 NO_CHECKSUM = "0" * 16
@@ -64,7 +67,7 @@ class AzureStore(Block):
             try:
                 found = self._container.download_blob(key, validate_content=True, timeout=TIMEOUT_SECONDS)
             except ResourceNotFoundError as error:
-                if _code(error) != "BlobNotFound":
+                if _is_more_than_the_blob(error):
                     raise
                 return None
             return Found(found.readall(), found.properties.etag or "")
@@ -80,13 +83,16 @@ class AzureStore(Block):
             try:
                 return blob.upload_blob(body, validate_content=True, timeout=TIMEOUT_SECONDS, **condition)["etag"]
             except (ResourceExistsError, ResourceModifiedError) as error:
+                if not _is_condition(error):
+                    raise
                 expected = "no version" if replacing is None else f"version {replacing}"
                 raise Conflict(f"{self.url_of(key)}: expected {expected}, found another; read it again") from error
 
-    def write(self, key: str, body: bytes | memoryview) -> None:
+    def write(self, key: str, body: bytes | memoryview) -> bool:
         with self._translated(f"write {key}"):
             blob = self._container.get_blob_client(key)
             blob.upload_blob(bytes(body), overwrite=True, validate_content=True, timeout=TIMEOUT_SECONDS)
+        return True  # Azure takes no body whose MD5 is not the one sent with it
 
     def read(self, key: str, start: int = 0, size_bytes: int | None = None) -> Iterator[bytes]:
         if size_bytes == 0:
@@ -108,7 +114,7 @@ class AzureStore(Block):
             try:
                 self._container.delete_blob(key, timeout=TIMEOUT_SECONDS)
             except ResourceNotFoundError as error:
-                if _code(error) != "BlobNotFound":
+                if _is_more_than_the_blob(error):
                     raise
 
     def url_of(self, key: str) -> str:
@@ -135,6 +141,9 @@ class AzureStore(Block):
             self._stage(upload, name, bytes(body))
         return Part(number, len(body), name, checksum)
 
+    def holds(self, part: Part, body: memoryview) -> bool:
+        return part.checksum == self.checksum(body)
+
     def sent(self, upload: Unfinished) -> tuple[Part, ...]:
         with self._translated(f"list the parts of {upload.key}"):
             blocks = self._waiting(upload.key)
@@ -160,6 +169,8 @@ class AzureStore(Block):
                     blocks, match_condition=MatchConditions.IfMissing, timeout=TIMEOUT_SECONDS
                 )
             except (ResourceExistsError, ResourceModifiedError) as error:
+                if not _is_condition(error):
+                    raise
                 raise Conflict(f"{self.url_of(upload.key)} is there already; see what stands there") from error
 
     def abort(self, upload: Unfinished) -> None:
@@ -197,8 +208,11 @@ class AzureStore(Block):
         """Within the account: between accounts Azure wants a signed address of the source."""
         return isinstance(source, AzureStore) and source.account_url == self.account_url
 
-    def copy_from(self, source: Objects, source_key: str, key: str) -> None:
-        """The copy has the source's blocks: their names, which hold their checksums, and their sizes are compared."""
+    def copy_from(self, source: Objects, source_key: str, key: str) -> bool:
+        """The copy has the source's blocks: their names, which hold their checksums, and their sizes are compared.
+
+        What was written in one piece has none.
+        """
         if not isinstance(source, AzureStore) or not self.copies_from(source):
             raise Refused(f"{source.url_of(source_key)} is of another provider; send its bytes to {self.url_of(key)}")
         with self._translated(f"copy {source.url_of(source_key)} to {key}"):
@@ -208,11 +222,14 @@ class AzureStore(Block):
                 time.sleep(1)  # large blobs of another tier take their time
             if copy.status != "success":
                 raise Unavailable(f"{self.url_of(key)} was not copied: {copy.status} {copy.status_description}")
-            if self._committed(key) != source._committed(source_key):  # noqa: SLF001 - of the same class
+            if not (blocks := self._committed(key)):
+                return False
+            if blocks != source._committed(source_key):  # noqa: SLF001 - of the same class
                 self.delete(key)
                 raise Unavailable(
                     f"{self.url_of(key)} has other blocks than {source.url_of(source_key)}; copy it again"
                 )
+        return True
 
     def create_container(self) -> None:
         """There already is no error."""
@@ -231,7 +248,7 @@ class AzureStore(Block):
         try:
             _, waiting = self._container.get_blob_client(key).get_block_list("all", timeout=TIMEOUT_SECONDS)
         except ResourceNotFoundError as error:
-            if _code(error) != "BlobNotFound":
+            if _is_more_than_the_blob(error):
                 raise
             return []
         return [(_as_named(block.id or ""), block.size or 0) for block in waiting]
@@ -258,18 +275,38 @@ class AzureStore(Block):
             yield
         except (ServiceRequestError, ServiceResponseError, IncompleteReadError) as error:
             raise Unavailable(f"{said}: {error}; check that it can be reached") from error
-        except ResourceNotFoundError as error:
-            raise Refused(f"{said}: {_code(error)}; create the container, or mirror the model again") from error
-        except ClientAuthenticationError as error:
-            raise Refused(f"{said}: {_code(error)}; grant it the role Storage Blob Data Contributor") from error
         except HttpResponseError as error:
-            if error.status_code in RETRIABLE or _code(error) in DAMAGED:
-                after = getattr(error.response, "headers", {}).get("Retry-After", "")
-                seconds = float(after) if after.isdigit() else None
-                raise Unavailable(f"{said}: {_code(error)}; try again later", after_seconds=seconds) from error
-            if error.status_code == 403:  # noqa: PLR2004 - forbidden
-                raise Refused(f"{said}: {_code(error)}; grant it the role Storage Blob Data Contributor") from error
-            raise Refused(f"{said}: {_code(error)} {error.message}; correct the block's settings") from error
+            status = error.status_code or 0
+            if isinstance(error, ClientAuthenticationError) and not status:  # no answer of the store's: no identity
+                raise Refused(f"{said}: {error.message}; {MAY_NOT}") from error
+            headers = {name.lower(): value for name, value in getattr(error.response, "headers", {}).items()}
+            is_the_store = status != HTTPStatus.NOT_FOUND or bool(_code(error))
+            raise statuses.translation(
+                said,
+                status,
+                headers,
+                words=_code(error) or error.reason or "",
+                step=STEPS.get(status),
+                passes=_code(error).lower() in PASSES or not is_the_store,
+                later="try again later" if is_the_store else statuses.NOT_THE_STORE,
+            ) from error
+
+
+STEPS: Mapping[int, str] = {
+    HTTPStatus.NOT_FOUND: "create the container, or mirror the model again",
+    HTTPStatus.UNAUTHORIZED: MAY_NOT,
+    HTTPStatus.FORBIDDEN: MAY_NOT,
+}
+
+
+def _is_more_than_the_blob(error: HttpResponseError) -> bool:
+    """What is missing is not the blob, but what it would lie in, a wrong setting, or the store itself."""
+    return not _code(error) or "container" in _code(error).lower()
+
+
+def _is_condition(error: HttpResponseError) -> bool:
+    """409 has many reasons, and one of them is that the blob is there."""
+    return error.status_code == HTTPStatus.PRECONDITION_FAILED or "exist" in _code(error).lower()
 
 
 def _name(upload: Unfinished, number: int, checksum: str) -> str:
@@ -285,7 +322,7 @@ def _as_named(block_id: str) -> str:
 
 
 def _code(error: HttpResponseError) -> str:
-    code = getattr(error, "error_code", None) or error.status_code
+    code = getattr(error, "error_code", None) or ""
     return str(getattr(code, "value", code))  # the SDK has an enumeration of those that it knows
 
 

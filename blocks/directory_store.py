@@ -1,5 +1,6 @@
 """A directory as a store: a disk of this machine, or a file system that many machines mount."""
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -8,7 +9,6 @@ import shutil
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from errno import EDQUOT, ENOSPC
 from pathlib import Path
 
 from awscrt.checksums import crc64nvme
@@ -53,9 +53,10 @@ class DirectoryStore(Block):
             self._place(key, [memoryview(body)])
         return _etag(body)
 
-    def write(self, key: str, body: bytes | memoryview) -> None:
+    def write(self, key: str, body: bytes | memoryview) -> bool:
         with self._translated(f"write {key}"):
             self._place(key, [memoryview(body)])
+        return True
 
     def read(self, key: str, start: int = 0, size_bytes: int | None = None) -> Iterator[bytes]:
         with self._translated(f"read {key}"), self._path(key).open("rb") as file:
@@ -126,6 +127,10 @@ class DirectoryStore(Block):
             draft.replace(home / name)
         return Part(number, len(body), name, name.partition("-")[2])
 
+    def holds(self, part: Part, body: memoryview) -> bool:
+        """The name alone is no proof, but what is put together is read from the disk once more."""
+        return part.checksum == self.checksum(body)
+
     def sent(self, upload: Unfinished) -> tuple[Part, ...]:
         with self._translated(f"list the parts of {upload.key}"):
             named = [(PART_NAME.fullmatch(path.name), path) for path in sorted(self._home(upload).iterdir())]
@@ -157,8 +162,8 @@ class DirectoryStore(Block):
     def copies_from(self, source: Objects) -> bool:
         return isinstance(source, DirectoryStore)
 
-    def copy_from(self, source: Objects, source_key: str, key: str) -> None:
-        """A file system that can share blocks between files copies nothing."""
+    def copy_from(self, source: Objects, source_key: str, key: str) -> bool:
+        """Nobody compares it; a file system that can share blocks between files copies nothing."""
         if not isinstance(source, DirectoryStore):
             raise Refused(f"{source.url_of(source_key)} is of another provider; send its bytes to {self.url_of(key)}")
         with self._translated(f"copy {source.url_of(source_key)} to {key}"):
@@ -168,6 +173,7 @@ class DirectoryStore(Block):
                 self._publish(draft, key)
             finally:
                 draft.unlink(missing_ok=True)
+        return False
 
     def _checked(self, home: Path, upload: Unfinished, part: Part) -> memoryview:
         try:
@@ -215,7 +221,7 @@ class DirectoryStore(Block):
 
     def _path(self, key: str) -> Path:
         parts = key.split("/")
-        if key.startswith(("/", OWN)) or ".." in parts:
+        if key.startswith(("/", OWN)) or ".." in parts or "\0" in key:
             raise Refused(f"{key!r} is no key of a directory store; give one without .. that begins with a name")
         return self.directory / key
 
@@ -234,11 +240,22 @@ class DirectoryStore(Block):
         except FileNotFoundError as error:
             raise Refused(f"{self.directory} did not {act}: it is not there; mirror the model again") from error
         except OSError as error:
-            if error.errno in (ENOSPC, EDQUOT):
-                raise Refused(f"{self.directory} did not {act}: {error.strerror}; free space there") from error
-            if isinstance(error, (PermissionError, NotADirectoryError, IsADirectoryError)):
-                raise Refused(f"{self.directory} did not {act}: {error}; let this user write there") from error
-            raise Unavailable(f"{self.directory} did not {act}: {error}; see that its file system is there") from error
+            said = f"{self.directory} did not {act}: {error.strerror or error}"
+            if (step := LASTING.get(error.errno or 0)) is not None:
+                raise Refused(f"{said}; {step}") from error
+            raise Unavailable(f"{said}; see that its file system is there") from error
+
+
+LASTING = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free space there"),
+    errno.EROFS: "mount it so that it can be written",
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "let this user write there"),
+    **dict.fromkeys((errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY), "move what stands in the way there"),
+    **dict.fromkeys((errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ), "give it a name that the file system takes"),
+    errno.EFBIG: "use a file system that takes files of this size",
+    **dict.fromkeys((errno.ELOOP, errno.EXDEV, errno.ENOTSUP), "use another directory: this one cannot do that"),
+}
+"""What no waiting mends, by the system's number, and what does. All else may be a file system that comes back."""
 
 
 def _etag(body: bytes) -> str:

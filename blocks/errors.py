@@ -18,6 +18,10 @@ class Refused(SkyferryError):
     """It will not work however often it is tried; a person, or another choice, has to act."""
 
 
+class Unsupported(Refused):
+    """This is not known there at all; whoever has another way may take it."""
+
+
 class Conflict(SkyferryError):
     """Somebody else wrote first: read again what stands, then decide anew."""
 

@@ -12,32 +12,23 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import lru_cache, reduce
+from http import HTTPStatus
 from threading import Lock
 from typing import Any
 
 from awscrt.checksums import combine_crc32c, crc32c
-from google.api_core.exceptions import (
-    Conflict as Exists,
-)
-from google.api_core.exceptions import (
-    Forbidden,
-    GoogleAPICallError,
-    NotFound,
-    PreconditionFailed,
-    RetryError,
-    ServerError,
-    TooManyRequests,
-    Unauthorized,
-)
+from google.api_core.exceptions import Conflict as Exists
+from google.api_core.exceptions import GoogleAPICallError, NotFound, PreconditionFailed, RetryError
 from google.auth.credentials import AnonymousCredentials
 from google.auth.exceptions import GoogleAuthError, TransportError
-from google.cloud.storage import Bucket, Client
+from google.cloud.storage import Blob, Bucket, Client
 from google.cloud.storage.exceptions import DataCorruption
 from google.oauth2.service_account import Credentials
 from prefect.blocks.core import Block
 from pydantic import Field, SecretStr
 from requests.exceptions import RequestException
 
+from blocks import statuses
 from blocks.errors import Conflict, Refused, Unavailable
 from blocks.ports import Found, Objects, Part, PartLimits, StoredObject, Unfinished
 
@@ -46,6 +37,10 @@ OWN = ".skyferry-uploads/"
 CHUNK_BYTES = 8 << 20
 COMPOSED_AT_ONCE = 32
 TIMEOUT_SECONDS = 60
+ONCE: Any = {"timeout": TIMEOUT_SECONDS, "retry": None}
+"""Whoever asks tries again itself, with the story of each try, and waits as long as it was told to; of itself Google's
+library goes on for two minutes.
+"""
 SCOPE = "https://www.googleapis.com/auth/devstorage.read_write"
 
 
@@ -78,11 +73,10 @@ class GoogleStore(Block):
 
     def get(self, key: str) -> Found | None:
         with self._translated(f"get {key}"):
-            blob = self._bucket.get_blob(key, timeout=TIMEOUT_SECONDS)
-            if blob is None:
+            if (blob := self._found(key)) is None:
                 return None
             try:
-                body = blob.download_as_bytes(if_generation_match=blob.generation, timeout=TIMEOUT_SECONDS)
+                body = blob.download_as_bytes(if_generation_match=blob.generation, **ONCE)
             except (PreconditionFailed, NotFound) as error:
                 raise Unavailable(f"{self.url_of(key)} changed while it was read; read it again") from error
             return Found(body, str(blob.generation))
@@ -92,9 +86,7 @@ class GoogleStore(Block):
         with self._translated(f"put {key}"):
             blob = self._bucket.blob(key)
             try:
-                blob.upload_from_string(
-                    body, if_generation_match=int(replacing or 0), timeout=TIMEOUT_SECONDS, checksum="crc32c"
-                )
+                blob.upload_from_string(body, if_generation_match=int(replacing or 0), **ONCE, checksum="crc32c")
             except (PreconditionFailed, NotFound) as error:
                 if isinstance(error, NotFound) and replacing is None:
                     raise
@@ -102,14 +94,14 @@ class GoogleStore(Block):
                 raise Conflict(f"{self.url_of(key)}: expected {expected}, found another; read it again") from error
             return str(blob.generation)
 
-    def write(self, key: str, body: bytes | memoryview) -> None:
+    def write(self, key: str, body: bytes | memoryview) -> bool:
+        body = memoryview(body)
         with self._translated(f"write {key}"):
-            self._upload(key, memoryview(body))
+            return self._upload(key, body, self.checksum(body))
 
     def read(self, key: str, start: int = 0, size_bytes: int | None = None) -> Iterator[bytes]:
         with self._translated(f"read {key}"):
-            blob = self._bucket.get_blob(key, timeout=TIMEOUT_SECONDS)
-            if blob is None:
+            if (blob := self._found(key)) is None:
                 raise Refused(f"there is no {self.url_of(key)}; mirror the model again, or correct the key")
             whole = blob.size or 0
             end = whole if size_bytes is None else min(whole, start + size_bytes)
@@ -118,12 +110,12 @@ class GoogleStore(Block):
                     start=begin,
                     end=min(begin + CHUNK_BYTES, end) - 1,
                     if_generation_match=blob.generation,
-                    timeout=TIMEOUT_SECONDS,
+                    **ONCE,
                 )
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
         with self._translated(f"list {prefix}"):
-            for blob in self._bucket.list_blobs(prefix=prefix, timeout=TIMEOUT_SECONDS):
+            for blob in self._bucket.list_blobs(prefix=prefix, **ONCE):
                 if not blob.name.startswith(OWN):
                     yield StoredObject(blob.name, blob.size or 0)
 
@@ -154,17 +146,20 @@ class GoogleStore(Block):
     def begin(self, key: str) -> Unfinished:
         upload = Unfinished(key, uuid.uuid4().hex, time.time())
         with self._translated(f"begin an upload of {key}"):
-            self._upload(f"{_home(upload)}begun", memoryview(b""))
+            self._upload(f"{_home(upload)}begun", nothing := memoryview(b""), self.checksum(nothing))
         return upload
 
     def send(self, upload: Unfinished, number: int, body: memoryview) -> Part:
         with self._translated(f"write part {number} of {upload.key}"):
-            name = f"{_home(upload)}{number:05}"
-            return Part(number, len(body), name, self._upload(name, body))
+            name, checksum = f"{_home(upload)}{number:05}", self.checksum(body)
+            return Part(number, len(body), name, checksum, self._upload(name, body, checksum))
+
+    def holds(self, part: Part, body: memoryview) -> bool:
+        return part.checksum == self.checksum(body)
 
     def sent(self, upload: Unfinished) -> tuple[Part, ...]:
         with self._translated(f"list the parts of {upload.key}"):
-            blobs = {blob.name: blob for blob in self._bucket.list_blobs(prefix=_home(upload), timeout=TIMEOUT_SECONDS)}
+            blobs = {blob.name: blob for blob in self._bucket.list_blobs(prefix=_home(upload), **ONCE)}
         if f"{_home(upload)}begun" not in blobs:
             raise Conflict(f"{self.url_of(upload.key)}: the upload {upload.id} is gone; begin anew")
         names = {name: name.removeprefix(_home(upload)) for name in sorted(blobs)}
@@ -193,12 +188,10 @@ class GoogleStore(Block):
                 ]
             whole = self._bucket.blob(upload.key)
             try:
-                whole.compose(
-                    [self._bucket.blob(name) for name in names], if_generation_match=0, timeout=TIMEOUT_SECONDS
-                )
+                whole.compose([self._bucket.blob(name) for name in names], if_generation_match=0, **ONCE)
             except PreconditionFailed as error:
                 raise Conflict(f"{self.url_of(upload.key)} is there already; see what stands there") from error
-            whole.reload(timeout=TIMEOUT_SECONDS)
+            whole.reload(**ONCE)
             if whole.crc32c != _combined(parts):
                 self._remove(upload.key)
                 raise Conflict(
@@ -208,14 +201,14 @@ class GoogleStore(Block):
 
     def abort(self, upload: Unfinished) -> None:
         with self._translated(f"abort the upload of {upload.key}"):
-            for blob in self._bucket.list_blobs(prefix=_home(upload), timeout=TIMEOUT_SECONDS):
+            for blob in self._bucket.list_blobs(prefix=_home(upload), **ONCE):
                 self._remove(blob.name)
 
     def unfinished(self, prefix: str) -> tuple[Unfinished, ...]:
         with self._translated(f"list the unfinished uploads of {prefix}"):
             begun = [
                 (*blob.name.removeprefix(OWN).removesuffix("/begun").rsplit("/", 1), blob.time_created)
-                for blob in self._bucket.list_blobs(prefix=f"{OWN}{prefix}", timeout=TIMEOUT_SECONDS)
+                for blob in self._bucket.list_blobs(prefix=f"{OWN}{prefix}", **ONCE)
                 if blob.name.endswith("/begun")
             ]
         found = [Unfinished(key, upload_id, created.timestamp()) for key, upload_id, created in begun]
@@ -224,50 +217,64 @@ class GoogleStore(Block):
     def copies_from(self, source: Objects) -> bool:
         return isinstance(source, GoogleStore) and source.endpoint_url == self.endpoint_url
 
-    def copy_from(self, source: Objects, source_key: str, key: str) -> None:
+    def copy_from(self, source: Objects, source_key: str, key: str) -> bool:
         if not isinstance(source, GoogleStore) or not self.copies_from(source):
             raise Refused(f"{source.url_of(source_key)} is of another provider; send its bytes to {self.url_of(key)}")
         with self._translated(f"copy {source.url_of(source_key)} to {key}"):
             origin, goal, token = source._bucket.blob(source_key), self._bucket.blob(key), None  # noqa: SLF001 - of the same class
-            origin.reload(timeout=TIMEOUT_SECONDS)
+            origin.reload(**ONCE)
             while True:
-                token, _, _ = goal.rewrite(origin, token=token, timeout=TIMEOUT_SECONDS)
+                token, _, _ = goal.rewrite(origin, token=token, **ONCE)
                 if token is None:
                     break
-            goal.reload(timeout=TIMEOUT_SECONDS)
+            goal.reload(**ONCE)
+            if goal.crc32c is None or origin.crc32c is None:
+                return False
             if goal.crc32c != origin.crc32c:
                 self._remove(key)
                 raise Unavailable(
                     f"{self.url_of(key)} was copied with the CRC32C {goal.crc32c} where the source has {origin.crc32c}"
                 )
+        return True
 
     def create_bucket(self) -> None:
         """There already is no error."""
         with self._translated("create the bucket"):
             try:
-                self._bucket.create(timeout=TIMEOUT_SECONDS)
+                self._bucket.create(**ONCE)
             except Exists as error:
-                if not self._bucket.exists(timeout=TIMEOUT_SECONDS):
+                if not self._bucket.exists(**ONCE):
                     raise Refused(f"the name {self.bucket} is somebody else's; choose another") from error
 
-    def _upload(self, name: str, body: memoryview) -> str:
-        """Google refuses bytes that are not those of the checksum sent with them; its own is returned."""
-        blob, checksum = self._bucket.blob(name), self.checksum(body)
-        blob.upload_from_string(bytes(body), timeout=TIMEOUT_SECONDS, checksum="crc32c", crc32c_checksum_value=checksum)
+    def _found(self, key: str) -> Blob | None:
+        """As of now; the library's own way takes any 404 for a missing object, whoever it comes from."""
+        blob = self._bucket.blob(key)
+        try:
+            blob.reload(**ONCE)
+        except NotFound as error:
+            if not _is_googles(error):
+                raise
+            return None
+        return blob
+
+    def _upload(self, name: str, body: memoryview, checksum: str) -> bool:
+        """Google refuses bytes that are not those of the checksum sent with them, and says what it has; does it?"""
+        blob = self._bucket.blob(name)
+        blob.upload_from_string(bytes(body), **ONCE, checksum="crc32c", crc32c_checksum_value=checksum)
         if blob.crc32c not in (None, checksum):
             raise Unavailable(f"{self.url_of(name)}: the store has the CRC32C {blob.crc32c} where {checksum} was sent")
-        return checksum
+        return blob.crc32c is not None
 
     def _composed(self, name: str, names: Sequence[str]) -> str:
-        self._bucket.blob(name).compose([self._bucket.blob(part) for part in names], timeout=TIMEOUT_SECONDS)
+        self._bucket.blob(name).compose([self._bucket.blob(part) for part in names], **ONCE)
         return name
 
     def _remove(self, name: str) -> None:
         try:
-            self._bucket.blob(name).delete(timeout=TIMEOUT_SECONDS)
-        except NotFound as error:
-            if "bucket" in str(error).lower() and "object" not in str(error).lower():
-                raise
+            self._bucket.blob(name).delete(**ONCE)
+        except NotFound:
+            # The object, which is as it should be, or the bucket, which is a wrong setting: only a listing tells.
+            next(iter(self._bucket.list_blobs(max_results=1, **ONCE)), None)
 
     @property
     def _bucket(self) -> Bucket:
@@ -279,16 +286,35 @@ class GoogleStore(Block):
         said = f"{self.url_of('')} did not {act}"
         try:
             yield
-        except NotFound as error:
-            raise Refused(f"{said}: {error.message}; create the bucket, or mirror the model again") from error
-        except (Forbidden, Unauthorized) as error:
-            raise Refused(f"{said}: {error.message}; grant it roles/storage.objectUser on the bucket") from error
-        except (TooManyRequests, ServerError, RetryError, RequestException, TransportError, DataCorruption) as error:
+        except (RetryError, RequestException, TransportError, DataCorruption) as error:
             raise Unavailable(f"{said}: {error}; try again later") from error
         except GoogleAuthError as error:
             raise Refused(f"{said}: {error}; set a service account, or this machine's own credentials") from error
         except GoogleAPICallError as error:
-            raise Refused(f"{said}: {error.message}; correct the block's settings") from error
+            headers = {name.lower(): value for name, value in getattr(error.response, "headers", {}).items()}
+            step = MAY_NOT if error.code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN) else None
+            is_google = error.code != HTTPStatus.NOT_FOUND or _is_googles(error)
+            raise statuses.translation(
+                said,
+                error.code or 0,
+                headers,
+                words=error.message,
+                step=step,
+                passes=not is_google,
+                later="try again later" if is_google else statuses.NOT_THE_STORE,
+            ) from error
+
+
+MAY_NOT = "grant it roles/storage.objectUser on the bucket"
+
+
+def _is_googles(error: GoogleAPICallError) -> bool:
+    """Its errors are JSON, of one form; whatever answers in its place has another."""
+    try:
+        answer = error.response.json() if error.response is not None else None
+    except ValueError:
+        return False
+    return isinstance(answer, dict) and bool(answer.get("error"))
 
 
 def _home(upload: Unfinished) -> str:

@@ -17,22 +17,24 @@ import http.client
 import json
 import os
 import random
+import re
 import shutil
 import socket
 import sys
 import time
+import unicodedata
 import urllib.error
 import urllib.request
 import zlib
 from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import closing
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Callable, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 FOR_THIS_PROGRAM = ("SKYFERRY_FILES", "SKYFERRY_CERTIFICATE", "SKYFERRY_PRIVATE_KEY")
 
@@ -52,6 +54,14 @@ PROGRESS_SECONDS = 10
 WORTH_ANOTHER_TRY = {408, 425, 429}
 """Among the answers that begin with 4."""
 
+SHA256 = "^[0-9a-f]{64}$"
+LARGEST_FILE_BYTES = 5 << 40
+"""More than any one file of a model has, and what S3 and Google took as one object for most of their lives."""
+LONGEST_NAME_BYTES = 255
+"""Of a file or a folder, on the file systems that there are."""
+UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
+"""Unicode's categories of what ends a line, turns the writing round or is no character: no name needs it."""
+
 PORTS = range(10_000, 32_768)
 """Below those that outgoing connections are given, so that the engine finds its port still free."""
 
@@ -70,6 +80,34 @@ class File(NamedTuple):
     """Where it is read without credentials: a secret, for as long as it holds."""
 
 
+def fault_of_path(path: str) -> str | None:
+    """Why a file of a mirror must not be called so, as the rest of a sentence; None where it may.
+
+    A path is names with a slash between each two of them, and leads nowhere but down.
+    """
+    if any(unicodedata.category(character) in UNSEEN for character in path):
+        return "has a character that cannot be seen"
+    names = path.split("/")
+    if "\\" in path or any(name in ("", ".", "..") for name in names):
+        return "leads out of its folder, or has a part without a name"
+    if any(len(name.encode()) > LONGEST_NAME_BYTES for name in names):
+        return f"has a name of more than {LONGEST_NAME_BYTES} bytes"
+    return None
+
+
+def fault_of_paths(paths: Iterable[str]) -> str | None:
+    """Why these files cannot lie beside each other; None where they can."""
+    files = Counter(paths)
+    for path, count in files.items():
+        if count > 1:
+            return f"{path!r} is named {count} times"
+        names = path.split("/")
+        for depth in range(1, len(names)):
+            if (folder := "/".join(names[:depth])) in files:
+                return f"{folder!r} is a file, and the folder of {path!r}"
+    return None
+
+
 def encode_files(files: Sequence[File]) -> str:
     """For SKYFERRY_FILES: signed addresses are long and nearly the same, so hundreds fit when they are packed."""
     text = json.dumps([file._asdict() for file in files])
@@ -84,12 +122,31 @@ def encode_files(files: Sequence[File]) -> str:
 
 def decode_files(encoded: str) -> list[File]:
     try:
-        return [File(**file) for file in json.loads(zlib.decompress(base64.b64decode(encoded)))]
-    except (ValueError, TypeError, zlib.error) as error:
+        files = [File(**file) for file in json.loads(zlib.decompress(base64.b64decode(encoded)))]
+    except (ValueError, TypeError, RecursionError, zlib.error) as error:
         # Nothing of it is shown: it is full of signed addresses.
         raise CannotServe(
             f"SKYFERRY_FILES is not what encode_files() writes ({type(error).__name__}); launch the replica again"
         ) from None
+    _check_sound(files)
+    return files
+
+
+def _check_sound(files: Sequence[File]) -> None:
+    """Before a byte is fetched: what a manifest says becomes sizes, hashes and paths of this machine."""
+    for file in files:
+        fault = fault_of_path(file.path) if isinstance(file.path, str) else "is no text"
+        size, sha256 = file.size_bytes, file.sha256
+        if fault is None and (type(size) is not int or not 0 <= size <= LARGEST_FILE_BYTES):
+            fault = f"has the size {size!r}, which is none"
+        if fault is None and (not isinstance(sha256, str) or re.fullmatch(SHA256, sha256) is None):
+            fault = f"has the sha256 {sha256!r}, which is none"
+        if fault is None and not isinstance(file.url, str):
+            fault = "has an address that is no text"
+        if fault is not None:
+            raise CannotServe(f"the file {file.path!r} {fault}; delete the mirror and make it anew")
+    if (fault := fault_of_paths(file.path for file in files)) is not None:
+        raise CannotServe(f"{fault}; delete the mirror and make it anew")
 
 
 def fetch(
@@ -99,10 +156,19 @@ def fetch(
 
     Raises CannotServe, with nothing wrong left behind, where that cannot be.
     """
-    for file in files:
-        if PurePosixPath(file.path).is_absolute() or ".." in PurePosixPath(file.path).parts:
-            raise CannotServe(f"{file.path} would lie outside of the weights' directory; mirror the model again")
+    _check_sound(files)
+    try:
+        _fetch(files, directory, say, sleep)
+    except OSError as error:
+        raise CannotServe(
+            f"{directory} cannot take the weights: {error.strerror} ({error.filename}); see to this machine's disk"
+        ) from error
+
+
+def _fetch(files: Sequence[File], directory: Path, say: Callable[[str], None], sleep: Callable[[float], None]) -> None:
     directory.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(_drafts(directory), ignore_errors=True)
+    _drafts(directory).mkdir()
     _remove_strangers(files, directory)
     given_up = Event()
     with ThreadPoolExecutor(PARTS_AT_ONCE) as pool:
@@ -130,9 +196,9 @@ def fetch(
         except BaseException:
             given_up.set()
             pool.shutdown(wait=True)
-            for file in files:
-                _draft(file, directory).unlink(missing_ok=True)
             raise
+        finally:
+            shutil.rmtree(_drafts(directory), ignore_errors=True)
     say(f"{len(files)} files, {_gib(files)}, are here and have the sha256 that the manifest says")
 
 
@@ -161,8 +227,13 @@ def _finish_each(
         check.result()
 
 
+def _drafts(directory: Path) -> Path:
+    """Beside the weights: among them, a draft could have the name of another file of the model."""
+    return directory.with_name(f"{directory.name}.drafts")
+
+
 def _draft(file: File, directory: Path) -> Path:
-    return directory / f"{file.path}.part"
+    return _drafts(directory) / file.path
 
 
 def _gib(files: Sequence[File]) -> str:
@@ -178,7 +249,7 @@ def _remove_strangers(files: Sequence[File], directory: Path) -> None:
     """An engine loads whatever has the right ending, so nothing unchecked may lie beside the weights."""
     known = {directory / file.path for file in files}
     for path in directory.rglob("*"):
-        if not path.is_dir() and path not in known:
+        if path.is_symlink() or (not path.is_dir() and path not in known):
             path.unlink()
 
 
@@ -199,6 +270,7 @@ def _check(file: File, directory: Path) -> None:
             f"{file.path} came with the sha256 {found} where the manifest says {file.sha256}; it was deleted; "
             f"if that stays so, delete the mirror and make it anew"
         )
+    (directory / file.path).parent.mkdir(parents=True, exist_ok=True)
     draft.replace(directory / file.path)
 
 

@@ -84,7 +84,7 @@ class Records(Protocol):
     def put(self, key: str, body: bytes, *, replacing: str | None) -> str:
         """Write over the version with the ETag `replacing` (None: only where there is none); the new ETag.
 
-        Raises Conflict where another version stands.
+        Raises Conflict where another version stands, and Unsupported where the store knows no conditions.
         """
         ...
 
@@ -92,8 +92,11 @@ class Records(Protocol):
 class Objects(Protocol):
     """Whole objects."""
 
-    def write(self, key: str, body: bytes | memoryview) -> None:
-        """Over whatever stands there; for what fits into memory."""
+    def write(self, key: str, body: bytes | memoryview) -> bool:
+        """Over whatever stands there; for what fits into memory.
+
+        Whether the store has said that it has these bytes; where it has not, only reading them back tells.
+        """
         ...
 
     def read(self, key: str, start: int = 0, size_bytes: int | None = None) -> Iterator[bytes]:
@@ -133,6 +136,8 @@ class Part:
     """What the store calls it."""
     checksum: str | None
     """As `Uploads.checksum` has it; None where the store does not say."""
+    is_vouched: bool = True
+    """Whether the store has said that it has the bytes of that checksum."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +162,10 @@ class Uploads(Protocol):
 
     def checksum(self, body: memoryview) -> str:
         """What this store checks a part by."""
+        ...
+
+    def holds(self, part: Part, body: memoryview) -> bool:
+        """Does the store say of a part that it is these bytes? False where it does not say."""
         ...
 
     def begin(self, key: str) -> Unfinished: ...
@@ -192,8 +201,11 @@ class Copies(Protocol):
         """Is the source of the same provider? Says nothing of rights."""
         ...
 
-    def copy_from(self, source: Objects, source_key: str, key: str) -> None:
-        """Over whatever stands there; Refused where the provider may not, or cannot, read the source."""
+    def copy_from(self, source: Objects, source_key: str, key: str) -> bool:
+        """Over whatever stands there; Refused where the provider may not, or cannot, read the source.
+
+        Whether the provider's checksums of both were compared; where they were not, only reading it back tells.
+        """
         ...
 
 

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from functools import lru_cache
 from http import HTTPStatus
@@ -20,10 +20,12 @@ from botocore.exceptions import (
 )
 from botocore.exceptions import ConnectionError as NoConnectionError
 from botocore.handlers import add_expect_header
+from botocore.parsers import ResponseParserError
 from prefect.blocks.core import Block
 from pydantic import Field, SecretStr
 
-from blocks.errors import Conflict, Refused, SkyferryError, Unavailable
+from blocks import statuses
+from blocks.errors import Conflict, Refused, SkyferryError, Unavailable, Unsupported
 from blocks.ports import Found, Objects, Part, PartLimits, StoredObject, Unfinished
 from blocks.s3_checksums import CHECKSUMS, Algorithm, Checksum
 
@@ -34,14 +36,8 @@ COPIED_AT_ONCE_BYTES = 5 * GIB
 """What S3 copies in one request; larger objects are copied in parts."""
 COPIED_PART_BYTES = 1 * GIB
 
-CHANGED = {"PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey"}
-"""Why a conditional put fails; S3 says NoSuchKey where the version to replace has been deleted."""
-
-STALE = {"NoSuchUpload", "InvalidPart", "InvalidPartOrder", "BadDigest", "PreconditionFailed"}
+STALE = frozenset({"nosuchupload", "invalidpart", "invalidpartorder", "baddigest", "entitytoosmall"})
 """Why an upload cannot be completed as it stands; another begin may help, the same request again does not."""
-
-DAMAGED = {"BadDigest", "InvalidDigest", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch"}
-"""What the store says of bytes that changed on their way to it."""
 
 BROKEN_OFF = (
     NoConnectionError,
@@ -49,35 +45,40 @@ BROKEN_OFF = (
     IncompleteReadError,
     FlexibleChecksumError,
     CredentialRetrievalError,
+    ResponseParserError,  # an answer that ends too early
 )
 
-UNKNOWN_CHECKSUM = {"NotImplemented", "InvalidArgument", "InvalidRequest", "MalformedXML"}
-"""What stores say that are asked for a checksum that they do not have, and of other things too."""
+PASSES = frozenset(
+    {
+        *("slowdown", "requesttimeout", "throttling", "throttlingexception", "toomanyrequests", "operationaborted"),
+        *("requestlimitexceeded", "incompletebody"),
+        # bytes that changed on their way to the store
+        *("baddigest", "invaliddigest", "xamzcontentchecksummismatch", "xamzcontentsha256mismatch"),
+        "nosuchupload",  # the bucket's clean-up was faster; a new upload works
+    }
+)
+"""Codes that say of a status which leaves it open, as 400 and 409 do, that asking again may help.
 
-RETRIABLE = {
-    "SlowDown",
-    "RequestTimeout",
-    "Throttling",
-    "ThrottlingException",
-    "TooManyRequests",
-    "OperationAborted",
-    *DAMAGED,
-    "NoSuchUpload",  # the bucket's clean-up was faster; a new upload works
-}
+Codes are compared in lower case: whoever speaks S3's protocol spells them as it likes.
+"""
 
 NEXT_STEPS = {
-    "NoSuchBucket": "create the bucket, or correct its name and the endpoint",
-    "NoSuchKey": "mirror the model again, or correct the key",
-    "AccessDenied": "allow it s3:GetObject, PutObject, DeleteObject, AbortMultipartUpload, ListMultipartUploadParts, "
+    "nosuchbucket": "create the bucket, or correct its name and the endpoint",
+    "bucketalreadyexists": "choose another name: this one is somebody else's",
+    "nosuchkey": "mirror the model again, or correct the key",
+    "accessdenied": "allow it s3:GetObject, PutObject, DeleteObject, AbortMultipartUpload, ListMultipartUploadParts, "
     "ListBucket and ListBucketMultipartUploads",
-    "InvalidAccessKeyId": "correct the access key id; the store does not know it",
-    "SignatureDoesNotMatch": "correct the secret access key; it is not the one of the access key id",
-    "ExpiredToken": "renew the credentials",
-    "RequestTimeTooSkewed": "set this machine's clock",
-    "PermanentRedirect": "set the region that the bucket is in",
-    "AuthorizationHeaderMalformed": "set the region that the bucket is in",
-    "QuotaExceeded": "raise the bucket's quota or delete old mirrors",
-    "XMinioStorageFull": "free space in the store",
+    "invalidaccesskeyid": "correct the access key id; the store does not know it",
+    "signaturedoesnotmatch": "correct the secret access key; it is not the one of the access key id",
+    "expiredtoken": "renew the credentials",
+    "requesttimetooskewed": "set this machine's clock",
+    "authorizationheadermalformed": "set the region that the bucket is in",
+    "quotaexceeded": "raise the bucket's quota or delete old mirrors",
+    **dict.fromkeys(
+        # what stores say that are asked for a checksum that they do not have, and of other things too
+        ("notimplemented", "invalidargument", "invalidrequest", "malformedxml"),
+        "if it does not know the block's checksum, choose another one there; see docs/mirroring.md",
+    ),
 }
 
 
@@ -129,7 +130,7 @@ class S3Store(Block):
             try:
                 self.client.create_bucket(Bucket=self.bucket, **({} if self.region == "us-east-1" else elsewhere))
             except ClientError as error:
-                if _code(error) != "BucketAlreadyOwnedByYou":
+                if _code(error) != "bucketalreadyownedbyyou":
                     raise
 
     def get(self, key: str) -> Found | None:
@@ -137,7 +138,7 @@ class S3Store(Block):
             try:
                 answer = self.client.get_object(Bucket=self.bucket, Key=key)
             except ClientError as error:
-                if _code(error) == "NoSuchKey":
+                if _is_missing(error):
                     return None
                 raise
             with closing(answer["Body"]) as body:
@@ -149,19 +150,28 @@ class S3Store(Block):
             try:
                 return self.client.put_object(Bucket=self.bucket, Key=key, Body=body, **condition)["ETag"]
             except ClientError as error:
-                if _code(error) not in CHANGED:
+                if _status(error) == HTTPStatus.NOT_IMPLEMENTED:
+                    raise Unsupported(
+                        f"{self.url_of(key)}: the store does not know conditional writes ({_code(error)}), without "
+                        f"which no ledger is safe; use it as a further store, and another one for the ledger"
+                    ) from error
+                # Where the version to replace has been deleted, that is what is missing.
+                is_gone = replacing is not None and _is_missing(error)
+                if not (is_gone or _is_condition(error)):
                     raise
                 expected = "no version" if replacing is None else f"version {replacing}"
                 raise Conflict(f"{self.url_of(key)}: expected {expected}, found another; read it again") from error
 
-    def write(self, key: str, body: bytes | memoryview) -> None:
+    def write(self, key: str, body: bytes | memoryview) -> bool:
+        checksum = self.checksum(memoryview(body))
         with self.translated(f"write {key}"):
-            self._part_client.put_object(
+            answer = self._part_client.put_object(
                 Bucket=self.bucket,
                 Key=key,
                 Body=_View(body),
-                **self._checksum.sent_with(self.checksum(memoryview(body))),
+                **self._checksum.sent_with(checksum),
             )
+        return self._is_vouched(answer, checksum, key)
 
     def read(self, key: str, start: int = 0, size_bytes: int | None = None) -> Iterator[bytes]:
         if size_bytes == 0:
@@ -216,15 +226,28 @@ class S3Store(Block):
                     **self._named(upload), PartNumber=number, Body=_View(body), **self._checksum.sent_with(checksum)
                 )
             except ClientError as error:
-                if _code(error) == "NoSuchUpload":
+                if _is_missing(error):
                     self._is_stale(upload, error)
                 raise
-        if (has := self._checksum.found_in(sent)) not in (None, checksum):
+        is_vouched = self._is_vouched(sent, checksum, f"part {number} of {upload.key}")
+        return Part(number, len(body), sent["ETag"], checksum, is_vouched)
+
+    def _is_vouched(self, answer: Mapping[str, Any], checksum: str, what: str) -> bool:
+        """Does the store say that it has the bytes of that checksum? False where it says nothing."""
+        has = self._checksum.found_in(answer)
+        if has not in (None, checksum):
             raise Unavailable(
-                f"{self.url_of(upload.key)}: the store has the {self.checksum_algorithm} {has} of part {number} "
-                f"where {checksum} was sent; send it again"
+                f"{self.url_of('')}: the store has the {self.checksum_algorithm} {has} of {what} where {checksum} was "
+                f"sent; send it again, and where its ETags are no MD5, choose another checksum in the block"
             )
-        return Part(number, len(body), sent["ETag"], checksum)
+        return has is not None
+
+    def holds(self, part: Part, body: memoryview) -> bool:
+        """By its checksum, or where the store lists none, by its ETag, if that is its MD5."""
+        if part.checksum is not None:
+            return part.checksum == self.checksum(body)
+        md5 = CHECKSUMS["md5"]
+        return md5.found_in({"ETag": part.receipt}) == md5.of(body)
 
     def sent(self, upload: Unfinished) -> tuple[Part, ...]:
         pages = self.client.get_paginator("list_parts").paginate(**self._named(upload))
@@ -236,7 +259,7 @@ class S3Store(Block):
                     for part in page.get("Parts", ())
                 )
             except ClientError as error:
-                if _code(error) == "NoSuchUpload":
+                if _is_missing(error):
                     self._is_stale(upload, error)
                 raise
 
@@ -246,7 +269,10 @@ class S3Store(Block):
             {"PartNumber": part.number, "ETag": part.receipt, **self._checksum.listed_with(part.checksum)}
             for part in parts
         ]
-        if any(self._checksum.found_in(one) != part.checksum for one, part in zip(listed, parts, strict=True)):
+        if any(
+            part.is_vouched and self._checksum.found_in(one) != part.checksum
+            for one, part in zip(listed, parts, strict=True)
+        ):
             raise Conflict(f"{self.url_of(upload.key)}: the parts are not what was sent; see there, and begin anew")
         request = {
             **self._named(upload),
@@ -258,20 +284,26 @@ class S3Store(Block):
                 try:
                     self.client.complete_multipart_upload(**request, IfNoneMatch="*")
                 except ClientError as error:
-                    if _code(error) != "NotImplemented":
+                    if not _may_be_for_the_condition(error):
                         raise
-                    self.client.complete_multipart_upload(**request)  # a store without the condition
+                    self._complete_without_condition(upload, request)
             except ClientError as error:
-                if _code(error) in STALE:
+                if _is_missing(error) or _is_condition(error) or _code(error) in STALE:
                     self._is_stale(upload, error)
                 raise
+
+    def _complete_without_condition(self, upload: Unfinished, request: dict[str, Any]) -> None:
+        """For a store that does not know it; the next best is to look first."""
+        if any(found.key == upload.key for found in self.list(upload.key)):
+            raise Conflict(f"{self.url_of(upload.key)} is there already; see what stands there")
+        self.client.complete_multipart_upload(**request)
 
     def abort(self, upload: Unfinished) -> None:
         with self.translated(f"abort the upload of {upload.key}"):
             try:
                 self.client.abort_multipart_upload(**self._named(upload))
             except ClientError as error:
-                if _code(error) != "NoSuchUpload":
+                if not _is_missing(error):
                     raise
 
     def unfinished(self, prefix: str) -> tuple[Unfinished, ...]:
@@ -287,7 +319,7 @@ class S3Store(Block):
     def copies_from(self, source: Objects) -> bool:
         return isinstance(source, S3Store) and source.endpoint_url == self.endpoint_url
 
-    def copy_from(self, source: Objects, source_key: str, key: str) -> None:
+    def copy_from(self, source: Objects, source_key: str, key: str) -> bool:
         if not isinstance(source, S3Store) or not self.copies_from(source):
             raise Refused(f"{source.url_of(source_key)} is of another provider; send its bytes to {self.url_of(key)}")
         origin, goal = {"Bucket": source.bucket, "Key": source_key}, {"Bucket": self.bucket, "Key": key}
@@ -300,9 +332,12 @@ class S3Store(Block):
             else:
                 copied = self._copy_in_parts(origin, goal, found["ContentLength"])
         was, has = found.get(self._checksum.field), copied.get(self._checksum.field)
-        if of_whole and was and has and was != has:
+        if not of_whole or was is None or has is None:
+            return False
+        if was != has:
             self.delete(key)
             raise Unavailable(f"{self.url_of(key)} was copied with the checksum {has} where the source has {was}")
+        return True
 
     def _copy_in_parts(self, origin: dict[str, str], goal: dict[str, str], size_bytes: int) -> dict[str, Any]:
         begun = self.client.create_multipart_upload(
@@ -417,7 +452,7 @@ def _client(
     for_parts: bool,
 ) -> Any:
     # Parts carry a checksum, which is signed: to hash them for their signature as well, which boto3 does where the
-    # store speaks plain HTTP, costs as much as all the rest. Whoever sends them tries again.
+    # store speaks plain HTTP, costs as much as all the rest.
     lean = {"payload_signing_enabled": False} if for_parts else {}
     # Of themselves boto3 adds checksums that a store without CRC64NVME may refuse.
     when = "when_supported" if adds_checksums else "when_required"
@@ -430,7 +465,8 @@ def _client(
         config=Config(
             connect_timeout=10,
             read_timeout=60,
-            retries={"mode": "standard", "total_max_attempts": 1 if for_parts else 3},
+            # Whoever asks tries again itself, and waits as long as it was told to; boto3 would come back at once.
+            retries={"mode": "standard", "total_max_attempts": 1},
             max_pool_connections=32,
             signature_version="s3v4",  # for signed addresses boto3 would use an older one, which few stores know
             user_agent="skyferry",  # else boto3 composes a long one anew for each part
@@ -445,19 +481,52 @@ def _client(
 
 
 def _code(error: ClientError) -> str:
-    return error.response.get("Error", {}).get("Code", "")
+    """In lower case."""
+    return str(error.response.get("Error", {}).get("Code", "")).lower()
+
+
+def _status(error: ClientError) -> int:
+    return error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+
+
+def _is_missing(error: ClientError) -> bool:
+    """The object or the upload that was asked for; not the bucket, which is a wrong setting, nor the store itself."""
+    return _status(error) == HTTPStatus.NOT_FOUND and _is_of_a_store(error) and "bucket" not in _code(error)
+
+
+def _is_of_a_store(error: ClientError) -> bool:
+    """Whatever else answers has no code; boto3 puts the status in its place, or nothing."""
+    return _code(error) not in ("", str(_status(error)))
+
+
+def _is_condition(error: ClientError) -> bool:
+    """Somebody else was there first: 409 is for those who were there at the same time."""
+    changed = (HTTPStatus.PRECONDITION_FAILED, HTTPStatus.CONFLICT)
+    return _status(error) in changed and _code(error) not in PASSES
+
+
+def _may_be_for_the_condition(error: ClientError) -> bool:
+    """Stores say in several ways that they do not know it; of what they know, they have more to say than that."""
+    if _status(error) == HTTPStatus.NOT_IMPLEMENTED:
+        return True
+    return _status(error) == HTTPStatus.BAD_REQUEST and _code(error) not in STALE | PASSES
 
 
 def _translation(error: ClientError, said: str) -> SkyferryError:
-    code, status = _code(error), error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    if (step := NEXT_STEPS.get(code)) is not None:
-        return Refused(f"{said}: {code}; {step}")
-    if code in UNKNOWN_CHECKSUM:
-        return Refused(f"{said}: {error}; if it does not know the block's checksum, choose another one there")
+    answer = error.response.get("ResponseMetadata", {})
+    code, status = error.response.get("Error", {}).get("Code", ""), _status(error)
+    later, passes = "try again later", _code(error) in PASSES
     if status == HTTPStatus.INTERNAL_SERVER_ERROR:
         # SeaweedFS says no more than this when no volume has room.
-        return Unavailable(f"{said}: {code}; try again later, and if the store is your own, see that its disk has room")
-    if code in RETRIABLE or status > HTTPStatus.INTERNAL_SERVER_ERROR:
-        after = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("retry-after", "")
-        return Unavailable(f"{said}: {code}; try again later", after_seconds=float(after) if after.isdigit() else None)
-    return Refused(f"{said}: {error}")
+        later = f"{later}, and if the store is your own, see that its disk has room"
+    if status == HTTPStatus.NOT_FOUND and not _is_of_a_store(error):
+        later, passes = statuses.NOT_THE_STORE, True
+    return statuses.translation(
+        said,
+        status,
+        answer.get("HTTPHeaders", {}),
+        words=code if _is_of_a_store(error) else "",
+        step=NEXT_STEPS.get(_code(error)),
+        passes=passes,
+        later=later,
+    )

@@ -13,7 +13,8 @@ from awscrt.checksums import combine_crc64nvme, crc32c, crc64nvme
 from blocks.ports import Part
 
 Algorithm = Literal["crc64nvme", "crc32c", "md5"]
-MD5_ETAG = re.compile(r'"?([0-9a-f]{32})"?')
+MD5_ETAG = re.compile(r'"?([0-9a-f]{32})"?', re.IGNORECASE)
+"""Not a weak one, as proxies make them (`W/"…"`): that is of something alike."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,16 @@ class Checksum:
     def found_in(self, answer: Mapping[str, Any]) -> str | None:
         """What the store says that it has; None where it does not say.
 
-        Without a checksum of its own, a part's ETag is its MD5; one that is none is told as it is, and equals nothing.
+        Without a checksum of its own, a part's ETag is its MD5, in letters of whichever case. One that is weak, opaque
+        or of bytes that were encrypted with a key says nothing.
         """
         if self.declared:
             return answer.get(self.field)
-        etag = MD5_ETAG.fullmatch(answer["ETag"])
-        return answer["ETag"] if etag is None else _written(bytes.fromhex(etag[1]))
+        is_encrypted = str(answer.get("ServerSideEncryption", "")).startswith("aws:kms")
+        etag = MD5_ETAG.fullmatch(answer.get("ETag", ""))
+        if etag is None or is_encrypted or answer.get("SSECustomerAlgorithm"):
+            return None
+        return _written(bytes.fromhex(etag[1]))
 
 
 def _written(digest: bytes) -> str:

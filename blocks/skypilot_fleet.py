@@ -4,7 +4,7 @@ import logging
 import secrets
 import shlex
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
@@ -22,10 +22,10 @@ from pydantic import Field, SecretStr, field_validator
 from blocks.errors import CellSaidNo, Refused, Unavailable
 from blocks.files import alone, write_whole
 from blocks.google_storage import GoogleStore
-from blocks.mirrors import files_of
+from blocks.mirrors import MirroredFile, files_of, manifest_of
 from blocks.node import CannotServe, File, encode_files
 from blocks.openai_engine import OpenAIEngine
-from blocks.ports import MANIFEST, EngineSettings, Offer, Replica, ReplicaOrder, Stock, is_within
+from blocks.ports import EngineSettings, Offer, Replica, ReplicaOrder, Stock, is_within
 from blocks.replica_tls import Authority, new_identity, release_key
 from blocks.s3 import S3Store
 from blocks.skypilot_clusters import Cluster, SkyPilot, not_the_cell, reason
@@ -273,25 +273,28 @@ class SkyPilotFleet(Block):
             "envs": {**(task.get("envs") or {}), **_told(order, offer, port, is_tls=self.authority is not None)},
             "file_mounts": {
                 **{there: _whole(here) for there, here in mounts.items()},
-                SECRETS: str(self._write_secrets(order, self._nearest_mirror(order, offer.cell), sent)),
+                SECRETS: str(self._write_secrets(order, offer.cell, sent)),
             },
             # SkyPilot's own secrets stand on the command lines of a Slurm node, where each of its users can read them.
             "run": f". {SECRETS}\n{task['run']}",
         }
 
-    def _nearest_mirror(self, order: ReplicaOrder, cell: str) -> S3Store | GoogleStore:
-        """The store that has the whole mirror and is said to be nearest to the cell."""
+    def _nearest_mirror(self, order: ReplicaOrder, cell: str, files: Collection[MirroredFile]) -> S3Store | GoogleStore:
+        """The store that has all these files and is said to be nearest to the cell."""
         stores = (self.store, *self.further_stores)
         near = [(len(name), store) for store in stores for name in store.near if is_within(cell, name)]
         for _, store in sorted(near, key=itemgetter(0), reverse=True):
             try:
-                if store.get(order.mirror_prefix + MANIFEST) is not None:
+                if (found := manifest_of(store, order.mirror_prefix)) is not None and {*files} <= {*found.files}:
                     return store
-            except Unavailable as error:
+            except (Unavailable, Refused) as error:
                 logging.getLogger(__name__).warning("%s reads its weights from farther away: %s", order.name, error)
         return self.store
 
-    def _write_secrets(self, order: ReplicaOrder, store: S3Store | GoogleStore, sent: Path) -> Path:
+    def _write_secrets(self, order: ReplicaOrder, cell: str, sent: Path) -> Path:
+        """Hashes are what the service's own store says, whichever store the bytes come from."""
+        mirrored = files_of(self.store, order.mirror_prefix)
+        store = self._nearest_mirror(order, cell, mirrored)
         try:
             files = encode_files(
                 [
@@ -301,7 +304,7 @@ class SkyPilotFleet(Block):
                         sha256=file.sha256,
                         url=store.presigned_url(order.mirror_prefix + file.path, self.address_hours * 3600),
                     )
-                    for file in files_of(store, order.mirror_prefix)
+                    for file in mirrored
                 ]
             )
         except CannotServe as error:

@@ -4,6 +4,7 @@ from base64 import b64encode
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from blocks.ports import Model, Offer, Unfinished
+from flows.markdown import escaped
 from flows.policy.bets import interval
 from flows.policy.collect import Verdict
 from flows.policy.engines import Engines
@@ -271,13 +272,14 @@ font-size="12"><rect width="100%" height="100%" fill="#fff"/><text x="{LEFT}" y=
 def mirror_report(model: Model, wanted: Selection, targets: Sequence[Target], *, seconds: float, retries: int) -> str:
     """What each store got and how fast, what was left out, and who dropped out."""
     rows = (
-        f"| {target.name} | {_megabytes(target.sent_bytes)} | {_megabytes(target.resumed_bytes)} "
+        f"| {escaped(target.name)} | {_megabytes(target.sent_bytes)} | {_megabytes(target.resumed_bytes)} "
         f"| {_megabytes(target.copied_bytes)} | {target.done_bytes / 1e6 / max(seconds, 1e-3):.0f} MB/s "
-        f"| {'whole' if target.error is None else f'**dropped out**: {target.error}'} |"
+        f"| {'whole' if target.error is None else f'**dropped out**: {escaped(target.error)}'} |"
         for target in targets
     )
-    left_out = "".join(f"- `{path}`: {reason}\n" for path, reason in wanted.left_out)
-    return f"""# Mirror of {model.repo}
+    left_out = "".join(f"- {escaped(path)}: {reason}\n" for path, reason in wanted.left_out)
+    code = "".join(f"- {escaped(words)}\n" for words in wanted.code)
+    return f"""# Mirror of {escaped(model.repo)}
 
 Commit `{model.commit}`, {len(model.files)} files, {_megabytes(model.size_bytes)}; {seconds:.0f} s, {retries} retries.
 
@@ -285,6 +287,7 @@ Commit `{model.commit}`, {len(model.files)} files, {_megabytes(model.size_bytes)
 |---|---:|---:|---:|---:|---|
 {chr(10).join(rows)}
 
+{f"Code, which an engine runs if it is told to trust it:{chr(10)}{chr(10)}{code}{chr(10)}" if code else ""}\
 {f"Left out:{chr(10)}{chr(10)}{left_out}" if left_out else ""}"""
 
 
@@ -294,7 +297,8 @@ def _megabytes(count: int) -> str:
 
 def verification_table(findings: Sequence[Finding]) -> str:
     rows = (
-        f"| {one.store}{one.key} | {'right' if one.is_right else f'**{one.found}**'} | `{one.expected}` |"
+        f"| {escaped(one.store + one.key)} | {'right' if one.is_right else f'**{escaped(one.found)}**'} "
+        f"| {escaped(one.expected)} |"
         for one in findings
     )
     return "\n".join(
@@ -307,7 +311,7 @@ def uploads_table(
 ) -> str:
     """Uploads come with the address of what they are to become."""
     rows = (
-        f"| {url} | {(now - upload.started_at) / 3600:.1f} | {'**abort**' if upload in orphans else 'keep'} |"
+        f"| {escaped(url)} | {(now - upload.started_at) / 3600:.1f} | {'**abort**' if upload in orphans else 'keep'} |"
         for url, upload in uploads
     )
     table = _table("| upload | hours old | |", "|---|---:|---|", rows)
@@ -316,10 +320,12 @@ def uploads_table(
 
 def collection_table(store: str, verdicts: Sequence[Verdict], orphans: Sequence[Unfinished], *, dry_run: bool) -> str:
     rows = (
-        f"| {one.mirror.prefix} | {_megabytes(one.mirror.size_bytes)} | {'**delete**' if one.delete else 'keep'} "
-        f"| {one.reason} |"
+        f"| {escaped(one.mirror.prefix)} | {_megabytes(one.mirror.size_bytes)} "
+        f"| {'**delete**' if one.delete else 'keep'} | {escaped(one.reason)} |"
         for one in verdicts
     )
-    uploads = (f"| {upload.key} | | **abort** | nobody has been at this upload for long |" for upload in orphans)
-    head = f"# What nobody needs in {store}{' (dry run: nothing was deleted)' if dry_run else ''}"
+    uploads = (
+        f"| {escaped(upload.key)} | | **abort** | nobody has been at this upload for long |" for upload in orphans
+    )
+    head = f"# What nobody needs in {escaped(store)}{' (dry run: nothing was deleted)' if dry_run else ''}"
     return "\n".join((head, "", "| mirror | size | | why |", "|---|---:|---|---|", *rows, *uploads))

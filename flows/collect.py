@@ -5,10 +5,10 @@ import time
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 
+from blocks.mirrors import MIRRORS
 from flows.boards import collection_table
 from flows.plans import CollectPlan
 from flows.policy.collect import Verdict, what_to_collect, which_are_orphans
-from flows.policy.ledger import MIRRORS
 from flows.tasks.artifacts import only_for_show
 from flows.tasks.mirror import abort_upload, delete_mirror, look_what_is_there, read_needed
 from flows.tasks.service import open_service
@@ -21,7 +21,9 @@ def collect_mirrors(plan: CollectPlan) -> tuple[Verdict, ...]:
     needed = read_needed(service.stores)
     verdicts = list[Verdict]()
     for number, store in enumerate(service.stores):
-        mirrors, unfinished = look_what_is_there(store)
+        mirrors, unfinished, doubts = look_what_is_there(store)
+        for doubt in doubts:
+            get_run_logger().warning("Nothing of that mirror is deleted: %s", doubt)
         orphans = which_are_orphans(unfinished, time.time(), plan.orphaned_after_hours * 3600)
         under_way = {
             mirror.prefix

@@ -13,14 +13,14 @@ from prefect.futures import wait
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from blocks.errors import SkyferryError
+from blocks.mirrors import Manifest, MirroredFile, mirror_prefix
 from blocks.ports import Hub, Model, Store
 from blocks.service import Service
 from flows.boards import mirror_report
 from flows.plans import MirrorPlan
-from flows.policy.ledger import mirror_prefix
-from flows.policy.mirror import Manifest, MirroredFile, Selection, as_mirrored, traffic_words, what_to_mirror
+from flows.policy.mirror import Selection, traffic_words
 from flows.tasks.artifacts import TransferProgress, only_for_show
-from flows.tasks.mirror import check_writable, copy_file, look_up, survey, write_manifest
+from flows.tasks.mirror import check_writable, choose_files, copy_file, look_up, survey, write_manifest
 from flows.tasks.service import open_service
 from flows.tasks.transfer import Target, Transfer
 
@@ -41,9 +41,9 @@ def mirror_model(plan: MirrorPlan) -> Manifest:
     """
     service = open_service(plan.service)
     model = look_up(service.hub, plan.repo, plan.revision)
-    wanted = what_to_mirror(model, allow=plan.allow, ignore=plan.ignore, pickle_weights=plan.pickle_weights)
+    wanted = choose_files(service.hub, model, **plan.wanted)
     model = replace(model, files=wanted.files)
-    targets = [_open(store, model) for store in service.stores]
+    targets = [_open(store, model, keeps_ledger=store is service.store) for store in service.stores]
     own = targets[0]
     if own.error is None and (lacking := [target for target in targets if target.lacks]):
         words = traffic_words(model.size_bytes, plan.egress_dollars_per_gb)
@@ -57,17 +57,19 @@ def mirror_model(plan: MirrorPlan) -> Manifest:
     return cast("Manifest", own.manifest)  # a store without an error has one
 
 
-def _open(store: Store, model: Model) -> Target:
+def _open(store: Store, model: Model, *, keeps_ledger: bool) -> Target:
     """A store that cannot be asked, or written, has dropped out before the first byte."""
     target = Target(store.url_of("").rstrip("/"), store, mirror_prefix(model.repo, model.commit))
     try:
         found = survey(store, model.files, target.prefix)
         if found.lacks:
-            check_writable(store)
+            check_writable(store, keeps_ledger=keeps_ledger)
     except SkyferryError as error:
         target.error = error
         return target
-    target.manifest, target.lacks = found.manifest, found.lacks
+    for doubt in found.doubts:
+        get_run_logger().warning("Another mirror is not copied from: %s", doubt)
+    target.manifest, target.lacks, target.there = found.manifest, found.lacks, found.there
     target.held, target.unfinished = found.held, found.unfinished
     return target
 
@@ -93,13 +95,12 @@ def _fill(service: Service, model: Model, wanted: Selection, targets: Sequence[T
 def _publish(hub: Hub, model: Model, target: Target, copied: Mapping[str, MirroredFile]) -> None:
     if target.error is not None:
         return
-    # What is neither copied now nor named by a manifest has been there: a large file, whose sha256 the hub knows.
     named = {} if target.manifest is None else {file.path: file for file in target.manifest.files}
     manifest = Manifest(
         repo=model.repo,
         commit=model.commit,
         license=model.license,
-        files=tuple(copied.get(file.path) or named.get(file.path) or as_mirrored(file) for file in model.files),
+        files=tuple(named.get(file.path) or copied[file.path] for file in model.files),
         source=hub.endpoint,
         mirrored_at=datetime.now(UTC),
         tool=f"skyferry {version('skyferry')}",

@@ -9,13 +9,13 @@ from prefect import get_run_logger
 from prefect.futures import PrefectFuture, as_completed, wait
 
 from blocks.errors import CellSaidNo, NotReady, Refused, SkyferryError
+from blocks.mirrors import Manifest
 from blocks.ports import EngineSettings, Model, Offer, Replica, ReplicaOrder, Stock
 from blocks.service import Service
 from flows.boards import placement_board
 from flows.drain import put_in_slot
 from flows.policy.attempts import Attempt, Attempts, note
 from flows.policy.ledger import Release, mirror_prefix, note_start, replica_orders
-from flows.policy.mirror import Manifest
 from flows.policy.placement import Placement, PlacementRules, check_caps, plan_placement
 from flows.policy.sizing import Fit, Need, fit
 from flows.tasks.artifacts import Board

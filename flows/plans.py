@@ -2,7 +2,7 @@
 
 from datetime import time
 from itertools import pairwise
-from typing import Annotated, Self, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 from zoneinfo import ZoneInfo, available_timezones
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -90,12 +90,23 @@ class MirrorPlan(ModelPlan):
         title="Pickled weights too",
         description="Mirror weights that run code when they are loaded; only from a maker whom you trust with that.",
     )
+    python_code: bool = Field(
+        default=False,
+        title="Code too",
+        description="Mirror Python files and the like, and models whose configs name such code (auto_map); only from a "
+        "maker whom you trust with that.",
+    )
     egress_dollars_per_gb: float | None = Field(
         default=None,
         ge=0,
         title="Price of traffic ($ per GB)",
         description="What you pay for bytes that leave your cloud; without it, list prices are shown.",
     )
+
+    @property
+    def wanted(self) -> dict[str, Any]:
+        """Which files, as `choose_files` takes it."""
+        return {name: getattr(self, name) for name in ("allow", "ignore", "pickle_weights", "python_code")}
 
 
 class VerifyPlan(Plan):

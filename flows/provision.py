@@ -6,16 +6,15 @@ from functools import partial
 
 from prefect import flow
 
-from blocks.ports import Model
+from blocks.ports import Hub, Model
 from blocks.service import Service
 from flows.place import plan_fleet, start_replicas
 from flows.plans import FleetPlan, MirrorPlan, ProvisionPlan
 from flows.policy.ledger import Release, open_release, release_id
-from flows.policy.mirror import what_to_mirror
 from flows.policy.placement import Placement
 from flows.tasks.gateway import read_split
 from flows.tasks.ledger import amend, read_record
-from flows.tasks.mirror import check_writable, look_up
+from flows.tasks.mirror import check_writable, choose_files, look_up
 from flows.tasks.runs import ended_run_of, own_run_id
 from flows.tasks.service import open_service
 from flows.undo import users_keep_what_they_had
@@ -36,12 +35,11 @@ def provision_fleet(plan: ProvisionPlan) -> Release | Placement:
     return release
 
 
-def _as_mirrored(model: Model, plan: FleetPlan) -> Model:
+def _as_mirrored(hub: Hub, model: Model, plan: FleetPlan) -> Model:
     """With the files alone that a release's plan would have mirrored."""
     if not isinstance(plan, MirrorPlan):
         return model
-    wanted = what_to_mirror(model, allow=plan.allow, ignore=plan.ignore, pickle_weights=plan.pickle_weights)
-    return replace(model, files=wanted.files)
+    return replace(model, files=choose_files(hub, model, **plan.wanted).files)
 
 
 def open_in_ledger(service: Service, plan: FleetPlan) -> Release:
@@ -54,7 +52,7 @@ def open_in_ledger(service: Service, plan: FleetPlan) -> Release:
     wanted = release_id(service.name, plan.repo, model.commit, plan.engine)
     if wanted not in {release.id for release in (record.live, record.under_way) if release is not None}:
         # What no cell can hold, or the caps do not allow, would only be found out once the model is mirrored.
-        plan_fleet(service, _as_mirrored(model, plan), plan.engine, plan.placement, is_only_a_plan=False)
+        plan_fleet(service, _as_mirrored(service.hub, model, plan), plan.engine, plan.placement, is_only_a_plan=False)
     ended = ended_run_of(record.under_way)
     step = partial(
         open_release,

@@ -9,10 +9,9 @@ from unittest.mock import patch
 from pydantic import SecretStr
 
 from blocks.hugging_face import HuggingFaceHub
+from blocks.mirrors import Manifest, mirror_prefix
 from blocks.ports import Hub, Model, Store
 from blocks.s3 import S3Store
-from flows.policy.ledger import mirror_prefix
-from flows.policy.mirror import Manifest, as_mirrored
 from flows.tasks.mirror import survey, write_manifest
 from flows.tasks.patience import Patience
 from flows.tasks.transfer import Target, Transfer
@@ -30,6 +29,7 @@ def opened(store: Store, model: Model) -> Target:
         mirror_prefix(model.repo, model.commit),
         manifest=found.manifest,
         lacks=found.lacks,
+        there=found.there,
         held=found.held,
         unfinished=found.unfinished,
     )
@@ -48,7 +48,8 @@ def mirror(hub: Hub, stores: Sequence[Store], repo: str, revision: str = "main",
         ThreadPoolExecutor(8) as pool,
     ):
         copied = {file.path: file for file in pool.map(transfer.copy, missing) if file is not None}
-    files = tuple(copied.get(file.path) or as_mirrored(file) for file in model.files)
+    named = {file.path: file for target in targets if target.manifest for file in target.manifest.files}
+    files = tuple(copied.get(file.path) or named[file.path] for file in model.files)
     manifest = Manifest(
         repo=repo,
         commit=model.commit,

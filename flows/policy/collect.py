@@ -3,8 +3,10 @@
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from blocks.ports import MANIFEST, StoredObject, Unfinished
-from flows.policy.ledger import MIRRORS
+from blocks.mirrors import MIRRORS, home_of
+from blocks.ports import StoredObject, Unfinished
+
+ON_ITS_WAY = "without a manifest that can be read it may be on its way; mirror it, or delete it"
 
 
 @dataclass(frozen=True)
@@ -14,7 +16,7 @@ class Mirror:
     prefix: str
     objects: tuple[StoredObject, ...]
     mirrored_at: float | None
-    """Unix seconds; None where there is no manifest, so that it is no mirror, or none yet."""
+    """Unix seconds; None where there is no manifest that can be read, so that it is no mirror, or none yet."""
 
     @property
     def size_bytes(self) -> int:
@@ -36,9 +38,8 @@ def mirrors_in(objects: Iterable[StoredObject], mirrored_at: dict[str, float]) -
     """Objects by the mirror that they belong to: `models/<maker>/<name>/<commit>/`. What lies elsewhere is nobody's."""
     found = dict[str, list[StoredObject]]()
     for stored in objects:
-        parts = stored.key.split("/", 4)
-        if len(parts) == 5 and stored.key.startswith(MIRRORS):  # noqa: PLR2004 - models, maker, name, commit, path
-            found.setdefault("/".join(parts[:4]) + "/", []).append(stored)
+        if (home := home_of(stored.key)) is not None:
+            found.setdefault(home, []).append(stored)
     return tuple(Mirror(prefix, tuple(own), mirrored_at.get(prefix)) for prefix, own in sorted(found.items()))
 
 
@@ -71,7 +72,7 @@ def _judge(
     if mirror.prefix in under_way:
         return Verdict(mirror, delete=False, reason="uploads to it are under way")
     if mirror.mirrored_at is None:
-        return Verdict(mirror, delete=False, reason="without a manifest it may be on its way; mirror it, or delete it")
+        return Verdict(mirror, delete=False, reason=ON_ITS_WAY)
     if mirror.prefix in kept:
         return Verdict(mirror, delete=False, reason=f"among the newest {keep_newest} of {mirror.repo}")
     return Verdict(mirror, delete=True, reason="no release refers to it, and newer ones are there")
@@ -80,7 +81,3 @@ def _judge(
 def which_are_orphans(unfinished: Iterable[Unfinished], now: float, grace_seconds: float) -> tuple[Unfinished, ...]:
     """Uploads that began so long ago that nobody is at them any more."""
     return tuple(upload for upload in unfinished if now - upload.started_at > grace_seconds)
-
-
-def manifest_keys(objects: Iterable[StoredObject]) -> tuple[str, ...]:
-    return tuple(found.key for found in objects if found.key.endswith(f"/{MANIFEST}"))

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from blocks.errors import Refused
+from blocks.mirrors import mirror_prefix
 from blocks.ports import EngineSettings, ReplicaOrder, Slot
 from flows.policy.engines import Engines
 from flows.policy.gates import Verdict
@@ -116,14 +117,6 @@ LEDGERS = "ledger/"
 
 def ledger_key(service: str) -> str:
     return f"{LEDGERS}{service}.json"
-
-
-MIRRORS = "models/"
-"""The prefix of all mirrors in a store."""
-
-
-def mirror_prefix(repo: str, commit: str) -> str:
-    return f"{MIRRORS}{repo}/{commit}/"
 
 
 def release_id(service: str, repo: str, commit: str, engine: EngineSettings) -> str:

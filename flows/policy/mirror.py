@@ -1,80 +1,30 @@
 """What belongs into a mirror, what is missing of it, and in which pieces does it come?"""
 
+import re
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
-from pydantic import BaseModel, ConfigDict
-
 from blocks.errors import Refused
-from blocks.ports import MANIFEST, Model, ModelFile, PartLimits, StoredObject, Unfinished
+from blocks.mirrors import LONGEST_KEY_BYTES, fault_of_name, mirror_prefix
+from blocks.node import LARGEST_FILE_BYTES, SHA256, fault_of_paths
+from blocks.ports import Model, ModelFile, PartLimits, StoredObject, Unfinished
+from flows.policy import weights
 
 MIB = 1 << 20
 PART_BYTES = 24 * MIB
 """Each part costs milliseconds whatever its size; four workers' buffers and the process stay below 256 MiB."""
-PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".dill")
-"""Loading such weights runs whatever code somebody has put into them."""
 
 
-class MirroredFile(BaseModel):
-    model_config = ConfigDict(frozen=True)
+def what_is_there(files: Iterable[ModelFile], objects: Iterable[StoredObject], prefix: str) -> frozenset[str]:
+    """The paths of large files at which something of the right size lies: to be read back before it is believed.
 
-    path: str
-    size_bytes: int
-    sha256: str
-
-
-def as_mirrored(file: ModelFile) -> MirroredFile:
-    """A file whose sha256 the hub knows."""
-    if file.sha256 is None:
-        raise ValueError(f"the hub has no sha256 of {file.path}; only reading it gives one")
-    return MirroredFile(path=file.path, size_bytes=file.size_bytes, sha256=file.sha256)
-
-
-class Manifest(BaseModel):
-    """What a mirror holds; written last, it is the only sign that the mirror exists."""
-
-    model_config = ConfigDict(frozen=True)
-
-    repo: str
-    commit: str
-    license: str | None
-    files: tuple[MirroredFile, ...]
-    source: str
-    mirrored_at: datetime
-    tool: str
-
-    @property
-    def size_bytes(self) -> int:
-        return sum(file.size_bytes for file in self.files)
-
-    def holds(self, files: Iterable[ModelFile]) -> bool:
-        """Is everything of this there?"""
-        paths = {file.path for file in self.files}
-        return all(file.path in paths for file in files)
-
-    def joined_with(self, standing: "Manifest") -> "Manifest":
-        """Both, where a mirror is made larger by files that an earlier run left out; Refused where they differ."""
-        ours = {file.path: file for file in self.files}
-        theirs = {file.path: file for file in standing.files}
-        if differ := sorted(path for path in ours.keys() & theirs.keys() if ours[path] != theirs[path]):
-            raise Refused(
-                f"a manifest of {standing.repo} at {standing.commit} stands already and says otherwise of "
-                f"{', '.join(differ)}; delete that mirror first"
-            )
-        return self.model_copy(update={"files": tuple(file for _, file in sorted({**theirs, **ours}.items()))})
-
-
-def what_to_copy(files: Iterable[ModelFile], there: Iterable[StoredObject], prefix: str) -> tuple[ModelFile, ...]:
-    """The files that are not in the store yet, largest first.
-
-    An object exists only once its hash was right, so a large file of the right size is there. Small files come again:
-    only reading them gives the sha256 that the manifest needs.
+    Small files come again: only reading them from the hub gives the sha256 that the manifest needs.
     """
-    sizes = {stored.key: stored.size_bytes for stored in there}
-    missing = [file for file in files if file.sha256 is None or sizes.get(prefix + file.path) != file.size_bytes]
-    return tuple(sorted(missing, key=lambda file: -file.size_bytes))
+    sizes = {stored.key: stored.size_bytes for stored in objects}
+    return frozenset(
+        file.path for file in files if file.sha256 is not None and sizes.get(prefix + file.path) == file.size_bytes
+    )
 
 
 @dataclass(frozen=True)
@@ -84,6 +34,8 @@ class Selection:
     files: tuple[ModelFile, ...]
     left_out: tuple[tuple[str, str], ...]
     """Path and reason."""
+    code: tuple[str, ...] = ()
+    """What of it is code that an engine may be told to run; somebody has asked for it."""
 
     @property
     def size_bytes(self) -> int:
@@ -91,12 +43,18 @@ class Selection:
 
 
 def what_to_mirror(
-    model: Model, *, allow: Sequence[str] = (), ignore: Sequence[str] = (), pickle_weights: bool = False
+    model: Model,
+    *,
+    allow: Sequence[str] = (),
+    ignore: Sequence[str] = (),
+    pickle_weights: bool = False,
+    python_code: bool = False,
 ) -> Selection:
-    """The files that match `allow` (none: every one) and not `ignore`, without pickles.
+    """The files that match `allow` (none: every one) and not `ignore`, without what runs code when it is loaded.
 
-    Pickles beside safetensors are left out, for those hold the same weights. A model whose only weights are pickles is
-    Refused, unless `pickle_weights` asks for them; so is a selection of nothing.
+    Pickles that others of the files stand in for are left out, and so is code, unless they are asked for. Weights that
+    are pickles and that nothing stands in for are Refused; so are a selection of nothing, and files that no store and
+    no machine can hold as the hub describes them.
     """
     files, left_out = list[ModelFile](), list[tuple[str, str]]()
     for file in model.files:
@@ -106,20 +64,57 @@ def what_to_mirror(
             left_out.append((file.path, "among the patterns ignored"))
         else:
             files.append(file)
-    pickles = [file for file in files if file.sha256 is not None and file.path.endswith(PICKLES)]
-    if pickles and not pickle_weights:
-        if not any(file.path.endswith((".safetensors", ".gguf")) for file in files):
+    code = tuple(file.path for file in files if weights.is_code(file.path))
+    if not python_code:
+        left_out += [(path, "code, which nobody asked for (python_code)") for path in code]
+        files = [file for file in files if file.path not in code]
+    if not pickle_weights:
+        dispensable = weights.what_stands_in([file.path for file in files])
+        if needed := [path for path, reason in dispensable.items() if reason is None]:
             raise Refused(
-                f"{model.repo} has its weights only as pickles, which run code when they are loaded: "
-                f"{', '.join(file.path for file in pickles)}; choose a revision with safetensors, or set pickle_weights"
+                f"{model.repo} has weights only as pickles, or as other files that run code when they are loaded: "
+                f"{', '.join(needed)}; choose a revision with safetensors, ignore them if no engine of yours loads "
+                f"them, or set pickle_weights"
             )
-        files = [file for file in files if file not in pickles]
-        left_out += [(file.path, "a pickle, and there are safe weights") for file in pickles]
+        left_out += [(path, reason) for path, reason in dispensable.items() if reason is not None]
+        files = [file for file in files if file.path not in dispensable]
     if not files:
         raise Refused(f"nothing of the {len(model.files)} files of {model.repo} is left to mirror; change the patterns")
-    if any(file.path == MANIFEST for file in files):
-        raise Refused(f"{model.repo} has a file {MANIFEST}, which is the name of the mirror's manifest; ignore it")
-    return Selection(tuple(files), tuple(left_out))
+    return Selection(_checked(model, files), tuple(left_out), code if python_code else ())
+
+
+COMMIT = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?")
+"""Git's names for commits: of sha1, or of sha256."""
+
+
+def _checked(model: Model, files: Sequence[ModelFile]) -> tuple[ModelFile, ...]:
+    """With hashes as they are compared; Refused before anything of what a hub says becomes a key or a path."""
+    if COMMIT.fullmatch(model.commit) is None:
+        raise Refused(f"the hub calls {model.commit!r} the commit of {model.repo}, and it is none; use another hub")
+    prefix = mirror_prefix(model.repo, model.commit)
+    for file in files:
+        if (fault := _fault(file, prefix)) is not None:
+            raise Refused(f"{file.path!r} of {model.repo} {fault}; ignore it, or ask the hub's owner")
+    if (fault := fault_of_paths(file.path for file in files)) is not None:
+        raise Refused(f"{fault} in {model.repo}; ask the hub's owner")
+    return tuple(
+        replace(file, sha256=None if file.sha256 is None else file.sha256.lower(), git_sha1=file.git_sha1.lower())
+        for file in files
+    )
+
+
+def _fault(file: ModelFile, prefix: str) -> str | None:
+    if (fault := fault_of_name(file.path)) is not None:
+        return fault
+    if len((prefix + file.path).encode()) > LONGEST_KEY_BYTES:
+        return f"would have a key of more than {LONGEST_KEY_BYTES} bytes, which is the most that stores take"
+    if type(file.size_bytes) is not int or not 0 <= file.size_bytes <= LARGEST_FILE_BYTES:
+        return f"has {file.size_bytes!r} bytes, where a file has up to {LARGEST_FILE_BYTES}"
+    if file.sha256 is not None and re.fullmatch(SHA256, file.sha256.lower()) is None:
+        return f"has the sha256 {file.sha256!r}, which is none"
+    if file.sha256 is None and COMMIT.fullmatch(file.git_sha1.lower()) is None:
+        return f"has the git sha1 {file.git_sha1!r}, which is none"
+    return None
 
 
 def part_bytes(size_bytes: int, limits: Iterable[PartLimits]) -> int:

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from flows.policy.mirror import Manifest, MirroredFile
+from blocks.mirrors import Manifest, MirroredFile
 
 
 @dataclass(frozen=True)
@@ -16,6 +16,8 @@ class Finding:
     expected: str
     found: str
     """The sha256, or what else stands in its place."""
+    is_unread: bool = False
+    """Nobody knows what is there: `found` says why it could not be read."""
 
     @property
     def is_right(self) -> bool:
@@ -37,4 +39,20 @@ def which_to_verify(manifest: Manifest, sample_percent: float, seed: str) -> tup
 
 
 def what_is_wrong(findings: Sequence[Finding]) -> tuple[Finding, ...]:
-    return tuple(finding for finding in findings if not finding.is_right)
+    return tuple(finding for finding in findings if not finding.is_right and not finding.is_unread)
+
+
+def what_is_unread(findings: Sequence[Finding]) -> tuple[Finding, ...]:
+    return tuple(finding for finding in findings if finding.is_unread)
+
+
+def words_of(wrong: Sequence[Finding], unread: Sequence[Finding], count: int) -> str:
+    """Every one of them by name, and what to do."""
+    parts = list[str]()
+    if wrong:
+        named = "; ".join(f"{one.store}{one.key}: {one.found} where {one.expected} should be" for one in wrong)
+        parts.append(f"{len(wrong)} of {count} files are not what was mirrored: {named}; delete and mirror anew")
+    if unread:
+        named = "; ".join(f"{one.store}{one.key}: {one.found}" for one in unread)
+        parts.append(f"{len(unread)} of {count} files could not be read: {named}; verify again")
+    return ". ".join(parts)

@@ -16,6 +16,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactUpdate
 
 from blocks.ports import Model
+from flows.markdown import escaped
 from flows.tasks.transfer import Target
 
 REFRESH_SECONDS = 2.0
@@ -110,7 +111,7 @@ class TransferProgress:
         rate = done / max(time.monotonic() - self._begun, 1e-3)
         left = f"{max(0, size_bytes - done) / rate:.0f} s left" if rate else "starting"
         if target.error is not None:
-            left = f"dropped out: {target.error}"
+            left = f"dropped out: {escaped(target.error)}"
         return (
             f"{self._model.repo} at {self._model.commit[:12]} into {target.name}: {done / MIB:.0f} of "
             f"{size_bytes / MIB:.0f} MiB, {target.done_files} of {len(target.lacks)} files, {rate / MIB:.0f} MiB/s, "

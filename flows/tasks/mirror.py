@@ -5,22 +5,25 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import cast
 from uuid import uuid4
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from blocks.errors import Conflict, Refused, Unavailable
-from blocks.ports import MANIFEST, EngineSettings, Hub, Model, ModelFile, Records, Store, Unfinished
+from blocks.errors import Conflict, Refused, Unavailable, Unsupported
+from blocks.mirrors import MIRRORS, Manifest, MirroredFile, is_manifest, manifest_in, manifest_of
+from blocks.ports import MANIFEST, EngineSettings, Hub, Model, ModelFile, Store, Unfinished
 from flows.policy import gguf
-from flows.policy.collect import Mirror, manifest_keys, mirrors_in
-from flows.policy.ledger import LEDGERS, MIRRORS, ServiceRecord
-from flows.policy.mirror import Manifest, MirroredFile, what_to_copy, what_to_resume
+from flows.policy.collect import Mirror, mirrors_in
+from flows.policy.ledger import LEDGERS, ServiceRecord
+from flows.policy.mirror import Selection, what_is_there, what_to_mirror, what_to_resume
 from flows.policy.sizing import Need, size_gguf, size_model
 from flows.policy.verify import Finding
+from flows.policy.weights import code_named_in, may_name_code
 from flows.tasks import act
+from flows.tasks.read_back import read_back
 from flows.tasks.transfer import Transfer
 
 MANIFESTS_AT_ONCE = 8
@@ -32,21 +35,23 @@ def look_up(hub: Hub, repo: str, revision: str) -> Model:
 
 
 @act(task_run_name="check-that-the-store-can-be-written")
-def check_writable(store: Store) -> None:
-    """Write and delete a tiny object; Refused where that may not be done."""
+def check_writable(store: Store, *, keeps_ledger: bool = True) -> None:
+    """Write and delete a tiny object; Refused where that may not be done, or not as the ledger needs it."""
     key = f"probe/{uuid4()}"
     try:
-        # Nobody else has that name: a conflict is with our own, whose answer was lost.
-        with suppress(Conflict):
-            store.put(key, b"", replacing=None)
+        if keeps_ledger:
+            # Nobody else has that name: a conflict is with our own, whose answer was lost.
+            with suppress(Conflict):
+                store.put(key, b"", replacing=None)
+        else:
+            store.write(key, b"")
     finally:
         store.delete(key)
 
 
 @act(task_run_name="read-manifest")
-def read_manifest(records: Records, prefix: str) -> Manifest | None:
-    found = records.get(prefix + MANIFEST)
-    return None if found is None else Manifest.model_validate_json(found.body)
+def read_manifest(store: Store, prefix: str) -> Manifest | None:
+    return manifest_of(store, prefix)
 
 
 @act(task_run_name="size-up-{repo}")
@@ -108,6 +113,39 @@ def _whole(repo: str, path: str, size_bytes: int, read: Callable[[str], Iterator
     return body
 
 
+@act(task_run_name="choose-files-of-{model.repo}")
+def choose_files(
+    hub: Hub,
+    model: Model,
+    *,
+    allow: Sequence[str] = (),
+    ignore: Sequence[str] = (),
+    pickle_weights: bool = False,
+    python_code: bool = False,
+) -> Selection:
+    """As `what_to_mirror`; a model whose configs name code is Refused too, unless `python_code` asks for it."""
+    wanted = what_to_mirror(model, allow=allow, ignore=ignore, pickle_weights=pickle_weights, python_code=python_code)
+    named = tuple(words for file in wanted.files if may_name_code(file.path) for words in _code_in(hub, model, file))
+    if named and not python_code:
+        raise Refused(
+            f"{model.repo} names code that is to run beside the engine's own: {'; '.join(named)}; set python_code if "
+            f"you trust its maker with that, and ignore *.py if your engine knows the model without it"
+        )
+    return replace(wanted, code=(*wanted.code, *named))
+
+
+def _code_in(hub: Hub, model: Model, file: ModelFile) -> list[str]:
+    """What a config says of code; read to the hash that it will be mirrored by, so that it is what was looked at."""
+    body = _whole(model.repo, file.path, file.size_bytes, lambda _: hub.read(model, file))
+    if (_git_sha1(body) != file.git_sha1) if file.sha256 is None else (hashlib.sha256(body).hexdigest() != file.sha256):
+        raise Unavailable(f"{file.path} of {model.repo} came with another hash than the hub promises; try again later")
+    return [f"{file.path} ({words})" for words in code_named_in(_parsed(model.repo, file.path, body))]
+
+
+def _git_sha1(body: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(body) + body, usedforsecurity=False).hexdigest()
+
+
 def _total_bytes(index: Mapping[str, object]) -> int | None:
     """What a safetensors index says of the weights as they are loaded."""
     about = index.get("metadata")
@@ -135,11 +173,15 @@ class Survey:
 
     manifest: Manifest | None
     lacks: frozenset[str] = frozenset()
-    """Paths."""
+    """Paths that the manifest does not name."""
+    there: frozenset[str] = frozenset()
+    """Those of them that something of the right size lies at, which nobody vouches for."""
     held: Mapping[str, str] = field(default_factory=dict)
     """Keys of other mirrors' objects by the sha256 of their content."""
     unfinished: Mapping[str, Unfinished] = field(default_factory=dict)
     """Uploads to go on with, by key."""
+    doubts: tuple[str, ...] = ()
+    """What was found beside it that cannot be used, and is nobody's harm."""
 
 
 @act(task_run_name="survey-{prefix}")
@@ -148,34 +190,55 @@ def survey(store: Store, files: Iterable[ModelFile], prefix: str) -> Survey:
 
     What the manifest names is there: it was written last.
     """
-    found = store.get(prefix + MANIFEST)
-    manifest = None if found is None else Manifest.model_validate_json(found.body)
+    manifest = manifest_of(store, prefix)
+    files = tuple(files)
+    if manifest is not None:
+        manifest.check_against(files)
     named = set() if manifest is None else {file.path for file in manifest.files}
-    files = [file for file in files if file.path not in named]
-    if not files:
+    lacking = [file for file in files if file.path not in named]
+    if not lacking:
         return Survey(manifest)
-    there = tuple(store.list(MIRRORS))
-    lacking = what_to_copy(files, there, prefix)
-    resumption = what_to_resume(store.unfinished(prefix), {prefix + file.path for file in lacking})
+    objects = tuple(store.list(MIRRORS))
+    there = what_is_there(lacking, objects, prefix)
+    resumption = what_to_resume(
+        store.unfinished(prefix), {prefix + file.path for file in lacking if file.path not in there}
+    )
     for orphan in resumption.abort:
         store.abort(orphan)
-    sizes = {found.key: found.size_bytes for found in there}
-    others = [key for key in sizes if key.endswith(f"/{MANIFEST}") and key != prefix + MANIFEST]
-    wanted = {file.sha256 for file in lacking if file.sha256 is not None}
-    with ThreadPoolExecutor(MANIFESTS_AT_ONCE) as pool:
-        manifests = pool.map(store.get, others if wanted else ())
-        held = {
-            file.sha256: home + file.path
-            for home, found in zip((key.removesuffix(MANIFEST) for key in others), manifests, strict=False)
-            for file in (Manifest.model_validate_json(found.body).files if found else ())
-            if file.sha256 in wanted and sizes.get(home + file.path) == file.size_bytes
-        }
+    sizes = {found.key: found.size_bytes for found in objects}
+    wanted = {file.sha256: file.size_bytes for file in lacking if file.sha256 is not None}
+    others, doubts = _manifests(store, [key for key in sizes if key != prefix + MANIFEST] if wanted else ())
+    held = {
+        file.sha256: home + file.path
+        for home, other in others.items()
+        for file in other.files
+        if wanted.get(file.sha256) == file.size_bytes == sizes.get(home + file.path)
+    }
     return Survey(
         manifest=manifest,
         lacks=frozenset(file.path for file in lacking),
+        there=there,
         held=held,
         unfinished={upload.key: upload for upload in resumption.go_on},
+        doubts=doubts,
     )
+
+
+def _manifests(store: Store, keys: Iterable[str]) -> tuple[dict[str, Manifest], tuple[str, ...]]:
+    """The manifests among these objects, by their mirrors' prefixes, and what is wrong with those that are none."""
+    keys = [key for key in keys if is_manifest(key)]
+    with ThreadPoolExecutor(MANIFESTS_AT_ONCE) as pool:
+        bodies = dict(zip(keys, pool.map(store.get, keys), strict=True))
+    manifests, doubts = dict[str, Manifest](), list[str]()
+    for key, found in bodies.items():
+        if found is None:
+            continue  # deleted meanwhile
+        prefix = key.removesuffix(MANIFEST)
+        try:
+            manifests[prefix] = manifest_in(found.body, prefix, store.url_of(key))
+        except Refused as error:
+            doubts.append(str(error))
+    return manifests, tuple(doubts)
 
 
 # The transfer tries each part again itself: a second round of the same tries would only be late.
@@ -186,58 +249,55 @@ def copy_file(transfer: Transfer, file: ModelFile) -> MirroredFile | None:
 
 
 @act(task_run_name="write-manifest")
-def write_manifest(records: Records, prefix: str, manifest: Manifest) -> Manifest:
-    """One that stands already is made larger by what it lacks: another run has written it. Returns what stands."""
+def write_manifest(store: Store, prefix: str, manifest: Manifest) -> Manifest:
+    """One that stands already is made larger by what it lacks: another run has written it. Returns what stands.
+
+    A store without conditional writes gets it all the same: two runs that write at once there write the same files,
+    and what one of them left out is mirrored by the next.
+    """
     key = prefix + MANIFEST
+    standing = store.get(key)
+    known = None if standing is None else manifest_in(standing.body, prefix, store.url_of(key))
+    joined = manifest if known is None else manifest.joined_with(known)
+    if known is not None and {file.path for file in joined.files} == {file.path for file in known.files}:
+        return known
+    body = joined.model_dump_json(indent=1).encode()
     try:
-        records.put(key, _written(manifest), replacing=None)
-    except Conflict:
-        standing = records.get(key)
-        if standing is None:
-            raise
-        known = Manifest.model_validate_json(standing.body)
-        joined = manifest.joined_with(known)
-        if {file.path for file in joined.files} == {file.path for file in known.files}:
-            return known
-        records.put(key, _written(joined), replacing=standing.etag)
-        return joined
-    return manifest
+        store.put(key, body, replacing=None if standing is None else standing.etag)
+    except Conflict as error:
+        raise Unavailable(f"{store.url_of(key)} was written by another run just now; look at it again") from error
+    except Unsupported:
+        store.write(key, body)
+    return joined
 
 
 @act(task_run_name="find-mirrors-of-{repo}")
-def find_mirrors(store: Store, repo: str, commit: str | None) -> dict[str, Manifest]:
-    """Manifests by prefix; of every commit where none is given."""
+def find_mirrors(store: Store, repo: str, commit: str | None) -> tuple[dict[str, Manifest], tuple[Finding, ...]]:
+    """Manifests by prefix; of every commit where none is given. What cannot be read as one is a finding."""
     home = f"{MIRRORS}{repo}/{commit or ''}"
-    keys = [found.key for found in store.list(home) if found.key.endswith(f"/{MANIFEST}")]
-    found = {key.removesuffix(MANIFEST): store.get(key) for key in keys}
-    return {prefix: Manifest.model_validate_json(body.body) for prefix, body in found.items() if body is not None}
+    found, doubts = _manifests(store, [found.key for found in store.list(home)])
+    return found, tuple(Finding(store.url_of(""), home, "a manifest", doubt) for doubt in doubts)
 
 
 @act(task_run_name="verify-{key}")
-def verify_file(store: Store, key: str, expected_sha256: str) -> Finding:
+def verify_file(store: Store, key: str, file: MirroredFile) -> Finding:
     """Read the whole object back and hash it."""
-    digest = hashlib.sha256()
+    is_unread = False
     try:
-        for chunk in store.read(key):
-            digest.update(chunk)
+        found = read_back(store, key, file.size_bytes)
     except Refused as error:
-        return Finding(store.url_of(""), key, expected_sha256, str(error))
-    return Finding(store.url_of(""), key, expected_sha256, digest.hexdigest())
+        # One that is there, and may not be read, or not at once, as from an archive, says nothing against its bytes.
+        found, is_unread = str(error), any(one.key == key for one in store.list(key))
+    return Finding(store.url_of(""), key, file.sha256, found, is_unread)
 
 
 @act(task_run_name="look-what-is-needed")
-def look_what_is_there(store: Store) -> tuple[tuple[Mirror, ...], tuple[Unfinished, ...]]:
-    """Every mirror of the store, and every upload that is no object yet."""
+def look_what_is_there(store: Store) -> tuple[tuple[Mirror, ...], tuple[Unfinished, ...], tuple[str, ...]]:
+    """Every mirror of the store, every upload that is no object yet, and what is wrong with manifests that are none."""
     there = tuple(store.list(MIRRORS))
-    with ThreadPoolExecutor(MANIFESTS_AT_ONCE) as pool:
-        keys = manifest_keys(there)
-        read = zip(keys, pool.map(store.get, keys), strict=True)
-        dates = {
-            key.removesuffix(MANIFEST): Manifest.model_validate_json(found.body).mirrored_at.timestamp()
-            for key, found in read
-            if found is not None
-        }
-    return mirrors_in(there, dates), store.unfinished(MIRRORS)
+    manifests, doubts = _manifests(store, [found.key for found in there])
+    dates = {prefix: manifest.mirrored_at.timestamp() for prefix, manifest in manifests.items()}
+    return mirrors_in(there, dates), store.unfinished(MIRRORS), doubts
 
 
 @act(task_run_name="read-what-releases-need")
@@ -277,7 +337,3 @@ def _needed(stores: Sequence[Store]) -> frozenset[str]:
                 record = ServiceRecord.model_validate_json(found.body)
                 needed.update(release.mirror_prefix for release in record.releases)
     return frozenset(needed)
-
-
-def _written(manifest: Manifest) -> bytes:
-    return manifest.model_dump_json(indent=1).encode()

@@ -1,7 +1,8 @@
 """Bytes from a hub into stores: in parts through memory, read once, hashed in order, sent to every store, and released.
 
 A few workers take parts of several files in turn. Each has one buffer, so memory is bounded by workers times part size,
-however large the model and however many the stores. An object is completed only once its file's hash is the hub's.
+however large the model and however many the stores. An object is completed only once its file's hash is the hub's. What
+the store has not said that it has, what the provider copied without comparing, and what was there before is read back.
 """
 
 import hashlib
@@ -11,14 +12,19 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from mmap import MADV_HUGEPAGE, MAP_ANONYMOUS, MAP_PRIVATE, mmap
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from blocks.errors import Conflict, Refused, SkyferryError, Unavailable
+from blocks.mirrors import Manifest, MirroredFile
 from blocks.ports import Hub, Model, ModelFile, Part, Store, Unfinished
-from flows.policy.mirror import Manifest, MirroredFile, part_bytes
+from flows.policy.mirror import part_bytes
 from flows.tasks.patience import Patience
+from flows.tasks.read_back import read_back
+
+T = TypeVar("T")
 
 PASSES_AT_MOST = 4
 """A file is read again where its hash was wrong, once, and where an upload was taken away meanwhile."""
@@ -36,7 +42,9 @@ class Target:
     prefix: str
     manifest: Manifest | None = None
     lacks: Collection[str] = ()
-    """Paths that are not there yet."""
+    """Paths that no manifest says are there."""
+    there: Collection[str] = ()
+    """Those of them that something of the right size lies at."""
     held: Mapping[str, str] = field(default_factory=dict)
     """Keys of objects that the store has already, by the sha256 of their content."""
     unfinished: Mapping[str, Unfinished] = field(default_factory=dict)
@@ -47,7 +55,7 @@ class Target:
     copied_bytes: int = 0
     """By the provider, from what it has."""
     resumed_bytes: int = 0
-    """In parts that an earlier run had sent."""
+    """In parts, or objects, that an earlier run had sent."""
     done_files: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
@@ -113,10 +121,10 @@ class Transfer:
         """
         lacking = [target for target in self._standing() if file.path in target.lacks]
         sha256 = file.sha256
-        leaders, followers = _apart(target for target in lacking if not self._is_held(target, file))
+        leaders, followers = _apart(t for t in lacking if not (self._is_there(t, file) or self._is_held(t, file)))
         if leaders:
             sha256 = self._stream(file, leaders)
-        left = [target for target, leader in followers if not self._follows(target, leader, file)]
+        left = [target for target, leader in followers if not self._follows(target, leader, file, sha256)]
         if left:
             sha256 = self._stream(file, left)
         self._raise_if_none_is_left()
@@ -125,25 +133,55 @@ class Transfer:
                 target.done_files += target.error is None
         return None if sha256 is None else MirroredFile(path=file.path, size_bytes=file.size_bytes, sha256=sha256)
 
+    def _is_there(self, target: Target, file: ModelFile) -> bool:
+        """Does what lies there already, of the right size, turn out to be the file?"""
+        if file.path not in target.there or not self._is_right(target, file, file.sha256):
+            return False
+        with target.lock:
+            target.resumed_bytes += file.size_bytes
+        self.on_progress()
+        return True
+
     def _is_held(self, target: Target, file: ModelFile) -> bool:
-        """Does the store hold these bytes under another key, so that it can copy them?"""
+        """Does the store hold these bytes under another key, so that it can copy them?
+
+        Whoever wrote that manifest, and whatever has become of the bytes since: the copy is read.
+        """
         key = None if file.sha256 is None else target.held.get(file.sha256)
-        return key is not None and self._provider_copies(target, target.store, key, file)
+        return key is not None and self._provider_copies(target, target.store, key, file, file.sha256, trusts=False)
 
-    def _follows(self, target: Target, leader: Target, file: ModelFile) -> bool:
-        return leader.error is None and self._provider_copies(target, leader.store, leader.key(file), file)
+    def _follows(self, target: Target, leader: Target, file: ModelFile, sha256: str | None) -> bool:
+        return leader.error is None and self._provider_copies(
+            target, leader.store, leader.key(file), file, sha256, trusts=True
+        )
 
-    def _provider_copies(self, target: Target, source: Store, key: str, file: ModelFile) -> bool:
+    def _provider_copies(
+        self, target: Target, source: Store, key: str, file: ModelFile, sha256: str | None, *, trusts: bool
+    ) -> bool:
+        """`trusts` the source's bytes, which this run has sent there, if the provider compares them with the copy's."""
         if not target.store.copies_from(source):
             return False
         try:
-            self._patiently(f"copy {key}", lambda: target.store.copy_from(source, key, target.key(file)))
+            is_compared = self._patiently(f"copy {key}", lambda: target.store.copy_from(source, key, target.key(file)))
         except SkyferryError:
             return False  # a copy only saves traffic: the bytes can be sent all the same, and that says what is wrong
+        if not (trusts and is_compared) and not self._is_right(target, file, sha256):
+            return False
         with target.lock:
             target.copied_bytes += file.size_bytes
         self.on_progress()
         return True
+
+    def _is_right(self, target: Target, file: ModelFile, sha256: str | None) -> bool:
+        """Read an object back that nobody has vouched for; what is not the file is removed, and its bytes are sent."""
+        store, key = target.store, target.key(file)
+        try:
+            if self._patiently(f"read {key} back", lambda: read_back(store, key, file.size_bytes)) == sha256:
+                return True
+            self._patiently(f"delete {key}, which is not the file", lambda: store.delete(key))
+        except SkyferryError:
+            return False  # whatever it is, sending the bytes says it
+        return False
 
     def _stream(self, file: ModelFile, targets: Iterable[Target]) -> str | None:
         """Read the file until its hash is right, and complete it in every store; its sha256.
@@ -164,9 +202,10 @@ class Transfer:
                     return None
                 raise
             if (wrong := reading.mismatch()) is None:
-                self._each(deliveries, "complete", _Delivery.complete)
+                digest = reading.sha256.hexdigest()
+                self._each(deliveries, "complete", partial(_Delivery.complete, sha256=digest))
                 if all(delivery.is_done or delivery.target.error for delivery in deliveries):
-                    return reading.sha256.hexdigest()
+                    return digest
             elif mismatches:
                 self._each(deliveries, "abort", _Delivery.abort)  # nobody goes on with bytes that are wrong
                 raise Refused(
@@ -192,8 +231,8 @@ class Transfer:
         except SkyferryError as error:
             delivery.target.error = delivery.target.error or error
 
-    def _patiently(self, what: str, act: Callable[[], None]) -> None:
-        self.patience.try_to(what, act, self._count_retry)
+    def _patiently(self, what: str, act: Callable[[], T]) -> T:
+        return self.patience.try_to(what, act, self._count_retry)
 
     def _count_retry(self) -> None:
         with self._changed:
@@ -290,9 +329,12 @@ class _Delivery:
         self._found = target.unfinished.get(self.key)
         self._upload: Unfinished | None = None
         self._parts: dict[int, Part] = {}
+        self._is_sent = False
+        """An object is there, and only reading it tells whether it is the file."""
 
     def begin(self) -> None:
         """Go on with the upload that an earlier run has left, if its parts are cut as ours are; else begin one."""
+        self._is_sent = False
         if self.is_whole or self._upload is not None:
             return
         store, found, self._found = self.target.store, self._found, None
@@ -314,12 +356,12 @@ class _Delivery:
     def send(self, number: int, view: memoryview) -> None:
         store, upload, standing = self.target.store, self._upload, self._parts.get(number)
         if self.is_whole:
-            store.write(self.key, view)
-            self.is_done = True
+            self.is_done = store.write(self.key, view)
+            self._is_sent = not self.is_done
         elif upload is None:
             return  # taken away from us: another reading begins anew
-        elif standing is not None and standing.checksum in (None, checksum := store.checksum(view)):
-            self._parts[number] = replace(standing, checksum=checksum)
+        elif standing is not None and store.holds(standing, view):
+            self._parts[number] = replace(standing, checksum=store.checksum(view))
             with self.target.lock:
                 self.target.resumed_bytes += len(view)
             return
@@ -332,22 +374,23 @@ class _Delivery:
         with self.target.lock:
             self.target.sent_bytes += len(view)
 
-    def complete(self) -> None:
-        if self._upload is None:
-            return
+    def complete(self, sha256: str) -> None:
+        """Done is what the store has vouched for, part by part, or what is read back as the file."""
         store = self.target.store
-        try:
-            store.complete(self._upload, [part for _, part in sorted(self._parts.items())])
-        except Conflict:
-            store.abort(self._upload)
+        if self._upload is not None:
+            is_vouched = all(part.is_vouched for part in self._parts.values())
+            try:
+                store.complete(self._upload, [part for _, part in sorted(self._parts.items())])
+            except Conflict:
+                store.abort(self._upload)
+                # Another run's, or our own of which the answer was lost, or a stranger.
+                is_vouched = False
             self._upload, self._parts = None, {}
-            there = {found.key: found.size_bytes for found in store.list(self.key)}.get(self.key)
-            if there is None:
-                return
-            if there != self.file.size_bytes:
+            self.is_done, self._is_sent = is_vouched, not is_vouched
+        if self._is_sent and any(found.key == self.key for found in store.list(self.key)):
+            self.is_done = read_back(store, self.key, self.file.size_bytes) == sha256
+            if not self.is_done:
                 store.delete(self.key)  # no manifest names it, and it is not the file
-                return
-        self.is_done = True
 
     def abort(self) -> None:
         if self._upload is not None:

@@ -24,6 +24,13 @@ def store_at(address: str) -> AzureStore:
         (400, "InvalidHeaderValue", Refused, "settings"),
         (400, "Md5Mismatch", Unavailable, "try again"),
         (503, "ServerBusy", Unavailable, "try again"),
+        (500, "OperationTimedOut", Unavailable, "try again"),
+        (429, "Whatever", Unavailable, "try again"),
+        (408, "Whatever", Unavailable, "try again"),
+        (401, "Whatever", Refused, "Storage Blob Data Contributor"),
+        (413, "RequestBodyTooLarge", Refused, "in one request"),
+        (501, "Whatever", Refused, "operation"),
+        (404, "", Unavailable, "not the store"),
     ],
 )
 def test_each_answer_says_what_to_do(status: int, code: str, error: type[SkyferryError], words: str) -> None:
@@ -41,6 +48,37 @@ def test_a_version_that_is_not_the_one_seen_is_a_conflict() -> None:
         pytest.raises(Conflict, match="read it again"),
     ):
         store_at(server.address).put("ledger/chat.json", b"", replacing='"etag"')
+
+
+@pytest.mark.parametrize(
+    ("code", "missing"), [("BlobNotFound", True), ("ResourceNotFound", True), ("ContainerNotFound", False), ("", False)]
+)
+def test_only_the_store_says_that_something_is_missing(code: str, *, missing: bool) -> None:
+    """Neither a proxy before it, nor a container that is not there, means that no ledger was ever written."""
+    with canned_server(404, {"x-ms-error-code": code} if code else {}) as server:
+        store = store_at(server.address)
+        if missing:
+            assert store.get("ledger/chat.json") is None
+        else:
+            with pytest.raises(SkyferryError, match="404"):
+                store.get("ledger/chat.json")
+
+
+def test_a_retention_policy_is_no_other_version() -> None:
+    """409 has many reasons: whoever reads again what stands would do so for ever."""
+    with (
+        canned_server(409, {"x-ms-error-code": "BlobImmutableDueToPolicy"}) as server,
+        pytest.raises(Refused, match="BlobImmutableDueToPolicy"),
+    ):
+        store_at(server.address).put("ledger/chat.json", b"", replacing='"etag"')
+
+
+def test_a_wait_that_was_told_is_kept() -> None:
+    """Retry-After reaches whoever tries again, and the SDK does not try before."""
+    with canned_server(503, {"x-ms-error-code": "ServerBusy", "Retry-After": "7"}) as server:
+        with pytest.raises(Unavailable) as refusal:
+            store_at(server.address).write("key", b"")
+        assert (refusal.value.after_seconds, len(server.requests)) == (7, 1)
 
 
 def test_the_key_is_not_shown() -> None:

@@ -10,7 +10,7 @@ from pydantic import SecretStr
 from blocks.errors import Conflict, Refused, SkyferryError, Unavailable
 from blocks.google_storage import COMPOSED_AT_ONCE, GoogleStore
 from blocks.ports import Part, Unfinished
-from tests.servers import canned_server, running_fake_gcs  # noqa: F401 - the fixture google_store
+from tests.servers import CannedServer, canned_server, running_fake_gcs  # noqa: F401 - the fixture google_store
 
 UPLOAD = Unfinished("key", "1", 0)
 
@@ -19,20 +19,70 @@ def store_at(address: str) -> GoogleStore:
     return GoogleStore.model_validate({"bucket": "mirrors", "endpoint_url": f"http://{address}"})
 
 
+MISSING = json.dumps({"error": {"code": 404, "message": "No.", "errors": [{"reason": "notFound"}]}}).encode()
+
+
 @pytest.mark.parametrize(
     ("status", "error", "words"),
     [
+        (401, Refused, "service account"),
         (403, Refused, "roles/storage.objectUser"),
         (404, Refused, "create the bucket"),
         (400, Refused, "settings"),
+        (413, Refused, "in one request"),
+        (501, Refused, "operation"),
+        (408, Unavailable, "try again"),
+        (429, Unavailable, "try again"),
+        (500, Unavailable, "try again"),
+        (503, Unavailable, "try again"),
+        (522, Unavailable, "try again"),
     ],
 )
 def test_each_answer_says_what_to_do(status: int, error: type[SkyferryError], words: str) -> None:
     """What Google answers becomes an error that names bucket and key and says what helps."""
-    with canned_server(status, {"Content-Type": "application/json"}, b"{}") as server:
+    with canned_server(status, {"Content-Type": "application/json"}, MISSING) as server:
         with pytest.raises(error, match=words) as refusal:
             store_at(server.address).write("ledger/chat.json", b"")
         assert all(word in str(refusal.value) for word in ("gs://mirrors", "ledger/chat.json"))
+
+
+@pytest.mark.parametrize("body", [b"<html>Sorry</html>", b"", b"{}"])
+@pytest.mark.parametrize("status", [404, 408, 429, 500, 502, 503, 504])
+def test_one_try_is_one_request(status: int, body: bytes) -> None:
+    """Whoever asks tries again itself, as late as it was told: Google's library would go on for two minutes."""
+    with canned_server(status, {"Retry-After": "7"}, body) as server:
+        store = store_at(server.address)
+        for verb in (
+            lambda: store.get("ledger/chat.json"),
+            lambda: store.write("key", b"bytes"),
+            lambda: next(store.read("key")),
+            lambda: next(store.list("models/")),
+            lambda: store.begin("key"),
+            lambda: store.send(UPLOAD, 1, memoryview(b"bytes")),
+            lambda: store.sent(UPLOAD),
+            lambda: store._compose(UPLOAD, [Part(1, 1, "part", "AAAAAA==")]),
+            lambda: store.abort(UPLOAD),
+            lambda: store.unfinished("models/"),
+            lambda: store.copy_from(store, "key", "other"),
+        ):
+            before = asked(server)
+            with pytest.raises(Unavailable, match=str(status)) as refusal:
+                verb()
+            assert refusal.value.after_seconds == 7
+            assert asked(server) == before + 1
+
+
+def asked(server: CannedServer) -> int:
+    """Of the bucket itself the library asks by the way, in a thread of its own, for its traces."""
+    return sum(not path.startswith("/storage/v1/b/mirrors?") for _, path, _ in server.requests)
+
+
+def test_only_google_says_that_something_is_missing() -> None:
+    """A proxy before it does not: then nobody knows what is there."""
+    with canned_server(404, {"Content-Type": "application/json"}, MISSING) as server:
+        assert store_at(server.address).get("ledger/chat.json") is None
+    with canned_server(404, {"Content-Type": "text/html"}, b"<html>") as server, pytest.raises(Unavailable):
+        store_at(server.address).delete("ledger/chat.json")
 
 
 def test_an_address_is_signed_with_the_service_accounts_key() -> None:

@@ -1,18 +1,22 @@
 """How the S3 block says no, and what it leaves in the bucket."""
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from urllib.parse import urlsplit
+from uuid import uuid4
 
 import cloudpickle
 import httpx
 import pytest
 from botocore.exceptions import ClientError
 
-from blocks.errors import Conflict, Refused, SkyferryError, Unavailable
+from blocks.errors import Conflict, Refused, SkyferryError, Unavailable, Unsupported
 from blocks.ports import Part, Unfinished
 from blocks.processes import free_port
 from blocks.s3 import S3Store
 from blocks.s3_checksums import CHECKSUMS, Algorithm
-from tests.servers import canned_server, running_seaweedfs, seaweedfs  # noqa: F401 - the fixture s3_store
+from tests.faults import Fault, faulty_proxy
+from tests.servers import CannedServer, canned_server, running_seaweedfs, seaweedfs  # noqa: F401 - the fixture s3_store
 
 MIB = 1 << 20
 
@@ -44,7 +48,20 @@ def changed(store: S3Store, **settings: str) -> S3Store:
         (507, "XMinioStorageFull", Refused, "free space"),
         (418, "Teapot", Refused, "Teapot"),
         (400, "RequestTimeout", Unavailable, "try again"),
-        (404, "NoSuchUpload", Unavailable, "try again"),
+        (400, "requesttimeout", Unavailable, "try again"),
+        (409, "OperationAborted", Unavailable, "try again"),
+        (429, "Whatever", Unavailable, "try again"),
+        (408, "Whatever", Unavailable, "try again"),
+        (503, "Whatever", Unavailable, "try again"),
+        (520, "Whatever", Unavailable, "try again"),
+        (403, "accessdenied", Refused, "s3:GetObject"),
+        (403, "Whatever", Refused, "credentials"),
+        (301, "Whatever", Refused, "region"),
+        (405, "Whatever", Refused, "endpoint"),
+        (413, "Whatever", Refused, "in one request"),
+        (501, "Whatever", Refused, "operation"),
+        (507, "Whatever", Refused, "free space"),
+        (404, "BucketNotFound", Refused, "create the bucket"),
         (500, "InternalError", Unavailable, "disk has room"),
         (503, "SlowDown", Unavailable, "try again"),
     ],
@@ -58,8 +75,85 @@ def test_each_answer_says_what_to_do(status: int, code: str, error: type[Skyferr
         assert all(word in str(refusal.value) for word in ("s3://mirrors", server.address, "ledger/chat.json"))
 
 
+BODIES = {
+    "HTML": b"<html><body>Sorry</body></html>",
+    "no body": b"",
+    "text": b"upstream connect error",
+    "half": b"<Err",
+}
+
+
+@pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
+@pytest.mark.parametrize("status", [404, 408, 429, 500, 502, 503, 504])
+def test_what_stands_before_a_store_passes(status: int, body: bytes) -> None:
+    """A proxy knows no codes: its status says that asking again may help, and its 404 nothing of what is stored."""
+    with canned_server(status, {"Retry-After": "7"}, body) as server:
+        store = store_at(server.address)
+        for verb in (
+            lambda: store.get("ledger/chat.json"),
+            lambda: store.put("ledger/chat.json", b"", replacing='"seen"'),
+            lambda: store.write("key", b"bytes"),
+            lambda: next(store.read("key")),
+            lambda: next(store.list("models/")),
+            lambda: store.delete("key"),
+            lambda: store.send(Unfinished("key", "1", 0), 1, memoryview(b"bytes")),
+            lambda: store.sent(Unfinished("key", "1", 0)),
+            lambda: store.complete(Unfinished("key", "1", 0), [Part(1, 1, '"e"', "AAAAAAAAAAA=")]),
+            lambda: store.abort(Unfinished("key", "1", 0)),
+        ):
+            before = len(server.requests)
+            with pytest.raises(Unavailable, match=str(status)) as refusal:
+                verb()
+            assert refusal.value.after_seconds == 7
+            assert len(server.requests) == before + 1  # whoever was told to wait does not come back at once
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>", b"<ListBucketResult><Contents>"])
+def test_a_listing_that_ends_too_early_is_worth_another_try(body: bytes) -> None:
+    """Half a listing is not taken for one."""
+    with (
+        canned_server(200, {"Content-Type": "application/xml"}, body) as server,
+        pytest.raises(Unavailable, match="list models/") if body else nullcontext(),
+    ):
+        list(store_at(server.address).list("models/"))
+
+
+@pytest.mark.parametrize("code", ["NoSuchKey", "nosuchkey", "NotFound", "NoSuchObject", "ObjectNotFound"])
+def test_what_is_missing_is_none_however_it_is_called(code: str) -> None:
+    """The status says it, if it is a store that answers; reading what has to be there is refused."""
+    body = f"<Error><Code>{code}</Code><Message>No.</Message></Error>".encode()
+    with canned_server(404, {"Content-Type": "application/xml"}, body) as server:
+        store = store_at(server.address)
+        assert store.get("ledger/chat.json") is None
+        store.abort(Unfinished("key", "1", 0))
+        with pytest.raises(Refused, match="read key: 404"):
+            next(store.read("key"))
+        for verb in (
+            lambda: store.send(Unfinished("key", "1", 0), 1, memoryview(b"bytes")),
+            lambda: store.sent(Unfinished("key", "1", 0)),
+            lambda: store.complete(Unfinished("key", "1", 0), [Part(1, 1, '"e"', "AAAAAAAAAAA=")]),
+        ):
+            with pytest.raises(Conflict, match="begin anew"):
+                verb()
+
+
+@pytest.mark.parametrize("code", ["NotImplemented", "Whatever"])
+def test_a_store_without_conditional_writes_says_so(code: str) -> None:
+    """No ledger is safe there, and mirrors are: the error is one of its own, and says what to do."""
+    body = f"<Error><Code>{code}</Code><Message>If-None-Match</Message></Error>".encode()
+    with (
+        canned_server(501, {"Content-Type": "application/xml"}, body) as server,
+        pytest.raises(Unsupported, match=r"ledger/chat\.json.*as a further store"),
+    ):
+        store_at(server.address).put("ledger/chat.json", b"{}", replacing=None)
+
+
 @pytest.mark.parametrize(
-    ("status", "code"), [(412, "PreconditionFailed"), (409, "ConditionalRequestConflict"), (404, "NoSuchKey")]
+    ("status", "code"),
+    [
+        *((412, "PreconditionFailed"), (409, "ConditionalRequestConflict"), (404, "NoSuchKey")),
+        *((412, "Whatever"), (409, "Whatever"), (404, "NotFound")),
+    ],
 )
 def test_each_way_to_be_late_is_a_conflict(status: int, code: str) -> None:
     """S3 has three answers for a version that is no longer there."""
@@ -215,15 +309,98 @@ def test_a_busy_store_says_for_how_long() -> None:
     assert refusal.value.after_seconds == 7
 
 
-def test_a_store_without_conditional_completion_completes() -> None:
-    """What such a store says of the condition is no reason to give up."""
-    body = b"<Error><Code>NotImplemented</Code><Message>No.</Message></Error>"
-    with (
-        canned_server(501, {"Content-Type": "application/xml"}, body) as server,
-        pytest.raises(SkyferryError, match="NotImplemented"),
-    ):
-        store_at(server.address).complete(Unfinished("key", "1", 0), [Part(1, 1, '"e"', "AAAAAAAAAAA=")])
-    assert ["if-none-match" in headers for _, _, headers in server.requests][-1] is False
+@pytest.mark.server
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [(501, "NotImplemented"), (501, ""), (400, "InvalidArgument"), (400, "InvalidRequest"), (400, "Whatever")],
+)
+def test_a_store_without_conditional_completion_completes(s3_store: S3Store, status: int, code: str) -> None:
+    """In whichever words it says that it does not know the condition, it is asked without; but not over an object."""
+    body = f"<Error><Code>{code}</Code><Message>No.</Message></Error>".encode() if code else b""
+    with faulty_proxy(urlsplit(s3_store.endpoint_url or "").netloc) as proxy:
+        store = changed(s3_store, endpoint_url=f"http://{proxy.address}")
+        key, bytes_ = f"unconditional/{uuid4()}", bytes(5 * MIB)
+
+        def complete() -> None:
+            proxy.faults.append(Fault("POST", r"\?uploadId", "answer", status, body=body))
+            upload = store.begin(key)
+            store.complete(upload, [store.send(upload, 1, memoryview(bytes_))])
+
+        complete()
+        assert b"".join(s3_store.read(key)) == bytes_
+        with pytest.raises(Conflict, match="there already"):
+            complete()
+
+
+def canned_etag(etag: str, **headers: str) -> AbstractContextManager[CannedServer]:
+    return canned_server(200, {"ETag": etag, **headers})
+
+
+MD5 = "4b3a6218bb3e3a7303e8a171a60fcf92"
+"""Of b"bytes"."""
+
+
+@pytest.mark.parametrize("etag", [f'"{MD5}"', MD5, f'"{MD5.upper()}"'])
+def test_an_etag_that_is_an_md5_is_one_in_any_case(etag: str) -> None:
+    """OSS writes it in capitals; the part, and the upload that is completed with it, is what was sent."""
+    with canned_etag(etag) as server:
+        store = changed(store_at(server.address), checksum_algorithm="md5")
+        part = store.send(Unfinished("key", "1", 0), 1, memoryview(b"bytes"))
+        assert part.is_vouched
+        assert store.holds(Part(1, 5, etag, None), memoryview(b"bytes"))
+        assert store.write("key", b"bytes")
+        server.body = b"<CompleteMultipartUploadResult/>"
+        store.complete(Unfinished("key", "1", 0), [part])
+
+
+@pytest.mark.parametrize(
+    ("etag", "headers"),
+    [
+        ('"opaque-1"', {}),
+        (f'W/"{MD5}"', {}),
+        (f'"{"0" * 32}"', {"x-amz-server-side-encryption": "aws:kms"}),
+        (f'"{"0" * 32}"', {"x-amz-server-side-encryption": "aws:kms:dsse"}),
+        (f'"{"0" * 32}"', {"x-amz-server-side-encryption-customer-algorithm": "AES256"}),
+    ],
+)
+def test_an_etag_that_is_no_md5_says_nothing(etag: str, headers: dict[str, str]) -> None:
+    """Weak, opaque, or of bytes encrypted with a key: the part counts as not vouched for, and is no conflict."""
+    with canned_etag(etag, **headers) as server:
+        store = changed(store_at(server.address), checksum_algorithm="md5")
+        part = store.send(Unfinished("key", "1", 0), 1, memoryview(b"bytes"))
+        assert not part.is_vouched
+        assert not store.holds(Part(1, 5, etag, None), memoryview(b"bytes"))
+        assert not store.write("key", b"bytes")
+        server.body = b"<CompleteMultipartUploadResult/>"
+        store.complete(Unfinished("key", "1", 0), [part])
+
+
+def test_an_etag_of_other_bytes_is_told_for_what_it_is() -> None:
+    """Damaged on the way, or no MD5 after all: whoever reads the story of the tries learns of both."""
+    with canned_etag(f'"{"0" * 32}"') as server:
+        store = changed(store_at(server.address), checksum_algorithm="md5")
+        with pytest.raises(Unavailable, match=r"part 1 of key where .* no MD5, choose another checksum"):
+            store.send(Unfinished("key", "1", 0), 1, memoryview(b"bytes"))
+
+
+def test_a_store_that_ignores_checksums_vouches_for_nothing() -> None:
+    """What it does not say is unknown, and unknown is not equal."""
+    with canned_etag('"opaque"') as server:
+        store = store_at(server.address)
+        assert not store.send(Unfinished("key", "1", 0), 1, memoryview(b"bytes")).is_vouched
+        assert not store.write("key", b"bytes")
+
+
+@pytest.mark.server
+def test_a_listed_part_is_known_by_its_md5(s3_store: S3Store) -> None:
+    """SeaweedFS lists no checksums: only the ETag tells these bytes from others of the same length."""
+    upload = s3_store.begin(f"listed/{uuid4()}")
+    s3_store.send(upload, 1, memoryview(b"bytes"))
+    (part,) = s3_store.sent(upload)
+    assert part.checksum is None
+    assert s3_store.holds(part, memoryview(b"bytes"))
+    assert not s3_store.holds(part, memoryview(b"other"))
+    s3_store.abort(upload)
 
 
 @pytest.mark.server

@@ -15,7 +15,8 @@ import yaml
 from pydantic import ValidationError
 
 from blocks.errors import Refused, Unavailable
-from blocks.node import decode_files
+from blocks.mirrors import Manifest, MirroredFile
+from blocks.node import File, decode_files
 from blocks.ports import MANIFEST, EngineSettings, Offer, ReplicaOrder
 from blocks.processes import free_port
 from blocks.replica_tls import new_authority
@@ -25,7 +26,7 @@ from blocks.skypilot_fleet import SkyPilotFleet, Watch
 from tests.servers import running_seaweedfs  # noqa: F401 - the fixture s3_store
 
 ORDER = ReplicaOrder(
-    "chat-1a-0", "chat", "1a", "models/sent/1/", EngineSettings(context_tokens=512, parallel_requests=3)
+    "chat-1a-0", "chat", "1a", "models/maker/sent/1/", EngineSettings(context_tokens=512, parallel_requests=3)
 )
 SPOT = Offer(
     cell="aws/us-east-1",
@@ -137,9 +138,53 @@ def _store_like(store: S3Store, near: str) -> S3Store:
     return other
 
 
-def _mirror_into(store: S3Store) -> None:
-    manifest = b'{"files": [{"path": "a.gguf", "size_bytes": 1, "sha256": "00"}]}'
-    store.put(ORDER.mirror_prefix + MANIFEST, manifest, replacing=None)
+SHA256 = "0" * 64
+
+
+def _mirror_into(store: S3Store, *files: MirroredFile) -> None:
+    manifest = Manifest(
+        repo="maker/sent",
+        commit="1",
+        license=None,
+        files=files or (MirroredFile(path="a.gguf", size_bytes=1, sha256=SHA256),),
+        source="tests",
+        mirrored_at=datetime(2026, 1, 1, tzinfo=UTC),
+        tool="tests",
+    )
+    store.put(ORDER.mirror_prefix + MANIFEST, manifest.model_dump_json().encode(), replacing=None)
+
+
+@pytest.mark.server
+@pytest.mark.parametrize(
+    "theirs",
+    [
+        MirroredFile(path="a.gguf", size_bytes=1, sha256="f" * 64),
+        MirroredFile(path="a.gguf", size_bytes=2, sha256=SHA256),
+        MirroredFile(path="b.gguf", size_bytes=1, sha256=SHA256),
+        None,
+    ],
+    ids=["another hash", "another size", "another file", "no manifest"],
+)
+def test_hashes_come_from_the_services_own_store(
+    fleet: SkyPilotFleet, tmp_path: Path, theirs: MirroredFile | None
+) -> None:
+    """Who may write to a further store does not choose what is served: where it says otherwise it is passed by."""
+    near = _store_like(fleet.store, "aws")
+    if theirs is None:
+        near.put(ORDER.mirror_prefix + MANIFEST, b"", replacing=None)
+    else:
+        _mirror_into(near, theirs)
+    fleet = fleet.model_copy(update={"further_stores": [near]})
+    (file,) = _files_sent(fleet, SPOT, tmp_path)
+    assert (file.path, file.size_bytes, file.sha256) == ("a.gguf", 1, SHA256)
+    assert file.url.split("/")[3] == fleet.store.bucket
+
+
+def _files_sent(fleet: SkyPilotFleet, offer: Offer, tmp_path: Path) -> list[File]:
+    task = fleet._task(ORDER, offer, 8000, tmp_path / "sent")
+    words = shlex.split(Path(task["file_mounts"]["~/skyferry/secrets.sh"]).read_text())
+    (files,) = (word.partition("=")[2] for word in words if word.startswith("SKYFERRY_FILES="))
+    return decode_files(files)
 
 
 @pytest.mark.server
@@ -162,8 +207,8 @@ def test_secrets_go_by_a_file_and_by_nothing_else(fleet: SkyPilotFleet, tmp_path
     assert values["SKYFERRY_API_KEY"] == fleet.key_of("1a")
     assert "PRIVATE KEY" in values["SKYFERRY_PRIVATE_KEY"]
     (file,) = decode_files(values["SKYFERRY_FILES"])
-    assert (file.path, file.size_bytes, file.sha256) == ("a.gguf", 1, "00")
-    assert "models/sent/1/a.gguf" in file.url
+    assert (file.path, file.size_bytes, file.sha256) == ("a.gguf", 1, SHA256)
+    assert "models/maker/sent/1/a.gguf" in file.url
     said = yaml.safe_dump(dict(task))
     assert not any(value in said for value in values.values())
     assert "secrets" not in task

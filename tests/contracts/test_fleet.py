@@ -26,7 +26,7 @@ from tests.servers import running_seaweedfs  # noqa: F401 - the fixture s3_store
 from tests.tiny_gguf import write_tiny_gguf
 
 ORDER = ReplicaOrder(
-    "chat-1a-0", "chat", "1a", "models/tiny/1/", EngineSettings(context_tokens=512, parallel_requests=1)
+    "chat-1a-0", "chat", "1a", "models/maker/tiny/1/", EngineSettings(context_tokens=512, parallel_requests=1)
 )
 ANOTHER = replace(ORDER, name="chat-2b-0", release="2b")
 
@@ -49,8 +49,13 @@ def publish(store: Store, prefix: str, files: Mapping[str, bytes]) -> None:
     ]
     for path, body in files.items():
         store.write(prefix + path, body)
-    manifest = {"repo": "tiny", "commit": "1", "license": None, "files": described}
+    _, maker, name, commit, _ = prefix.split("/")
+    manifest = {"repo": f"{maker}/{name}", "commit": commit, "license": None, "files": described}
+    manifest |= {"source": "tests", "mirrored_at": "2026-01-01T00:00:00Z", "tool": "tests"}
     store.put(f"{prefix}skyferry-manifest.json", json.dumps(manifest).encode(), replacing=None)
+
+
+HOME = "models/maker/m/1/"
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +63,7 @@ def mirrored(s3_store: S3Store, tmp_path_factory: pytest.TempPathFactory) -> S3S
     """A store with a mirror of a tiny model, and of one that llama.cpp cannot read."""
     weights = write_tiny_gguf(tmp_path_factory.mktemp("model") / "tiny.gguf").read_bytes()
     publish(s3_store, ORDER.mirror_prefix, {"README.md": b"# Tiny", "tiny.gguf": weights})
-    publish(s3_store, "models/unreadable/1/", {"unreadable.gguf": b"no weights"})
+    publish(s3_store, "models/maker/unreadable/1/", {"unreadable.gguf": b"no weights"})
     return s3_store
 
 
@@ -223,7 +228,7 @@ def test_a_replica_becomes_ready(local_fleet: LocalFleet) -> None:
 def test_weights_that_cannot_be_loaded_end_the_replica(local_fleet: LocalFleet) -> None:
     """A replica that dies as it loads is not listed, and its log says why."""
     with suppress(Unavailable):  # it may die before or after it listens
-        local_fleet.launch(replace(ORDER, mirror_prefix="models/unreadable/1/"), OFFER)
+        local_fleet.launch(replace(ORDER, mirror_prefix="models/maker/unreadable/1/"), OFFER)
     for attempt in stamina.retry_context(on=AssertionError, attempts=None, timeout=10, wait_max=0.05):
         with attempt:
             assert local_fleet.replicas("chat") == ()
@@ -243,42 +248,42 @@ def test_more_context_than_the_model_has_ends_the_replica(local_fleet: LocalFlee
 def test_weights_are_fetched_once(tmp_path: Path) -> None:
     """Weights that are there already are not read from the store again."""
     store = FakeStore()
-    publish(store, "m/", {"m.gguf": b"weights"})
-    fetched = fetch_weights(store, "m/", tmp_path)
-    del store.objects["m/m.gguf"]
-    assert fetch_weights(store, "m/", tmp_path) == fetched
+    publish(store, HOME, {"m.gguf": b"weights"})
+    fetched = fetch_weights(store, HOME, tmp_path)
+    del store.objects[f"{HOME}m.gguf"]
+    assert fetch_weights(store, HOME, tmp_path) == fetched
     assert fetched.read_bytes() == b"weights"
 
 
 def test_corrupted_weights_are_refused_and_removed(tmp_path: Path) -> None:
     """Weights with another sha256 than their manifest's are no weights; sound ones can be fetched afterwards."""
     store = FakeStore()
-    publish(store, "m/", {"m.gguf": b"weights"})
-    sound = store.objects["m/m.gguf"]
-    store.corrupt("m/m.gguf")
+    publish(store, HOME, {"m.gguf": b"weights"})
+    sound = store.objects[f"{HOME}m.gguf"]
+    store.corrupt(f"{HOME}m.gguf")
     with pytest.raises(Refused, match="sha256"):
-        fetch_weights(store, "m/", tmp_path)
+        fetch_weights(store, HOME, tmp_path)
     assert [path for path in tmp_path.iterdir() if path.suffix != ".lock"] == []
-    store.objects["m/m.gguf"] = sound
-    assert fetch_weights(store, "m/", tmp_path).read_bytes() == b"weights"
+    store.objects[f"{HOME}m.gguf"] = sound
+    assert fetch_weights(store, HOME, tmp_path).read_bytes() == b"weights"
 
 
 @pytest.mark.parametrize("files", [{"README.md": b"", "model.safetensors": b""}, {"q4.gguf": b"", "q8.gguf": b""}])
 def test_a_mirror_without_exactly_one_gguf_is_refused(files: dict[str, bytes], tmp_path: Path) -> None:
     """The refusal lists what there is instead."""
     store = FakeStore()
-    publish(store, "m/", files)
+    publish(store, HOME, files)
     with pytest.raises(Refused, match=", ".join(files)):
-        fetch_weights(store, "m/", tmp_path)
+        fetch_weights(store, HOME, tmp_path)
 
 
 def test_half_a_mirror_is_refused(tmp_path: Path) -> None:
     """Without a manifest nothing is launched from a mirror."""
     store = FakeStore()
-    publish(store, "m/", {"m.gguf": b"weights"})
-    del store.objects["m/skyferry-manifest.json"]
+    publish(store, HOME, {"m.gguf": b"weights"})
+    del store.objects[f"{HOME}skyferry-manifest.json"]
     with pytest.raises(Refused, match="mirror the model first"):
-        fetch_weights(store, "m/", tmp_path)
+        fetch_weights(store, HOME, tmp_path)
 
 
 def test_weights_that_do_not_fit_the_disk_are_refused_before_they_come(tmp_path: Path) -> None:
@@ -303,7 +308,7 @@ def test_a_store_that_breaks_off_leaves_nothing_behind(tmp_path: Path) -> None:
             raise Unavailable("the store broke off")
 
     store = BreaksOff()
-    publish(store, "m/", {"m.gguf": b"weights"})
+    publish(store, HOME, {"m.gguf": b"weights"})
     with pytest.raises(Unavailable, match="broke off"):
-        fetch_weights(store, "m/", tmp_path)
+        fetch_weights(store, HOME, tmp_path)
     assert [path for path in tmp_path.iterdir() if path.suffix != ".lock"] == []

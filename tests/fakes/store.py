@@ -5,23 +5,26 @@ import itertools
 import zlib
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from threading import Lock
 
-from blocks.errors import Conflict, Refused, SkyferryError
+from blocks.errors import Conflict, Refused, SkyferryError, Unsupported
 from blocks.ports import Found, Objects, Part, PartLimits, StoredObject, Unfinished
 
 LIMITS = PartLimits(smallest_bytes=5 << 20, largest_bytes=5 << 30, parts=10_000)
 
 
 class FakeStore:
-    def __init__(self, part_limits: PartLimits = LIMITS, provider: str = "fake") -> None:
-        self.part_limits, self.provider = part_limits, provider
+    def __init__(self, part_limits: PartLimits = LIMITS, provider: str = "fake", *, vouches: bool = True) -> None:
+        """One that does not vouch says nothing of what it has, as stores that ignore checksums do."""
+        self.part_limits, self.provider, self.vouches = part_limits, provider, vouches
         self.objects: dict[str, bytes] = {}
         self.uploads: dict[Unfinished, dict[int, bytes]] = {}
         self._ids = itertools.count()
         self.failures: deque[SkyferryError] = deque()
         """Each is raised once, by the next verbs in turn."""
         self.refuses_writes = False
+        self.knows_conditions = True
         self._lock = Lock()
 
     def corrupt(self, key: str) -> None:
@@ -37,6 +40,8 @@ class FakeStore:
     def put(self, key: str, body: bytes, *, replacing: str | None) -> str:
         self._fail()
         self._may_write()
+        if not self.knows_conditions:
+            raise Unsupported(f"s3://{self.provider} knows no conditional writes; use another store for the ledger")
         with self._lock:
             found = self.objects.get(key)
             if replacing != (None if found is None else _etag(found)):
@@ -44,10 +49,11 @@ class FakeStore:
             self.objects[key] = body
         return _etag(body)
 
-    def write(self, key: str, body: bytes | memoryview) -> None:
+    def write(self, key: str, body: bytes | memoryview) -> bool:
         self._fail()
         self._may_write()
         self.objects[key] = bytes(body)
+        return self.vouches
 
     def read(self, key: str, start: int = 0, size_bytes: int | None = None) -> Iterator[bytes]:
         self._fail()
@@ -60,6 +66,9 @@ class FakeStore:
     def checksum(self, body: memoryview) -> str:
         return f"{zlib.crc32(body):08x}"
 
+    def holds(self, part: Part, body: memoryview) -> bool:
+        return part.checksum == self.checksum(body)
+
     def begin(self, key: str) -> Unfinished:
         self._fail()
         self._may_write()
@@ -71,17 +80,20 @@ class FakeStore:
     def send(self, upload: Unfinished, number: int, body: memoryview) -> Part:
         self._fail()
         self._sent(upload)[number] = bytes(body)
-        return _part(self, number, body)
+        return replace(_part(self, number, body), is_vouched=self.vouches)
 
     def sent(self, upload: Unfinished) -> tuple[Part, ...]:
         self._fail()
-        return tuple(_part(self, number, memoryview(body)) for number, body in sorted(self._sent(upload).items()))
+        found = tuple(_part(self, number, memoryview(body)) for number, body in sorted(self._sent(upload).items()))
+        return found if self.vouches else tuple(replace(part, checksum=None) for part in found)
 
     def complete(self, upload: Unfinished, parts: Sequence[Part]) -> None:
         self._fail()
         sent = self._sent(upload)
         with self._lock:
-            if any(part.checksum != self.checksum(memoryview(sent.get(part.number, b""))) for part in parts):
+            if self.vouches and any(
+                part.checksum != self.checksum(memoryview(sent.get(part.number, b""))) for part in parts
+            ):
                 raise Conflict(f"{self.url_of(upload.key)}: the parts are not what was sent; begin anew")
             if any(len(sent[part.number]) < self.part_limits.smallest_bytes for part in parts[:-1]):
                 raise Refused(f"{self.url_of(upload.key)}: a part is too small")
@@ -101,11 +113,12 @@ class FakeStore:
     def copies_from(self, source: Objects) -> bool:
         return isinstance(source, FakeStore) and source.provider == self.provider
 
-    def copy_from(self, source: Objects, source_key: str, key: str) -> None:
+    def copy_from(self, source: Objects, source_key: str, key: str) -> bool:
         self._fail()
         if not isinstance(source, FakeStore) or not self.copies_from(source):
             raise Refused(f"{source.url_of(source_key)} is of another provider")
         self.objects[key] = source.objects[source_key]
+        return self.vouches
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
         self._fail()

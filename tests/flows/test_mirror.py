@@ -1,6 +1,8 @@
 """Mirroring into several stores, verifying what is there, and collecting what nobody needs, as flows."""
 
+import re
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,12 +13,12 @@ from prefect.client.orchestration import get_client
 from pydantic import SecretStr
 
 from blocks.directory_store import DirectoryStore
-from blocks.errors import Refused
+from blocks.errors import Refused, SkyferryError, Unavailable
 from blocks.google_storage import GoogleStore
 from blocks.haproxy import HAProxyGateway
 from blocks.hugging_face import HuggingFaceHub
 from blocks.local_fleet import LocalFleet
-from blocks.ports import EngineSettings, Unfinished
+from blocks.ports import EngineSettings, Model, ModelFile, Unfinished
 from blocks.s3 import S3Store
 from blocks.service import Service
 from blocks.skypilot_fleet import SkyPilotFleet
@@ -28,6 +30,7 @@ from flows.reap import reap_orphans
 from flows.tasks.artifacts import TransferProgress
 from flows.tasks.transfer import Target
 from flows.verify import verify_mirror
+from tests.fakes.hub import FakeHub
 from tests.fakes.store import FakeStore
 from tests.flows.conftest import REPO, World
 
@@ -137,6 +140,125 @@ def test_what_was_never_mirrored_is_refused() -> None:
     """Nothing to read is no success."""
     with pytest.raises(Refused, match="mirror it first"):
         verify_mirror(VerifyPlan(service="chat", repo="maker/other"))
+
+
+@pytest.mark.parametrize("error", [SkyferryError, Refused], ids=["after every try", "at once"])
+def test_verifying_goes_on_after_a_rotten_object(world: World, further: FakeStore, error: type[SkyferryError]) -> None:
+    """Whatever cannot be read, is missing, is wrong or too long, in whichever store: all of it is named."""
+    prefix = mirror()
+    rotten = f"{prefix}model.gguf"
+
+    class Rotten(FakeStore):
+        def read(self, key: str, start: int = 0, size_bytes: int | None = None) -> Iterator[bytes]:
+            if key == rotten:
+                raise error("the disk cannot read that sector")
+            yield from super().read(key, start, size_bytes)
+
+    store = Rotten()
+    store.objects = world.store.objects
+    world.service.store = store  # pyright: ignore[reportAttributeAccessIssue] - a fake comes in unvalidated
+    further.objects[f"{prefix}README.md"] += b"and more"
+    del further.objects[rotten]
+    with pytest.raises(Refused) as refusal:
+        verify_mirror(VerifyPlan(service="chat", repo=REPO))
+    said = str(refusal.value)
+    assert "2 of 4 files are not what was mirrored" in said
+    assert re.search(rf"s3://further/{prefix}README\.md: more than \d+ bytes", said)
+    assert f"there is no s3://further/{rotten}" in said
+    assert f"1 of 4 files could not be read: s3://fake/{rotten}: the disk cannot read that sector" in said
+    further.objects = dict(world.store.objects)
+    with pytest.raises(Unavailable, match="1 of 4 files could not be read") as unread:
+        verify_mirror(VerifyPlan(service="chat", repo=REPO))
+    assert "delete" not in str(unread.value)
+
+
+def test_verifying_goes_on_where_one_store_has_no_mirror(world: World, further: FakeStore) -> None:
+    """Or a manifest that is none: it is named beside what is wrong elsewhere."""
+    prefix = mirror()
+    world.store.corrupt(f"{prefix}model.gguf")
+    for body, words in ((None, "there is none: mirror it first"), (b"", "is no manifest")):
+        further.objects = {} if body is None else {**further.objects, prefix + MANIFEST: body}
+        with pytest.raises(Refused, match=rf"2 of 3 files.*{words}") as refusal:
+            verify_mirror(VerifyPlan(service="chat", repo=REPO))
+        assert f"s3://fake/{prefix}model.gguf" in str(refusal.value)
+
+
+@pytest.mark.parametrize("body", [b"", b"no JSON", b'{"mirrored_at": "yesterday"}'])
+@pytest.mark.parametrize("where", ["", "x/"], ids=["its own", "nested"])
+def test_a_manifest_that_is_none_harms_no_other_mirror(world: World, body: bytes, where: str) -> None:
+    """Mirroring, verifying and collecting others goes on; nothing of a mirror that cannot be understood is deleted."""
+    stranger = f"models/other/model/{'0' * 40}/{where}{MANIFEST}"
+    world.store.objects[stranger] = body
+    mirror()
+    assert len(verify_mirror(VerifyPlan(service="chat", repo=REPO))) == 2
+    verdicts = collect_mirrors(CollectPlan(service="chat", dry_run=False, keep_newest=1))
+    assert {verdict.mirror.repo: verdict.delete for verdict in verdicts} == {"other/model": False, REPO: False}
+    assert world.store.objects[stranger] == body
+
+
+def test_a_model_that_brings_a_manifest_is_refused(world: World) -> None:
+    """Before a byte is sent; whoever wants the rest of it leaves that file out."""
+    files = {**world.hub.models[REPO]["v1"], f"x/{MANIFEST}": b"{}"}
+    world.hub.models = {REPO: {"v1": files}}
+    with pytest.raises(Refused, match=f"x/{MANIFEST}.*ignore it"):
+        mirror()
+    assert world.store.objects == {}
+    mirror(ignore=(f"*{MANIFEST}",))
+    assert not [key for key in world.store.objects if f"x/{MANIFEST}" in key]
+
+
+@pytest.mark.parametrize(
+    ("path", "config"),
+    [
+        ("config.json", b'{"auto_map": {"AutoModel": "modeling.X"}}'),
+        ("tokenizer_config.json", b'{"auto_map": {"AutoTokenizer": ["evil/repo--tok.X", null]}}'),
+        ("sub/config.json", b'{"custom_pipelines": {"x": {"impl": "x.Y"}}}'),
+    ],
+)
+def test_code_is_mirrored_for_whoever_asks(world: World, path: str, config: bytes) -> None:
+    """A config that names code is refused with what it names; asked for, code comes and stands in the report."""
+    world.hub.models = {REPO: {"v1": {**world.hub.models[REPO]["v1"], path: config, "modeling.py": b"import os"}}}
+    with pytest.raises(Refused, match=rf"{path} \((auto_map|custom_pipelines): .*set python_code"):
+        mirror()
+    assert world.store.objects == {}
+    prefix = mirror(python_code=True)
+    assert world.store.objects[f"{prefix}modeling.py"] == b"import os"
+    assert world.store.objects[prefix + path] == config
+    assert "modeling.py" in last_report()
+    prefix = mirror(python_code=True, ignore=("*.py",))
+    assert prefix + path in world.store.objects
+
+
+def test_code_that_no_config_names_is_left_out(world: World) -> None:
+    """And named in the report."""
+    world.hub.models = {REPO: {"v1": {**world.hub.models[REPO]["v1"], "handler.py": b"import os"}}}
+    prefix = mirror()
+    assert f"{prefix}handler.py" not in world.store.objects
+    assert re.search(r"Left out:\s+- handler\.py: code", last_report())
+
+
+def last_report() -> str:
+    with get_client(sync_client=True) as client:
+        reports = [one for one in client.read_artifacts() if one.key == "mirror-report-chat"]
+    return str(max(reports, key=lambda one: one.created or datetime.min.replace(tzinfo=UTC)).data)
+
+
+def test_a_config_is_read_to_its_declared_size(world: World) -> None:
+    """What a hub sends beyond it is not read, nor what it says of itself to whoever only looks."""
+
+    class Endless(FakeHub):
+        def read(self, model: Model, file: ModelFile) -> Iterator[bytes]:
+            yield from super().read(model, file)
+            while file.path == "config.json":
+                yield bytes(10)
+
+        def read_part(self, model: Model, file: ModelFile, start: int, buffer: memoryview) -> None:
+            buffer[:] = self.models[model.repo]["v1"][file.path][start : start + len(buffer)]
+
+    files = {**world.hub.models[REPO]["v1"], "config.json": b"{}"}
+    world.service.hub = Endless({REPO: {"v1": files}})  # pyright: ignore[reportAttributeAccessIssue] - a fake
+    prefix = mirror()
+    assert world.store.objects[f"{prefix}config.json"] == b"{}"
 
 
 def test_garbage_is_shown_and_then_collected(world: World, further: FakeStore) -> None:

@@ -1,62 +1,46 @@
 """What belongs into a mirror, what it lacks, and in which pieces it comes."""
 
 import re
+from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
 from blocks.errors import Refused
+from blocks.mirrors import Manifest, MirroredFile
+from blocks.node import LARGEST_FILE_BYTES
 from blocks.ports import MANIFEST, Model, ModelFile, PartLimits, StoredObject, Unfinished
 from flows.policy.mirror import (
     EGRESS_PRICES,
     PART_BYTES,
-    Manifest,
-    MirroredFile,
     part_bytes,
     traffic_words,
-    what_to_copy,
+    what_is_there,
     what_to_mirror,
     what_to_resume,
 )
-from flows.policy.verify import Finding, what_is_wrong, which_to_verify
+from flows.policy.verify import Finding, what_is_unread, what_is_wrong, which_to_verify, words_of
 
-LARGE = ModelFile("model.gguf", 1000, "sha", "git")
-SMALL = ModelFile("config.json", 10, None, "git")
-MODEL = Model("a/b", "c", (SMALL, LARGE), None)
-
-
-def test_large_files_that_are_there_do_not_come_again() -> None:
-    """An object exists only once its hash was right; small files come again, for their sha256 is known to nobody."""
-    there = [StoredObject("p/model.gguf", 1000), StoredObject("p/config.json", 10)]
-    assert what_to_copy(MODEL.files, there, "p/") == (SMALL,)
+SHA256, GIT, COMMIT = "5" * 64, "6" * 40, "c" * 40
+LARGE = ModelFile("model.gguf", 1000, SHA256, GIT)
+SMALL = ModelFile("config.json", 10, None, GIT)
+MODEL = Model("a/b", COMMIT, (SMALL, LARGE), None)
 
 
-def test_another_size_is_another_file() -> None:
-    """The largest file comes first."""
-    assert what_to_copy(MODEL.files, [StoredObject("p/model.gguf", 999)], "p/") == (LARGE, SMALL)
+@pytest.mark.parametrize(("size_bytes", "expected"), [(1000, {"model.gguf"}), (999, set())])
+def test_what_lies_there_is_looked_at_if_it_has_the_right_size(size_bytes: int, expected: set[str]) -> None:
+    """Small files come again in any case: their sha256 is known to nobody."""
+    there = [StoredObject("p/model.gguf", size_bytes), StoredObject("p/config.json", 10)]
+    assert what_is_there(MODEL.files, there, "p/") == expected
 
 
 def large(*paths: str) -> Model:
-    return Model("a/b", "c", (*(ModelFile(path, 1000, "sha", "git") for path in paths), SMALL), None)
+    return Model("a/b", COMMIT, (*(ModelFile(path, 1000, SHA256, GIT) for path in paths), SMALL), None)
 
 
 def paths(model: Model, **wanted: object) -> list[str]:
     return [file.path for file in what_to_mirror(model, **wanted).files]  # pyright: ignore[reportArgumentType] - by name
-
-
-def test_safe_weights_are_preferred() -> None:
-    """Pickles beside safetensors are left out and named, unless somebody asks for them."""
-    model = large("model.safetensors", "pytorch_model.bin", "training_args.bin")
-    assert paths(model) == ["model.safetensors", "config.json"]
-    assert {path for path, _ in what_to_mirror(model).left_out} == {"pytorch_model.bin", "training_args.bin"}
-    assert len(paths(model, pickle_weights=True)) == 4
-
-
-def test_a_model_of_pickles_is_refused() -> None:
-    """What runs code when it is loaded is mirrored for whoever asks for it, and for nobody else."""
-    with pytest.raises(Refused, match=r"pytorch_model\.bin.*pickle_weights"):
-        what_to_mirror(large("pytorch_model.bin"))
-    assert paths(large("pytorch_model.bin"), pickle_weights=True) == ["pytorch_model.bin", "config.json"]
 
 
 def test_patterns_choose() -> None:
@@ -68,10 +52,82 @@ def test_patterns_choose() -> None:
         what_to_mirror(model, allow=("nothing",))
 
 
-def test_no_file_may_stand_for_the_manifest() -> None:
-    """A repository that has a file of that name would say that its mirror exists."""
-    with pytest.raises(Refused, match=MANIFEST):
-        what_to_mirror(large(MANIFEST))
+@pytest.mark.parametrize("path", [MANIFEST, f"x/{MANIFEST}", f"{MANIFEST}/x", f"a/b/{'0' * 40}/{MANIFEST}"])
+def test_no_file_may_stand_for_a_manifest(path: str) -> None:
+    """A repository that has a file of that name, however deep, would speak for a mirror."""
+    with pytest.raises(Refused, match=f"{MANIFEST}.*ignore it"):
+        what_to_mirror(large("model.safetensors", path))
+    assert paths(large("model.safetensors", path), ignore=(f"*{MANIFEST}*",)) == ["model.safetensors", "config.json"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("", ".", "..", "/", "/etc/passwd", "../x", "a/../x", "a/./x", "a//x", "a/", "./x"),
+        *("a\\b", "a\0b", "a\nb", "a\rb", "a\tb", "a\x7fb", "a\u202eb", "a\u2028b", "a\ud800b"),
+        *("x" * 256, "ä" * 128, "/".join(["x" * 200] * 5)),
+    ],
+)
+def test_no_path_of_a_hubs_becomes_a_bad_key(path: str) -> None:
+    """Out of the mirror, invisible, or longer than stores and disks take: refused before the first byte."""
+    with pytest.raises(Refused, match=r"of a/b .*; ignore it"):
+        what_to_mirror(large("model.safetensors", path))
+
+
+def test_ordinary_names_are_no_reason_to_refuse() -> None:
+    """Spaces, letters of any script, dots: whatever people call their files."""
+    names = ["模型 1.safetensors", "a b+c.json", ".gitattributes", "v1..2.txt", "ä" * 127, "📈.png", "a/b/c/d.json"]
+    assert set(paths(large(*names))) == {*names, "config.json"}
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["a.txt", "a.txt"], "named 2 times"),
+        (["a", "a/b"], "a file, and the folder"),
+        (["a/b/c", "a"], "a file, and the folder"),
+    ],
+)
+def test_files_that_cannot_lie_beside_each_other_are_refused(names: list[str], words: str) -> None:
+    """One path with two contents, or a file where a folder has to be, is no model."""
+    with pytest.raises(Refused, match=words):
+        what_to_mirror(large("model.safetensors", *names))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"size_bytes": size} for size in (-1, LARGEST_FILE_BYTES + 1, 1.5, True, "10", None)),
+        *({"sha256": value} for value in ("", "0", "g" * 64, "0" * 63, "0" * 65, "../" + "0" * 61, "0" * 64 + "\n")),
+        *({"sha256": None, "git_sha1": value} for value in ("", "0", "g" * 40, "0" * 39, "0" * 40 + "\n")),
+    ],
+    ids=str,
+)
+def test_a_size_or_hash_that_is_none_is_refused(change: dict[str, Any]) -> None:
+    """With the file's name, and before anything is planned with it."""
+    with pytest.raises(Refused, match=r"'model\.gguf' of a/b has"):
+        what_to_mirror(replace(MODEL, files=(SMALL, replace(LARGE, **change))))
+
+
+@pytest.mark.parametrize("commit", ["", "main", "..", "a/b", "C" * 40, "c" * 39, "c" * 41, "c" * 40 + "\n", "../" * 13])
+def test_a_commit_that_is_none_is_refused(commit: str) -> None:
+    """It names a folder of the store: a hub's word for it has to be git's."""
+    with pytest.raises(Refused, match="the commit of a/b"):
+        what_to_mirror(replace(MODEL, commit=commit))
+
+
+@pytest.mark.parametrize("repo", ["b", "a/b/c", "../b", "a/..", "a b/c", "/b", "a/", "a\n/b"])
+def test_a_repository_that_is_none_is_refused(repo: str) -> None:
+    """Whoever made the model."""
+    with pytest.raises(Refused, match="no place for a mirror"):
+        what_to_mirror(replace(MODEL, repo=repo))
+
+
+def test_hashes_are_the_same_in_capitals() -> None:
+    """As some hubs write them; afterwards all are written alike."""
+    loud = (replace(LARGE, sha256=SHA256.replace("5", "A")), replace(SMALL, git_sha1="B" * 40))
+    found = what_to_mirror(replace(MODEL, files=loud)).files
+    assert (found[0].sha256, found[1].git_sha1) == ("a" * 64, "b" * 40)
 
 
 @pytest.mark.parametrize(("size_bytes", "expected"), [(0, PART_BYTES), (100 << 30, PART_BYTES), (500 << 30, 52 << 20)])
@@ -98,9 +154,11 @@ def test_the_newest_upload_of_a_missing_file_goes_on() -> None:
 def manifest(**files: str) -> Manifest:
     return Manifest(
         repo="a/b",
-        commit="c",
+        commit=COMMIT,
         license=None,
-        files=tuple(MirroredFile(path=path, size_bytes=10, sha256=sha256) for path, sha256 in files.items()),
+        files=tuple(
+            MirroredFile(path=path, size_bytes=10, sha256=sha256.rjust(64, "0")) for path, sha256 in files.items()
+        ),
         source="hub",
         mirrored_at=datetime(2026, 1, 1, tzinfo=UTC),
         tool="t",
@@ -112,7 +170,17 @@ def test_a_manifest_is_made_larger() -> None:
     joined = manifest(a="1", b="2").joined_with(manifest(b="2", c="3"))
     assert [file.path for file in joined.files] == ["a", "b", "c"]
     with pytest.raises(Refused, match="otherwise of b"):
-        manifest(a="1", b="2").joined_with(manifest(b="other"))
+        manifest(a="1", b="2").joined_with(manifest(b="4"))
+
+
+def test_a_manifest_that_says_otherwise_than_the_hub_is_not_believed() -> None:
+    """Nor is the hub: somebody has to look."""
+    standing = manifest(a="1", b="2")
+    files = [ModelFile("a", 10, "1".rjust(64, "0"), GIT), ModelFile("b", 10, None, GIT), ModelFile("c", 1, None, GIT)]
+    standing.check_against(files)
+    for odd in (replace(files[0], sha256=SHA256), replace(files[0], size_bytes=9), replace(files[1], size_bytes=9)):
+        with pytest.raises(Refused, match=f"than the hub of {odd.path};"):
+            standing.check_against([odd])
 
 
 def test_a_sample_is_a_share_of_the_bytes() -> None:
@@ -128,7 +196,18 @@ def test_a_sample_is_a_share_of_the_bytes() -> None:
 def test_wrong_is_whatever_differs() -> None:
     """Another hash, or no object at all."""
     right, wrong = Finding("s", "k", "1", "1"), Finding("s", "k", "1", "there is no k")
-    assert what_is_wrong([right, wrong]) == (wrong,)
+    unread = Finding("s", "k", "1", "the disk is broken", is_unread=True)
+    assert what_is_wrong([right, wrong, unread]) == (wrong,)
+    assert what_is_unread([right, wrong, unread]) == (unread,)
+
+
+def test_what_could_not_be_read_is_not_called_wrong() -> None:
+    """Nobody is told to delete a mirror because a store was away."""
+    wrong, unread = Finding("s/", "k", "1", "2"), Finding("s/", "u", "1", "the disk is broken", is_unread=True)
+    assert re.search(
+        r"1 of 2 .*s/k: 2 where 1 .*delete.* 1 of 2 .*s/u: the disk is broken", words_of([wrong], [unread], 2)
+    )
+    assert "delete" not in words_of([], [unread], 1)
 
 
 def test_traffic_has_its_price() -> None:

@@ -1,13 +1,16 @@
 """Bytes from a hub into stores, in memory: what is sent, what is not, and what drops out."""
 
 import hashlib
+from collections.abc import Iterator
 from random import Random
 from threading import Lock
 
 import pytest
 
-from blocks.errors import Refused, Unavailable
+from blocks.errors import Refused, Unavailable, Unsupported
 from blocks.ports import Model, ModelFile, Objects, Part, PartLimits, Unfinished
+from flows.tasks.mirror import check_writable, survey, write_manifest
+from flows.tasks.read_back import read_back
 from flows.tasks.transfer import Transfer
 from tests.fakes.hub import FakeHub
 from tests.fakes.store import FakeStore
@@ -106,7 +109,7 @@ def test_a_provider_that_may_not_copy_is_sent_the_bytes(hub: CountingHub) -> Non
     """Where one bucket's key cannot read the other bucket, the bytes take the long way."""
 
     class Apart(CountingStore):
-        def copy_from(self, source: Objects, source_key: str, key: str) -> None:
+        def copy_from(self, source: Objects, source_key: str, key: str) -> bool:
             raise Refused(f"{self.url_of(key)}: this key may not read {source.url_of(source_key)}")
 
     stores = [CountingStore("one"), Apart("one")]
@@ -262,3 +265,201 @@ def test_parts_fit_every_store(hub: CountingHub) -> None:
     mirror(hub, [few, many], REPO)
     assert content(few, hub) == content(many, hub) == FILES
     assert max(number for _, number in many.parts_sent) == 2
+
+
+def test_an_object_that_lies_there_is_read_before_it_is_believed(hub: CountingHub) -> None:
+    """Of the right size without a manifest: an earlier run's is kept and not sent again, a stranger's is not."""
+    store = CountingStore("one")
+    home = f"models/{REPO}/{hub.look_up(REPO, 'v1').commit}/"
+    store.objects[f"{home}model-1.safetensors"] = FILES["model-1.safetensors"]
+    store.objects[f"{home}model-2.safetensors"] = bytes(len(FILES["model-2.safetensors"]))
+    (target,) = mirror(hub, [store], REPO)
+    assert content(store, hub) == FILES
+    assert target.resumed_bytes == len(FILES["model-1.safetensors"])
+    assert not [key for key, _ in store.parts_sent if key.endswith("model-1.safetensors")]
+
+
+def test_what_another_run_completed_meanwhile_is_read(hub: CountingHub) -> None:
+    """An object of the right size that is not the file makes room for the file."""
+
+    class Raced(CountingStore):
+        def complete(self, upload: Unfinished, parts: object) -> None:
+            if upload.key.endswith("model-1.safetensors") and self.strangers:
+                self.objects[upload.key] = self.strangers.pop()
+            super().complete(upload, parts)  # pyright: ignore[reportArgumentType] - handed on as it came
+
+        strangers = [bytes(len(FILES["model-1.safetensors"]))]  # noqa: RUF012 - one for the one store that there is
+
+    store = Raced("one")
+    mirror(hub, [store], REPO)
+    assert content(store, hub) == FILES
+    assert store.strangers == []
+    assert store.uploads == {}
+
+
+def test_a_copy_is_read_before_it_is_believed(hub: CountingHub) -> None:
+    """Bytes that another mirror holds have been spoiled since its manifest was written: they are not passed on."""
+    store = CountingStore("one")
+    mirror(hub, [store], REPO)
+    store.corrupt(f"models/{REPO}/{hub.look_up(REPO, 'v1').commit}/model-1.safetensors")
+    changed = {**FILES, "config.json": b"{ }"}
+    hub.models = {REPO: {"v1": FILES, "v2": changed}}
+    (target,) = mirror(hub, [store], REPO, "v2")
+    home = f"models/{REPO}/{hub.look_up(REPO, 'v2').commit}/"
+    assert {path: store.objects[home + path] for path in changed} == changed
+    copied = [len(FILES[path]) for path in ("model-2.safetensors", "model-3.safetensors")]
+    assert target.copied_bytes == sum(copied)
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["models/evil/model/" + "0" * 40 + "/x/skyferry-manifest.json", "models/evil/model/" + "0" * 40 + "/{}"],
+    ids=["nested", "of another place"],
+)
+def test_a_manifest_that_a_model_brings_vouches_for_nothing(hub: CountingHub, key: str) -> None:
+    """Another model's file of that name leads to that model's bytes: they are not copied, and the hub is read."""
+    store = CountingStore("one")
+    key = key.format("skyferry-manifest.json")
+    (manifest,) = [target.manifest for target in mirror(hub, [FakeStore()], REPO)]
+    assert manifest is not None
+    store.objects[key] = manifest.model_dump_json().encode()
+    home = key.removesuffix("skyferry-manifest.json")
+    store.objects |= {home + path: bytes(len(body)) for path, body in FILES.items()}
+    hub.read_bytes = 0
+    (target,) = mirror(hub, [store], REPO)
+    assert content_at(store, target.prefix) == FILES
+    assert hub.read_bytes == sum(map(len, FILES.values()))
+    assert target.copied_bytes == 0
+
+
+@pytest.mark.parametrize("body", [b"", b"no JSON", b"{}", b"[]", b'{"repo": 1}', b"\xff", b"[" * 10**5])
+@pytest.mark.parametrize("where", ["/x/", "/"], ids=["nested", "another model's own"])
+def test_a_manifest_that_is_none_breaks_nobody_elses_mirror(hub: CountingHub, body: bytes, where: str) -> None:
+    """It is told of, where it is one that Skyferry should be able to read, and everything else goes on."""
+    store = FakeStore()
+    store.objects[f"models/other/model/{'0' * 40}{where}skyferry-manifest.json"] = body
+    model = hub.look_up(REPO, "v1")
+    found = survey.fn(store, model.files, f"models/{REPO}/{model.commit}/")
+    assert len(found.doubts) == (where == "/")
+    assert all("models/other/model" in doubt and "delete it" in doubt for doubt in found.doubts)
+    (target,) = mirror(hub, [store], REPO)
+    assert content_at(store, target.prefix) == FILES
+
+
+def content_at(store: FakeStore, prefix: str) -> dict[str, bytes]:
+    return {
+        key.removeprefix(prefix): body
+        for key, body in store.objects.items()
+        if key.startswith(prefix) and "manifest" not in key
+    }
+
+
+class Careless(CountingStore):
+    """Ignores checksums, says nothing of what it has, and spoils the first parts and objects that it gets."""
+
+    def __init__(self, spoiled: int) -> None:
+        super().__init__("careless")
+        self.vouches, self.spoiled = False, spoiled
+
+    def spoil(self, body: bytes | memoryview) -> bytes:
+        with self._lock:
+            self.spoiled -= 1
+            return bytes(body) if self.spoiled < 0 or not len(body) else bytes([body[0] ^ 1]) + bytes(body[1:])
+
+    def send(self, upload: Unfinished, number: int, body: memoryview) -> Part:
+        super().send(upload, number, body)
+        self.uploads[upload][number] = self.spoil(body)
+        return Part(number, len(body), "", self.checksum(body), is_vouched=False)
+
+    def write(self, key: str, body: bytes | memoryview) -> bool:
+        return super().write(key, body if key.endswith("manifest.json") else self.spoil(body))
+
+
+@pytest.mark.parametrize("spoiled", [0, 1, 5])
+def test_what_a_store_does_not_vouch_for_is_read_back(hub: CountingHub, spoiled: int) -> None:
+    """Unknown is not equal: nothing is published before its bytes were read from the store, and were right."""
+    store = Careless(spoiled)
+    mirror(hub, [store], REPO, workers=1)
+    assert content(store, hub) == FILES
+    assert store.uploads == {}
+
+
+def test_a_store_that_spoils_everything_publishes_nothing(hub: CountingHub) -> None:
+    """It drops out with words, and no manifest stands."""
+    store = Careless(10**6)
+    with pytest.raises(Unavailable, match="not the same"):
+        mirror(hub, [store], REPO)
+    assert not [key for key in store.objects if "manifest" in key]
+
+
+def test_a_part_of_which_the_store_says_nothing_is_sent_again(hub: CountingHub) -> None:
+    """An earlier run has left a part that was spoiled, and the store lists no checksums."""
+    store = FakeStore(vouches=False)
+    model = hub.look_up(REPO, "v1")
+    upload = store.begin(f"models/{REPO}/{model.commit}/model-1.safetensors")
+    store.send(upload, 1, memoryview(bytes(PART_BYTES)))
+    (target,) = mirror(hub, [store], REPO)
+    assert content(store, hub) == FILES
+    assert target.resumed_bytes == 0
+
+
+def test_a_provider_that_compares_nothing_is_read(hub: CountingHub) -> None:
+    """A copy into a second bucket that came out otherwise is replaced by the hub's bytes."""
+
+    class Sloppy(FakeStore):
+        def copy_from(self, source: Objects, source_key: str, key: str) -> bool:
+            super().copy_from(source, source_key, key)
+            if key.endswith("model-1.safetensors"):
+                self.corrupt(key)
+            return False
+
+    stores = [FakeStore(provider="one"), Sloppy(provider="one")]
+    _, second = mirror(hub, stores, REPO)
+    assert content(stores[1], hub) == FILES
+    assert second.copied_bytes == sum(len(body) for path, body in FILES.items() if path != "model-1.safetensors")
+
+
+def test_a_further_store_needs_no_conditional_writes(hub: CountingHub) -> None:
+    """No ledger is safe there; mirrors are, for two runs write the same."""
+    store = FakeStore()
+    store.knows_conditions = False
+    mirror(hub, [store], REPO)
+    (target,) = mirror(hub, [store], REPO)
+    assert content(store, hub) == FILES
+    assert target.manifest is not None
+    check_writable.fn(store, keeps_ledger=False)
+    with pytest.raises(Unsupported, match="another store for the ledger"):
+        check_writable.fn(store)
+
+
+def test_a_manifest_grows_where_another_run_has_written_one(hub: CountingHub) -> None:
+    """What stands is joined; what cannot be read is refused, and what belongs elsewhere too."""
+    store = FakeStore()
+    (target,) = mirror(hub, [store], REPO)
+    whole = target.manifest
+    assert whole is not None
+    part, rest = (whole.model_copy(update={"files": files}) for files in (whole.files[:2], whole.files[2:]))
+    store.objects[f"{target.prefix}skyferry-manifest.json"] = part.model_dump_json().encode()
+    joined = write_manifest.fn(store, target.prefix, rest)
+    assert {file.path for file in joined.files} == set(FILES)
+    for body in (b"", part.model_copy(update={"commit": "1" * 40}).model_dump_json().encode()):
+        store.objects[f"{target.prefix}skyferry-manifest.json"] = body
+        with pytest.raises(Refused, match=f"{target.prefix}skyferry-manifest.json is .*delete it"):
+            write_manifest.fn(store, target.prefix, rest)
+
+
+def test_nothing_is_read_on_past_its_size() -> None:
+    """An object that goes on for ever is not what was mirrored, and that is known at its first byte too many."""
+
+    class Endless(FakeStore):
+        chunks = 0
+
+        def read(self, key: str, start: int = 0, size_bytes: int | None = None) -> Iterator[bytes]:
+            del key, start, size_bytes
+            while True:
+                self.chunks += 1
+                yield bytes(10)
+
+    store = Endless()
+    assert read_back(store, "key", 25) == "more than 25 bytes"
+    assert store.chunks == 3

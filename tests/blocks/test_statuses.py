@@ -1,0 +1,55 @@
+"""What an HTTP status means, whoever answers."""
+
+from datetime import UTC, datetime
+
+import pytest
+
+from blocks.errors import Refused, Unavailable
+from blocks.statuses import may_pass, translation, wait_told
+
+NOW = datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("told", "seconds"),
+    [
+        ("7", 7.0),
+        (" 7 ", 7.0),
+        ("1.5", 1.5),
+        ("Thu, 01 Jan 2026 12:00:25 GMT", 25.0),
+        ("Thu, 01 Jan 2026 11:00:00 GMT", 0.0),
+        ("Thu, 01 Jan 2026 12:00:25", 25.0),
+        ("", None),
+        ("soon", None),
+        ("-5", None),
+        ("²", None),
+        ("inf", None),
+        ("Thu, 99 Jan 2026 99:00:25 GMT", None),
+    ],
+)
+def test_a_wait_is_told_in_seconds_or_as_a_date(told: str, seconds: float | None) -> None:
+    """What cannot be understood is not said."""
+    assert wait_told({"retry-after": told}, NOW) == seconds
+    assert wait_told({}, NOW) is None
+
+
+def test_the_status_says_what_may_pass() -> None:
+    """A server's own faults pass, but for those that say that it cannot, or has no room; a request's own do not."""
+    assert {status for status in range(100, 600) if may_pass(status)} == {408, 425, 429, *range(500, 600)} - {
+        501,
+        505,
+        507,
+    }
+
+
+def test_an_error_names_thing_status_code_and_next_step() -> None:
+    """And a code can know better what helps, or that what looks final passes."""
+    assert str(translation("s3://b did not write k", 413, {})) == (
+        "s3://b did not write k: 413; raise what the store, or a proxy before it, takes in one request"
+    )
+    refused = translation("it", 400, {}, words="Code", step="do this")
+    assert (type(refused), str(refused)) == (Refused, "it: 400 Code; do this")
+    passing = translation("it", 400, {"retry-after": "3"}, words="Code", passes=True)
+    assert isinstance(passing, Unavailable)
+    assert passing.after_seconds == 3
+    assert str(translation("it", 418, {})) == "it: 418; correct the settings"
