@@ -4,7 +4,7 @@ import logging
 import secrets
 import shlex
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
@@ -13,11 +13,11 @@ from operator import itemgetter
 from pathlib import Path
 from threading import Lock, Thread
 from time import monotonic
-from typing import Any
+from typing import Any, Self
 
 import yaml
 from prefect.blocks.core import Block
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, PrivateAttr, SecretStr, field_validator
 
 from blocks.errors import CellSaidNo, Refused, Unavailable
 from blocks.files import alone, write_whole
@@ -31,6 +31,7 @@ from blocks.s3 import S3Store
 from blocks.skypilot_clusters import Cluster, SkyPilot, not_the_cell, reason
 from blocks.skypilot_infra import Rate
 from blocks.skypilot_market import SkyPilotMarket
+from blocks.skypilot_names import cluster_name
 from blocks.skypilot_sdk import speak_with
 
 SECRETS = "~/skyferry/secrets.sh"
@@ -134,6 +135,9 @@ class SkyPilotFleet(Block):
         description="How long the signed addresses hold at which a machine reads the weights.",
     )
 
+    _installation: str = PrivateAttr(default="")
+    _inherited: frozenset[str] = PrivateAttr(default=frozenset())
+
     @field_validator("task")
     @classmethod
     def _is_a_task(cls, task: str) -> str:
@@ -147,6 +151,11 @@ class SkyPilotFleet(Block):
             raise ValueError(f"the task chooses among places ({', '.join(several)}); leave that to the plan")
         return task
 
+    def of_installation(self, installation: str, inherited: Collection[str] = ()) -> Self:
+        fleet = self.model_copy()
+        fleet._installation, fleet._inherited = installation, frozenset(inherited)  # noqa: SLF001 - its own
+        return fleet
+
     def offers(self, cells: Sequence[str], accelerators: Sequence[str]) -> tuple[Offer, ...]:
         return self._market.offers(cells, accelerators)
 
@@ -155,16 +164,17 @@ class SkyPilotFleet(Block):
 
     def launch(self, order: ReplicaOrder, offer: Offer) -> Replica:
         """Start or adopt the replica; returns once its machine is set up and the engine's job was handed to it."""
-        with alone(self._home / f"{order.name}.lock"):
+        called = self._called(order.name)
+        with alone(self._home / f"{called}.lock"):
             adopted = self._adopt(order.name)
             # With secrets in it, where a launch was killed.
-            shutil.rmtree(self._sent(order.name), ignore_errors=True)
+            shutil.rmtree(self._sent(called), ignore_errors=True)
             if adopted is not None:
                 return adopted
             with self._turn(offer.cell):
                 self._start(order, offer)
             self._watch.forget()
-            if (started := _named(order.name, self._skypilot.clusters())) is not None:
+            if (started := self._standing(order.name)) is not None:
                 return self._replica(started)
             raise Unavailable(f"replica {order.name} was launched in {offer.cell} and is gone already; try again")
 
@@ -173,33 +183,37 @@ class SkyPilotFleet(Block):
 
         A machine whose engine has ended counts as none: it is replaced by the next launch, or gives itself back.
         """
-        return tuple(replica for replica in self.every_replica() if replica.service == service)
+        own = map(self._replica, filter(self._is_own, self._listed()))
+        return tuple(replica for replica in own if replica.service == service)
 
     def every_replica(self) -> tuple[Replica, ...]:
-        """Those of every service that SkyPilot's API server knows of."""
-        found = sorted(self._watch.clusters(self.refresh_seconds, self._answers), key=lambda cluster: cluster.name)
-        return tuple(self._replica(cluster) for cluster in found)
+        """Those of every service and installation that SkyPilot's API server knows of."""
+        return tuple(map(self._replica, self._listed()))
 
     def stop(self, name: str) -> None:
         """Take it down, also in the middle of a launch; the cloud itself has been asked once this returns."""
-        skypilot = self._skypilot
-        skypilot.cancel_launch(name)
-        if (cluster := _named(name, skypilot.clusters())) is None:
+        skypilot, called = self._skypilot, self._called(name)
+        skypilot.cancel_launch(called)
+        if (cluster := self._standing(name)) is None:
             return
-        if not _is_ours(cluster):
-            raise Refused(f"the cluster {name} is not Skyferry's; take it down yourself: `sky down {name}`")
-        self._keep_log(name)
-        skypilot.down(name)
+        self._keep_log(cluster.name)
+        skypilot.down(cluster.name)
         self._watch.forget()
-        if _named(name, skypilot.clusters()) is not None:
-            raise Unavailable(f"replica {name} was taken down and is still there; try again")
+        if self._standing(name) is not None:
+            raise Unavailable(f"replica {name} ({cluster.name}) was taken down and is still there; try again")
+
+    def has_ended(self, name: str) -> bool:
+        """Its job has, on a machine that is there to say so."""
+        cluster = self._standing(name)
+        return cluster is not None and cluster.is_up and self._skypilot.jobs([cluster])[cluster.hash] == "ended"
 
     def log_tail(self, name: str) -> str:
-        cluster = _named(name, self._skypilot.clusters())
-        printed = self._skypilot.log_tail(name, LOG_LINES) if cluster and cluster.is_up else None
+        cluster = self._standing(name)
+        printed = self._skypilot.log_tail(cluster.name, LOG_LINES) if cluster and cluster.is_up else None
         if printed:
             return printed
-        return self._log(name).read_text() if self._log(name).exists() else ""
+        kept = self._log(cluster.name if cluster else self._called(name))
+        return kept.read_text() if kept.exists() else ""
 
     def key_of(self, release: str) -> str | None:
         return None if self.authority is None else release_key(self.authority, release)
@@ -209,18 +223,38 @@ class SkyPilotFleet(Block):
         """The authority that vouches for its replicas, in PEM; None where nothing does."""
         return None if self.authority is None else self.authority.certificate
 
+    def _called(self, name: str) -> str:
+        return cluster_name(self._installation, name)
+
+    def _listed(self) -> list[Cluster]:
+        found = self._watch.clusters(self.refresh_seconds, self._answers)
+        return sorted(found, key=lambda cluster: (cluster.told["SKYFERRY_REPLICA"], cluster.name))
+
+    def _is_own(self, cluster: Cluster) -> bool:
+        """It says so; or it says nothing, being older than that, and its release is one of ours from that time."""
+        whose = _installation_of(cluster)
+        return whose == self._installation or (not whose and cluster.told["SKYFERRY_RELEASE"] in self._inherited)
+
+    def _standing(self, name: str) -> Cluster | None:
+        """The cluster of that replica of ours, by whatever name; Refused where a stranger has the name."""
+        clusters, called = self._skypilot.clusters(), self._called(name)
+        own = [c for c in clusters if _is_a_replica(c) and c.told["SKYFERRY_REPLICA"] == name and self._is_own(c)]
+        if not own and any(cluster.name == called for cluster in clusters):
+            raise Refused(
+                f"a cluster called {called}, as {name} would be, is not Skyferry's; end it: `sky down {called}`"
+            )
+        return min(own, key=lambda cluster: cluster.name != called, default=None)
+
     def _adopt(self, name: str) -> Replica | None:
         """The replica of that name, wherever it is; what is left of one, after a half or an end, is taken down."""
         skypilot = self._skypilot
-        skypilot.wait_for_launch(name, self.launch_timeout_seconds)
-        if (known := _named(name, skypilot.clusters())) is None:
+        skypilot.wait_for_launch(self._called(name), self.launch_timeout_seconds)
+        if (known := self._standing(name)) is None:
             return None
-        if not _is_ours(known):
-            raise Refused(f"a cluster called {name} is there and is not Skyferry's; take it down or rename it")
         if known.is_up and self._answers(known):
             return self._replica(known)
         job = skypilot.jobs([known])[known.hash] if known.is_up else "none"
-        if job == "unknown" and _named(name, skypilot.look_up([name])) is None:
+        if job == "unknown" and not skypilot.look_up([known.name]):
             self._watch.forget()
             return None
         if job in {"going on", "unknown"}:
@@ -229,11 +263,12 @@ class SkyPilotFleet(Block):
         return None
 
     def _start(self, order: ReplicaOrder, offer: Offer) -> None:
-        sent = self._sent(order.name)
+        called = self._called(order.name)
+        sent = self._sent(called)
         try:
             task = self._task(order, offer, self._port(offer.cell), sent)
             self._skypilot.launch(
-                order.name, task, autodown_minutes=self.autodown_minutes, timeout_seconds=self.launch_timeout_seconds
+                called, task, autodown_minutes=self.autodown_minutes, timeout_seconds=self.launch_timeout_seconds
             )
         except (Refused, Unavailable):
             raise
@@ -254,7 +289,8 @@ class SkyPilotFleet(Block):
         """The engine's task with a place, a name, and all that the machine has to know."""
         task = yaml.safe_load(self.task)
         mounts = task.get("file_mounts") or {}
-        names = {"skyferry-service": order.service, "skyferry-release": order.release, "skyferry-replica": order.name}
+        names = {"service": order.service, "release": order.release, "replica": order.name}
+        names |= {"installation": self._installation} if self._installation else {}
         given = {name: value for name, value in (task.get("resources") or {}).items() if name != "accelerators"}
         return {
             **{name: value for name, value in task.items() if name != "secrets"},
@@ -262,13 +298,17 @@ class SkyPilotFleet(Block):
             "resources": {
                 **given,
                 "infra": offer.cell,
-                "labels": {**(given.get("labels") or {}), **names},
+                "labels": {**(given.get("labels") or {}), **{f"skyferry-{what}": name for what, name in names.items()}},
                 **({"accelerators": {offer.accelerator: offer.accelerators}} if offer.accelerators else {}),
                 **({"instance_type": offer.instance} if offer.instance else {}),
                 **({"use_spot": True} if offer.use_spot else {}),
                 **({} if offer.cell.startswith(SLURM) else {"ports": port}),  # there nothing is closed
             },
-            "envs": {**(task.get("envs") or {}), **_told(order, offer, port, is_tls=self.authority is not None)},
+            "envs": {
+                **(task.get("envs") or {}),
+                **_told(order, offer, port, is_tls=self.authority is not None),
+                "SKYFERRY_INSTALLATION": self._installation,
+            },
             "file_mounts": {
                 **{there: _whole(here) for there, here in mounts.items()},
                 SECRETS: str(self._write_secrets(order, self._nearest_mirror(order, offer.cell), sent)),
@@ -346,7 +386,7 @@ class SkyPilotFleet(Block):
         told = cluster.told
         dollars = told["SKYFERRY_DOLLARS_PER_HOUR"]
         return Replica(
-            name=cluster.name,
+            name=told["SKYFERRY_REPLICA"],
             service=told["SKYFERRY_SERVICE"],
             release=told["SKYFERRY_RELEASE"],
             cell=told["SKYFERRY_CELL"],
@@ -370,10 +410,11 @@ class SkyPilotFleet(Block):
             return bool(replica.address) and OpenAIEngine(self.key_of, self.replica_ca).is_healthy(replica)
         return False
 
-    def _keep_log(self, name: str) -> None:
+    def _keep_log(self, called: str) -> None:
         with suppress(Unavailable):  # a machine that answers nobody is taken down all the same
-            if printed := self._skypilot.log_tail(name, LOG_LINES):
-                write_whole(self._log(name), printed)
+            if printed := self._skypilot.log_tail(called, LOG_LINES):
+                self._home.mkdir(parents=True, exist_ok=True)
+                write_whole(self._log(called), printed)
 
     @property
     def _market(self) -> SkyPilotMarket:
@@ -392,11 +433,11 @@ class SkyPilotFleet(Block):
     def _home(self) -> Path:
         return self.directory / "skypilot"
 
-    def _log(self, name: str) -> Path:
-        return self._home / f"{name}.log"
+    def _log(self, called: str) -> Path:
+        return self._home / f"{called}.log"
 
-    def _sent(self, name: str) -> Path:
-        return self._home / "sent" / name
+    def _sent(self, called: str) -> Path:
+        return self._home / "sent" / called
 
 
 class Watch:
@@ -417,7 +458,7 @@ class Watch:
             Thread(target=self._refresh, args=(answers,), name="skypilot-refresh", daemon=True).start()
         with self._reading:
             if monotonic() - self._read_at >= READ_SECONDS:
-                self._read = tuple(filter(_is_ours, self._skypilot.clusters()))
+                self._read = tuple(filter(_is_a_replica, self._skypilot.clusters()))
                 self._read_at = monotonic()
             return tuple(cluster for cluster in self._read if cluster.hash not in self._ended)
 
@@ -434,7 +475,7 @@ class Watch:
     def _refresh(self, answers: Callable[[Cluster], bool]) -> None:
         """Minutes where a cluster answers nobody. What nobody can be asked about counts as being there."""
         try:
-            running = [cluster for cluster in self._skypilot.clusters() if cluster.is_up and _is_ours(cluster)]
+            running = [cluster for cluster in self._skypilot.clusters() if cluster.is_up and _is_a_replica(cluster)]
             # SkyPilot starts two Pythons on a machine to say how its job is; an engine that answers has said it.
             with ThreadPoolExecutor(ASKED_SIDE_BY_SIDE) as pool:
                 well = [*pool.map(answers, running)]
@@ -477,12 +518,18 @@ def _told(order: ReplicaOrder, offer: Offer, port: int, *, is_tls: bool) -> Mapp
     }
 
 
-def _is_ours(cluster: Cluster) -> bool:
-    return cluster.told.get("SKYFERRY_REPLICA") == cluster.name
+def _installation_of(cluster: Cluster) -> str:
+    """Empty where nobody said it."""
+    return cluster.told.get("SKYFERRY_INSTALLATION", "")
 
 
-def _named(name: str, clusters: tuple[Cluster, ...]) -> Cluster | None:
-    return next((cluster for cluster in clusters if cluster.name == name), None)
+def _is_a_replica(cluster: Cluster) -> bool:
+    """Launched as one: somebody's own cluster may have a task with such an environment, and another name."""
+    if (replica := cluster.told.get("SKYFERRY_REPLICA")) is None:
+        return False
+    whose = _installation_of(cluster)
+    # Before there were installations, a cluster was called what its replica is called.
+    return cluster.name == cluster_name(whose, replica) or (not whose and cluster.name == replica)
 
 
 def _slurm_cluster(cell: str) -> str:

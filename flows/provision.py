@@ -24,7 +24,7 @@ from flows.undo import users_keep_what_they_had
 @flow(name="provision-fleet", flow_run_name="provision-{plan.repo}-for-{plan.service}")
 def provision_fleet(plan: ProvisionPlan) -> Release | Placement:
     """Open a release in the service's free slot and start its replicas where that is best; they get no traffic yet."""
-    service = open_service(plan.service)
+    service = open_service(plan.service, only_looks=plan.plan_only)
     if plan.plan_only:
         model = look_up(service.hub, plan.repo, plan.revision)
         return plan_fleet(service, model, plan.engine, plan.placement, is_only_a_plan=True)

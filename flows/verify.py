@@ -14,7 +14,7 @@ from flows.plans import VerifyPlan
 from flows.policy.verify import Finding, what_is_wrong, which_to_verify
 from flows.tasks.artifacts import only_for_show
 from flows.tasks.mirror import find_mirrors, verify_file
-from flows.tasks.service import open_service
+from flows.tasks.service import find_service
 
 FILES_AT_ONCE = 4
 
@@ -29,7 +29,7 @@ def verify_mirror(plan: VerifyPlan) -> tuple[Finding, ...]:
 
     Refused where a byte is wrong, a file is missing, or a store has no mirror of it.
     """
-    service = open_service(plan.service)
+    service = find_service(plan.service)
     readings = []
     for store in service.stores:
         mirrors = find_mirrors(store, plan.repo, plan.commit)

@@ -11,6 +11,7 @@ from blocks.ports import Offer, Replica, ReplicaOrder, Stock
 from flows.mirror import mirror_model
 from flows.plans import MirrorPlan, ProvisionPlan, ReapPlan, ReleasePlan
 from flows.policy.attempts import ATTEMPTS_KEY, Attempts
+from flows.policy.installation import INSTALLATION_KEY
 from flows.policy.ledger import Release
 from flows.policy.placement import Placement, PlacementRules
 from flows.provision import provision_fleet
@@ -130,7 +131,7 @@ def test_only_a_plan_starts_nothing(world: World) -> None:
     assert isinstance(placement, Placement)
     assert placement.placed == (ALPHA, ALPHA)
     assert not world.fleet.orders
-    assert not world.store.objects
+    assert [*world.store.objects] == [INSTALLATION_KEY]
 
 
 def test_a_cell_that_would_not_have_us_is_found_out_before_anything_starts(world: World) -> None:
