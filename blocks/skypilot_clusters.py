@@ -89,10 +89,19 @@ class SkyPilot:
     def launch(
         self, name: str, task: Mapping[str, Any], *, autodown_minutes: int | None, timeout_seconds: float
     ) -> None:
-        """Returns once the task's job has been handed to the new cluster. Raises what SkyPilot raises."""
+        """Returns once the task's job has been handed to the new cluster. Raises what SkyPilot raises.
+
+        Refused, with nothing asked of anybody, where SkyPilot takes it for no task.
+        """
         sdk = self.sdk
+        try:
+            parsed = sdk.Task.from_yaml_config(dict(task))
+        except Exception as error:  # of its schema, of its resources, of a file that is to be sent
+            raise Refused(
+                f"SkyPilot does not take the task of {task['name']}: {reason(error)}; mend the fleet's task"
+            ) from error
         request = sdk.launch(
-            sdk.Task.from_yaml_config(dict(task)),
+            parsed,
             cluster_name=name,
             idle_minutes_to_autostop=autodown_minutes,
             down=autodown_minutes is not None,

@@ -19,7 +19,7 @@ import yaml
 from prefect.blocks.core import Block
 from pydantic import Field, PrivateAttr, SecretStr, field_validator
 
-from blocks.errors import CellSaidNo, Refused, Unavailable
+from blocks.errors import CellSaidNo, Refused, SkyferryError, Unavailable, Unexplained
 from blocks.files import alone, write_whole
 from blocks.google_storage import GoogleStore
 from blocks.mirrors import files_of
@@ -28,6 +28,7 @@ from blocks.openai_engine import OpenAIEngine
 from blocks.ports import MANIFEST, EngineSettings, Offer, Replica, ReplicaOrder, Stock, is_within
 from blocks.replica_tls import Authority, new_identity, release_key
 from blocks.s3 import S3Store
+from blocks.skypilot_blame import find_ours, who_is_to_blame
 from blocks.skypilot_clusters import Cluster, SkyPilot, not_the_cell, reason
 from blocks.skypilot_infra import Rate
 from blocks.skypilot_market import SkyPilotMarket
@@ -275,15 +276,28 @@ class SkyPilotFleet(Block):
         except Exception as error:  # SkyPilot raises whatever its own parts raise
             if (lost := not_the_cell(error)) is not None:
                 raise lost from error  # it may have been launched: the next try finds it
-            self.stop(order.name)
-            said = (
-                f"no machine was ready within {self.launch_timeout_seconds:g} s"
-                if isinstance(error, TimeoutError)
-                else reason(error)
-            )
-            raise CellSaidNo(offer.cell, said) from error
+            raise self._why_not(order, offer, error) from error
         finally:
             shutil.rmtree(sent, ignore_errors=True)
+
+    def _why_not(self, order: ReplicaOrder, offer: Offer, error: Exception) -> SkyferryError:
+        """What SkyPilot's error means, with nothing left behind."""
+        if (own := find_ours(error)) is None:
+            self.stop(order.name)
+            if isinstance(error, TimeoutError):
+                return CellSaidNo(offer.cell, f"no machine was ready within {self.launch_timeout_seconds:g} s")
+            is_known = who_is_to_blame(error) == "the cell's"
+            return (CellSaidNo if is_known else Unexplained)(offer.cell, reason(error))
+        refusal = (
+            f"{order.name} cannot be launched, and that is no matter of {offer.cell}: {type(own).__name__}: "
+            f"{reason(own)}; mend the credentials, the account or the task that it names (`sky check` tells of the "
+            f"first two), and run this again; nothing else was asked"
+        )
+        try:
+            self.stop(order.name)
+        except Unavailable as left:
+            refusal = f"{refusal}; what was begun may still be there: {left}"
+        return Refused(refusal)
 
     def _task(self, order: ReplicaOrder, offer: Offer, port: int, sent: Path) -> Mapping[str, Any]:
         """The engine's task with a place, a name, and all that the machine has to know."""

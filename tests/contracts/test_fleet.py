@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import stamina
 
-from blocks.errors import Refused, Unavailable
+from blocks.errors import EngineEnded, Refused, Unavailable
 from blocks.local_fleet import LocalFleet, fetch_weights
 from blocks.openai_engine import OpenAIEngine
 from blocks.ports import EngineSettings, Fleet, Offer, ReplicaOrder, Store
@@ -219,12 +219,13 @@ def test_a_replica_becomes_ready(local_fleet: LocalFleet) -> None:
 @pytest.mark.server
 def test_weights_that_cannot_be_loaded_end_the_replica(local_fleet: LocalFleet) -> None:
     """A replica that dies as it loads is not listed, and its log says why."""
-    with suppress(Unavailable):  # it may die before or after it listens
+    with suppress(EngineEnded):  # it may end before or after it listens
         local_fleet.launch(replace(ORDER, mirror_prefix="models/unreadable/1/"), OFFER)
     for attempt in stamina.retry_context(on=AssertionError, attempts=None, timeout=10, wait_max=0.05):
         with attempt:
             assert local_fleet.replicas("chat") == ()
     assert "failed to load model" in local_fleet.log_tail(ORDER.name)
+    assert local_fleet.has_ended(ORDER.name)
 
 
 @pytest.mark.server
