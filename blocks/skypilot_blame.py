@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterator
 from typing import Literal
 
+from blocks.skypilot_clusters import COLOURS
+
 Blame = Literal["ours", "the cell's", "unknown"]
 
 OURS = {
@@ -72,7 +74,7 @@ def _told_of(error: BaseException) -> Iterator[BaseException]:
 def _is_ours(error: BaseException) -> bool:
     if _names(error) & OURS:
         return True
-    words = f"{error} {getattr(error, 'detailed_reason', None) or ''}"
+    words = COLOURS.sub(" ", f"{error} {getattr(error, 'detailed_reason', None) or ''}")
     found = {word.casefold() for word in _WORD.findall(words)}
     # Google's errors, which are structured.
     found |= {str(one.get("code")).casefold() for one in getattr(error, "errors", None) or () if isinstance(one, dict)}

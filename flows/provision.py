@@ -10,10 +10,11 @@ from blocks.ports import Model
 from blocks.service import Service
 from flows.place import plan_fleet, start_replicas
 from flows.plans import FleetPlan, MirrorPlan, ProvisionPlan
+from flows.policy.installation import check_nobody_else_serves
 from flows.policy.ledger import Release, open_release, release_id
 from flows.policy.mirror import what_to_mirror
 from flows.policy.placement import Placement
-from flows.tasks.gateway import read_split
+from flows.tasks.gateway import list_servers, read_split
 from flows.tasks.ledger import amend, read_record
 from flows.tasks.mirror import check_writable, look_up
 from flows.tasks.runs import ended_run_of, own_run_id
@@ -51,6 +52,7 @@ def open_in_ledger(service: Service, plan: FleetPlan) -> Release:
     # A gateway that is down would only be missed once the replicas run.
     read_split(service.gateway, service.name)
     record = read_record(service.store, service.name)
+    check_nobody_else_serves(record, service.name, list_servers(service.gateway, service.name))
     wanted = release_id(service.name, plan.repo, model.commit, plan.engine)
     if wanted not in {release.id for release in (record.live, record.under_way) if release is not None}:
         # What no cell can hold, or the caps do not allow, would only be found out once the model is mirrored.

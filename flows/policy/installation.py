@@ -1,11 +1,12 @@
 """Who acts? Two installations may share clouds, clusters and machines, and each ends only what is its own."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from blocks.errors import Refused
+from blocks.ports import Server
 from flows.policy.ledger import ENDED, ServiceRecord
 
 INSTALLATION_KEY = "installation.json"
@@ -53,3 +54,14 @@ def inherited(record: ServiceRecord, installation: Installation) -> frozenset[st
     made_at = installation.made_at
     standing = (release for release in record.releases if release.state not in ENDED)
     return frozenset(release.id for release in standing if made_at is None or release.opened_at < made_at)
+
+
+def check_nobody_else_serves(record: ServiceRecord, service: str, servers: Sequence[Server]) -> None:
+    """Refused where the gateway's users are answered already, though this installation never released to them."""
+    answering = sorted(server.address for server in servers if server.state == "up")
+    if answering and not record.releases:
+        raise Refused(
+            f"the gateway sends the users of {service!r} to {', '.join(answering)}, and this installation has never "
+            f"released to that service, so another one has: give this one a gateway, or a service name, of its own; "
+            f"or, where the other one is gone, stop these replicas first"
+        )
