@@ -26,5 +26,5 @@ def _sense(no: CellSaidNo) -> str:
     """What is said, without what differs from cell to cell: its own names, numbers and ids."""
     words = no.reason.casefold()
     for part in sorted(no.cell.casefold().split("/"), key=len, reverse=True):
-        words = words.replace(part, "*")
+        words = re.sub(rf"\b{re.escape(part)}\w?\b", "*", words)  # a zone is called as its region and a letter
     return " ".join(re.sub(r"[0-9a-f-]*\d[0-9a-f-]*", "#", words).split())

@@ -18,6 +18,7 @@ from blocks.ports import EngineSettings, Fleet, Offer, ReplicaOrder, Store
 from blocks.processes import Daemon, end, marked
 from blocks.s3 import S3Store
 from blocks.skypilot_fleet import SkyPilotFleet
+from blocks.skypilot_names import cluster_name
 from tests.fakes.fleet import OFFER, FakeFleet
 from tests.fakes.store import FakeStore
 from tests.live.running import offer_in, skypilot_fleet
@@ -81,7 +82,9 @@ def slurm_case(slurm_fleet: SkyPilotFleet, slurm_lab: SlurmLab) -> Case:
     """A launch takes half a minute, so what a test leaves is adopted by the next one that launches it."""
 
     def cancel(name: str) -> None:
-        (job,) = (job for job, (title, _) in slurm_lab.queue("beta").items() if title.startswith(f"{name}-"))
+        (job,) = (
+            job for job, (title, _) in slurm_lab.queue("beta").items() if title.startswith(cluster_name("", name))
+        )
         slurm_lab.cancel("beta", job)
 
     return Case(slurm_fleet, cancel, offer_in("beta"), notices_seconds=60)
@@ -134,6 +137,38 @@ def test_replicas_do_not_share_an_address(case: Case) -> None:
     second = case.fleet.launch(ANOTHER, case.offer)
     assert first.address != second.address
     assert case.fleet.replicas("chat") == (first, second)
+
+
+def test_installations_see_only_their_own(case: Case) -> None:
+    """The same order of two is two replicas; each lists, adopts and stops its own."""
+    one, other = case.fleet.of_installation("aa"), case.fleet.of_installation("bb")
+    replica = one.launch(ORDER, case.offer)
+    assert other.replicas("chat") == case.fleet.replicas("chat") == ()
+    other.stop(ORDER.name)
+    assert other.launch(ORDER, case.offer).address != replica.address
+    assert one.launch(ORDER, case.offer) == replica
+    other.stop(ORDER.name)
+    assert one.replicas("chat") == (replica,)
+
+
+def test_what_bears_no_mark_is_its_heirs(case: Case) -> None:
+    """As from before there were installations: it is adopted by whose release it is of, and by no other."""
+    old = case.fleet.launch(ORDER, case.offer)
+    heir, stranger = case.fleet.of_installation("aa", [ORDER.release]), case.fleet.of_installation("bb")
+    assert heir.replicas("chat") == (old,)
+    assert stranger.replicas("chat") == ()
+    assert heir.launch(ORDER, case.offer) == old
+    stranger.stop(ORDER.name)
+    heir.stop(ORDER.name)
+    assert case.fleet.replicas("chat") == ()
+
+
+def test_a_replica_that_runs_or_was_stopped_has_not_ended(case: Case) -> None:
+    """Only an engine that ended by itself has."""
+    case.fleet.launch(ORDER, case.offer)
+    assert not case.fleet.has_ended(ORDER.name)
+    case.fleet.stop(ORDER.name)
+    assert not case.fleet.has_ended(ORDER.name)
 
 
 @on_slurm_too
