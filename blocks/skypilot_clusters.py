@@ -231,7 +231,9 @@ def reason(error: BaseException) -> str:
     for manual in (" To fix:", " Hint:", " To keep retrying"):
         words = words.partition(manual)[0]
     if type(error).__name__ == "ResourcesUnavailableError" and not getattr(error, "failover_history", ()):
-        words = f"{words.rstrip('.')}; it has none, or nobody answers there"  # SkyPilot says the same of both
+        # SkyPilot says the same of a cell without machines and of one that gives no answer; of what it knows, why.
+        why = words.partition(" Reason: ")[2]
+        words = why or f"{words.rstrip('.')}; it has none, or nobody answers there"
     return words if len(words) <= REASON_AT_MOST else f"{words[:REASON_AT_MOST]} …"
 
 

@@ -328,8 +328,7 @@ class _Placing:
         attempt = tried.ended(no.reason)
         if isinstance(no, Unexplained):
             self._unexplained.append((no, attempt))
-            if is_one_cause([one for one, _ in self._unexplained]):
-                self._unexplained.clear()
+            if self._is_one_cause:
                 self.error = self.error or Refused(
                     f"{CELLS_WITH_ONE_CAUSE} cells in a row say the same, so it is no matter of theirs, and no other "
                     f"one is asked: {no}; look for its cause in the credentials, the account and the fleet's task"
@@ -346,9 +345,13 @@ class _Placing:
                 f"is rented: {no}"
             )
 
+    @property
+    def _is_one_cause(self) -> bool:
+        return is_one_cause([no for no, _ in self._unexplained])
+
     def _note_unexplained(self) -> None:
-        """They were the cells' own."""
-        for _, attempt in self._unexplained:
+        """They were the cells' own, unless they were one cause."""
+        for _, attempt in () if self._is_one_cause else self._unexplained:
             note_attempt(self.service.store, attempt)
         self._unexplained.clear()
 
