@@ -44,6 +44,8 @@ NOT_EVER = (
     "UserRequestRejectedByPolicy",
 )
 REASON_AT_MOST = 300
+NOTHING_TO_BE_HAD = "Failed to acquire resources"
+"""How SkyPilot begins to say so, with all that was asked for, before the reason if it knows one."""
 
 Job = Literal["none", "going on", "ended", "unknown"]
 """`going on` from the moment that it waits for its turn."""
@@ -230,10 +232,10 @@ def reason(error: BaseException) -> str:
     words = " ".join(COLOURS.sub("", str(next(filter(None, said)))).split())
     for manual in (" To fix:", " Hint:", " To keep retrying"):
         words = words.partition(manual)[0]
-    if type(error).__name__ == "ResourcesUnavailableError" and not getattr(error, "failover_history", ()):
-        # SkyPilot says the same of a cell without machines and of one that gives no answer; of what it knows, why.
-        why = words.partition(" Reason: ")[2]
-        words = why or f"{words.rstrip('.')}; it has none, or nobody answers there"
+    if words.startswith(NOTHING_TO_BE_HAD) and (why := words.partition(" Reason: ")[2]):
+        words = why
+    elif type(error).__name__ == "ResourcesUnavailableError" and not getattr(error, "failover_history", ()):
+        words = f"{words.rstrip('.')}; it has none, or nobody answers there"  # SkyPilot says the same of both
     return words if len(words) <= REASON_AT_MOST else f"{words[:REASON_AT_MOST]} …"
 
 
