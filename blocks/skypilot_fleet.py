@@ -198,7 +198,10 @@ class SkyPilotFleet(Block):
         if (cluster := self._standing(name)) is None:
             return
         self._keep_log(cluster.name)
-        skypilot.down(cluster.name)
+        try:
+            skypilot.down(cluster.name)
+        except Unavailable as error:
+            raise Unavailable(f"replica {name} may still run: {error}") from error
         self._watch.forget()
         if self._standing(name) is not None:
             raise Unavailable(f"replica {name} ({cluster.name}) was taken down and is still there; try again")
