@@ -37,5 +37,13 @@ class CellSaidNo(SkyferryError):
         return f"{self.cell} said no: {self.reason}"
 
 
+class Unexplained(CellSaidNo):
+    """This cell gave no machine, and nobody knows its words: it may be the cell's fault, or ours."""
+
+
 class NotReady(CellSaidNo):
     """This cell gave the machine, but no engine answered there in time: the machine's fault, or the model's."""
+
+
+class EngineEnded(NotReady):
+    """This cell gave the machine, and the engine ended there by itself: no disk, no memory, a flag that it refuses."""

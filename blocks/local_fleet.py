@@ -5,15 +5,16 @@ import json
 import secrets
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Self
 
 import psutil
 from prefect.blocks.core import Block
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 
-from blocks.errors import Refused, Unavailable
+from blocks.errors import EngineEnded, Refused, Unavailable
 from blocks.files import alone, write_private, write_whole
 from blocks.mirrors import MirroredFile, files_of
 from blocks.ports import ON_PROCESSORS, Offer, Replica, ReplicaOrder, Stock, Store
@@ -50,6 +51,14 @@ class LocalFleet(Block):
         description="What one replica on this machine costs in an hour; 0 says that the machine is paid for anyway.",
     )
 
+    _installation: str = PrivateAttr(default="")
+    _inherited: frozenset[str] = PrivateAttr(default=frozenset())
+
+    def of_installation(self, installation: str, inherited: Collection[str] = ()) -> Self:
+        fleet = self.model_copy()
+        fleet._installation, fleet._inherited = installation, frozenset(inherited)  # noqa: SLF001 - its own
+        return fleet
+
     def offers(self, cells: Sequence[str], accelerators: Sequence[str]) -> tuple[Offer, ...]:
         """This machine and its memory; Refused where others are asked for, or any accelerator and no processors."""
         if cells and not any(self.cell == cell or self.cell.startswith(f"{cell}/") for cell in cells):
@@ -83,12 +92,13 @@ class LocalFleet(Block):
         return tuple(memory_stock(offer, memory.available, memory.total, at) for offer in offers)
 
     def launch(self, order: ReplicaOrder, offer: Offer) -> Replica:
-        """Start or adopt the replica; Refused without sound GGUF weights, Unavailable where its process dies at once.
+        """Start or adopt the replica; Refused without sound GGUF weights, EngineEnded where its process does at once.
 
         Returns once the process listens, so that its address is its own and nobody else's.
         """
-        with alone(self._home / f"{order.name}.lock"):
-            if (running := self._running(order.name)) is not None:
+        home = self._home_of(order.name)
+        with alone(home / f"{order.name}.lock"):
+            if (running := _running(home, order.name)) is not None:
                 return running
             weights = fetch_weights(self.store, order.mirror_prefix, self.directory / "weights")
             port = free_port()
@@ -101,8 +111,8 @@ class LocalFleet(Block):
                 launched_at=time.time(),
                 dollars_per_hour=offer.dollars_per_hour,
             )
-            write_whole(self._record(order.name), json.dumps(asdict(replica)))
-            daemon = self._daemon(order.name)
+            write_whole(_record(home, order.name), json.dumps(asdict(replica)))
+            daemon = Daemon(order.name, home)
             daemon.start(
                 [
                     *(sys.executable, "-m", "blocks.llama_cpp"),
@@ -114,25 +124,37 @@ class LocalFleet(Block):
                 ],
                 env={"SKYFERRY_API_KEY": self.key_of(order.release)},
             )
-            _wait_until_listening(daemon, port)
+            _wait_until_listening(daemon, port, offer.cell)
             return replica
 
     def replicas(self, service: str) -> tuple[Replica, ...]:
-        names = sorted(record.stem for record in self._home.glob("*.json"))
-        running = [replica for name in names if (replica := self._running(name)) is not None]
-        return tuple(replica for replica in running if replica.service == service)
+        own = [*_running_in(self._home)]
+        if self._installation:
+            own += [replica for replica in _running_in(self._unmarked) if replica.release in self._inherited]
+        return tuple(sorted((one for one in own if one.service == service), key=lambda one: one.name))
+
+    def every_replica(self) -> tuple[Replica, ...]:
+        """Those of every service and installation on this machine."""
+        homes = [self._unmarked, *sorted(path for path in self._unmarked.glob("*") if path.is_dir())]
+        return tuple(replica for home in homes for replica in _running_in(home))
 
     def stop(self, name: str) -> None:
         """SIGTERM, SIGKILL where that does not help, and everything forgotten but the log."""
-        with alone(self._home / f"{name}.lock"):
-            daemon = self._daemon(name)
+        home = self._home_of(name)
+        with alone(home / f"{name}.lock"):
+            daemon = Daemon(name, home)
             daemon.stop()
             if (process := daemon.find()) is not None:
                 raise Unavailable(f"replica {name} still runs as process {process.pid} after SIGKILL; try again")
-            self._record(name).unlink(missing_ok=True)
+            _record(home, name).unlink(missing_ok=True)
+
+    def has_ended(self, name: str) -> bool:
+        """Its process has, and nobody stopped it; this machine is there, or it could not be asked."""
+        home = self._home_of(name)
+        return _record(home, name).exists() and _running(home, name) is None
 
     def log_tail(self, name: str) -> str:
-        return self._daemon(name).log_tail()
+        return Daemon(name, self._home_of(name)).log_tail()
 
     def key_of(self, release: str) -> str:
         """Made from a secret in the directory: whoever else is on this machine can reach the replicas' ports too."""
@@ -148,22 +170,37 @@ class LocalFleet(Block):
         return None
 
     @property
-    def _home(self) -> Path:
+    def _unmarked(self) -> Path:
+        """Where replicas are that were started for no installation; those of each have a directory in there."""
         return self.directory / "replicas"
 
-    def _daemon(self, name: str) -> Daemon:
-        return Daemon(name, self._home)
+    @property
+    def _home(self) -> Path:
+        return self._unmarked / self._installation
 
-    def _record(self, name: str) -> Path:
-        """Who the process of that name is, and where; written before it is started."""
-        return self._home / f"{name}.json"
+    def _home_of(self, name: str) -> Path:
+        """Where the replica is, or would be started."""
+        old = _running(self._unmarked, name) if self._installation else None
+        return self._unmarked if old is not None and old.release in self._inherited else self._home
 
-    def _running(self, name: str) -> Replica | None:
-        try:
-            replica = Replica(**json.loads(self._record(name).read_text()))
-        except FileNotFoundError:
-            return None
-        return replica if self._daemon(name).find() is not None else None
+
+def _record(home: Path, name: str) -> Path:
+    """Who the process of that name is, and where; written before it is started."""
+    return home / f"{name}.json"
+
+
+def _running(home: Path, name: str) -> Replica | None:
+    try:
+        replica = Replica(**json.loads(_record(home, name).read_text()))
+    except FileNotFoundError:
+        return None
+    return replica if Daemon(name, home).find() is not None else None
+
+
+def _running_in(home: Path) -> Iterator[Replica]:
+    for name in sorted(record.stem for record in home.glob("*.json")):
+        if (replica := _running(home, name)) is not None:
+            yield replica
 
 
 def memory_stock(offer: Offer, available: int, total: int, at: float) -> Stock:
@@ -229,11 +266,13 @@ def _copy(store: Store, key: str, path: Path, sha256: str) -> None:
         )
 
 
-def _wait_until_listening(daemon: Daemon, port: int) -> None:
+def _wait_until_listening(daemon: Daemon, port: int, cell: str) -> None:
     deadline = time.monotonic() + LISTENING_SECONDS
     while not daemon.listens(port):
         if daemon.find() is None:
-            raise Unavailable(f"replica {daemon.name} died as it started; its last words:\n{daemon.log_tail()}")
+            raise EngineEnded(
+                cell, f"replica {daemon.name} ended by itself as it started; its last words:\n{daemon.log_tail()}"
+            )
         if time.monotonic() > deadline:
             raise Unavailable(
                 f"replica {daemon.name} does not listen on port {port} after {LISTENING_SECONDS} s; "

@@ -3,9 +3,9 @@
 Every verb raises `Unavailable` where trying again may help and `Refused` where it will not; see `blocks.errors`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, Self
 
 # --- Hubs: where models come from -----------------------------------------------------------------------------------
 
@@ -345,6 +345,14 @@ class Replica:
 class Fleet(Protocol):
     """Something that runs replicas."""
 
+    def of_installation(self, installation: str, inherited: Collection[str] = ()) -> Self:
+        """It, as one installation acts on it: what is another one's is never listed, adopted or stopped.
+
+        `inherited` are releases whose replicas may be from a time when none was marked: these are its own as well.
+        Without an installation only what is not marked can be seen and acted on.
+        """
+        ...
+
     def launch(self, order: ReplicaOrder, offer: Offer) -> Replica:
         """Start the replica on that offer, or adopt the one of that name wherever it is; it need not be ready yet.
 
@@ -358,6 +366,10 @@ class Fleet(Protocol):
 
     def stop(self, name: str) -> None:
         """End the replica and see that it is gone; gone already is no error."""
+        ...
+
+    def has_ended(self, name: str) -> bool:
+        """Whether its engine ended by itself, where it is known that its machine did not: no retry mends that."""
         ...
 
     def log_tail(self, name: str) -> str:

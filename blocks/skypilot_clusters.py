@@ -44,6 +44,8 @@ NOT_EVER = (
     "UserRequestRejectedByPolicy",
 )
 REASON_AT_MOST = 300
+NOTHING_TO_BE_HAD = "Failed to acquire resources"
+"""How SkyPilot begins to say so, with all that was asked for, before the reason if it knows one."""
 
 Job = Literal["none", "going on", "ended", "unknown"]
 """`going on` from the moment that it waits for its turn."""
@@ -89,10 +91,19 @@ class SkyPilot:
     def launch(
         self, name: str, task: Mapping[str, Any], *, autodown_minutes: int | None, timeout_seconds: float
     ) -> None:
-        """Returns once the task's job has been handed to the new cluster. Raises what SkyPilot raises."""
+        """Returns once the task's job has been handed to the new cluster. Raises what SkyPilot raises.
+
+        Refused, with nothing asked of anybody, where SkyPilot takes it for no task.
+        """
         sdk = self.sdk
+        try:
+            parsed = sdk.Task.from_yaml_config(dict(task))
+        except Exception as error:  # of its schema, of its resources, of a file that is to be sent
+            raise Refused(
+                f"SkyPilot does not take the task of {task['name']}: {reason(error)}; mend the fleet's task"
+            ) from error
         request = sdk.launch(
-            sdk.Task.from_yaml_config(dict(task)),
+            parsed,
             cluster_name=name,
             idle_minutes_to_autostop=autodown_minutes,
             down=autodown_minutes is not None,
@@ -221,7 +232,9 @@ def reason(error: BaseException) -> str:
     words = " ".join(COLOURS.sub("", str(next(filter(None, said)))).split())
     for manual in (" To fix:", " Hint:", " To keep retrying"):
         words = words.partition(manual)[0]
-    if type(error).__name__ == "ResourcesUnavailableError" and not getattr(error, "failover_history", ()):
+    if words.startswith(NOTHING_TO_BE_HAD) and (why := words.partition(" Reason: ")[2]):
+        words = why
+    elif type(error).__name__ == "ResourcesUnavailableError" and not getattr(error, "failover_history", ()):
         words = f"{words.rstrip('.')}; it has none, or nobody answers there"  # SkyPilot says the same of both
     return words if len(words) <= REASON_AT_MOST else f"{words[:REASON_AT_MOST]} …"
 

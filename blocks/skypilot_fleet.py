@@ -13,13 +13,13 @@ from operator import itemgetter
 from pathlib import Path
 from threading import Lock, Thread
 from time import monotonic
-from typing import Any
+from typing import Any, Self
 
 import yaml
 from prefect.blocks.core import Block
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, PrivateAttr, SecretStr, field_validator
 
-from blocks.errors import CellSaidNo, Refused, Unavailable
+from blocks.errors import CellSaidNo, Refused, SkyferryError, Unavailable, Unexplained
 from blocks.files import alone, write_whole
 from blocks.google_storage import GoogleStore
 from blocks.mirrors import MirroredFile, files_of, manifest_of
@@ -28,10 +28,12 @@ from blocks.openai_engine import OpenAIEngine
 from blocks.ports import EngineSettings, Offer, Replica, ReplicaOrder, Stock, is_within
 from blocks.replica_tls import Authority, new_identity, release_key
 from blocks.s3 import S3Store
+from blocks.skypilot_blame import find_ours, who_is_to_blame
 from blocks.skypilot_clusters import Cluster, SkyPilot, not_the_cell, reason
 from blocks.skypilot_disk import disk_size
 from blocks.skypilot_infra import Rate
 from blocks.skypilot_market import SkyPilotMarket
+from blocks.skypilot_names import cluster_name
 from blocks.skypilot_sdk import speak_with
 
 SECRETS = "~/skyferry/secrets.sh"
@@ -135,6 +137,9 @@ class SkyPilotFleet(Block):
         description="How long the signed addresses hold at which a machine reads the weights.",
     )
 
+    _installation: str = PrivateAttr(default="")
+    _inherited: frozenset[str] = PrivateAttr(default=frozenset())
+
     @field_validator("task")
     @classmethod
     def _is_a_task(cls, task: str) -> str:
@@ -148,6 +153,11 @@ class SkyPilotFleet(Block):
             raise ValueError(f"the task chooses among places ({', '.join(several)}); leave that to the plan")
         return task
 
+    def of_installation(self, installation: str, inherited: Collection[str] = ()) -> Self:
+        fleet = self.model_copy()
+        fleet._installation, fleet._inherited = installation, frozenset(inherited)  # noqa: SLF001 - its own
+        return fleet
+
     def offers(self, cells: Sequence[str], accelerators: Sequence[str]) -> tuple[Offer, ...]:
         return self._market.offers(cells, accelerators)
 
@@ -156,16 +166,17 @@ class SkyPilotFleet(Block):
 
     def launch(self, order: ReplicaOrder, offer: Offer) -> Replica:
         """Start or adopt the replica; returns once its machine is set up and the engine's job was handed to it."""
-        with alone(self._home / f"{order.name}.lock"):
+        called = self._called(order.name)
+        with alone(self._home / f"{called}.lock"):
             adopted = self._adopt(order.name)
             # With secrets in it, where a launch was killed.
-            shutil.rmtree(self._sent(order.name), ignore_errors=True)
+            shutil.rmtree(self._sent(called), ignore_errors=True)
             if adopted is not None:
                 return adopted
             with self._turn(offer.cell):
                 self._start(order, offer)
             self._watch.forget()
-            if (started := _named(order.name, self._skypilot.clusters())) is not None:
+            if (started := self._standing(order.name)) is not None:
                 return self._replica(started)
             raise Unavailable(f"replica {order.name} was launched in {offer.cell} and is gone already; try again")
 
@@ -174,33 +185,40 @@ class SkyPilotFleet(Block):
 
         A machine whose engine has ended counts as none: it is replaced by the next launch, or gives itself back.
         """
-        return tuple(replica for replica in self.every_replica() if replica.service == service)
+        own = map(self._replica, filter(self._is_own, self._listed()))
+        return tuple(replica for replica in own if replica.service == service)
 
     def every_replica(self) -> tuple[Replica, ...]:
-        """Those of every service that SkyPilot's API server knows of."""
-        found = sorted(self._watch.clusters(self.refresh_seconds, self._answers), key=lambda cluster: cluster.name)
-        return tuple(self._replica(cluster) for cluster in found)
+        """Those of every service and installation that SkyPilot's API server knows of."""
+        return tuple(map(self._replica, self._listed()))
 
     def stop(self, name: str) -> None:
         """Take it down, also in the middle of a launch; the cloud itself has been asked once this returns."""
-        skypilot = self._skypilot
-        skypilot.cancel_launch(name)
-        if (cluster := _named(name, skypilot.clusters())) is None:
+        skypilot, called = self._skypilot, self._called(name)
+        skypilot.cancel_launch(called)
+        if (cluster := self._standing(name)) is None:
             return
-        if not _is_ours(cluster):
-            raise Refused(f"the cluster {name} is not Skyferry's; take it down yourself: `sky down {name}`")
-        self._keep_log(name)
-        skypilot.down(name)
+        self._keep_log(cluster.name)
+        try:
+            skypilot.down(cluster.name)
+        except Unavailable as error:
+            raise Unavailable(f"replica {name} may still run: {error}") from error
         self._watch.forget()
-        if _named(name, skypilot.clusters()) is not None:
-            raise Unavailable(f"replica {name} was taken down and is still there; try again")
+        if self._standing(name) is not None:
+            raise Unavailable(f"replica {name} ({cluster.name}) was taken down and is still there; try again")
+
+    def has_ended(self, name: str) -> bool:
+        """Its job has, on a machine that is there to say so."""
+        cluster = self._standing(name)
+        return cluster is not None and cluster.is_up and self._skypilot.jobs([cluster])[cluster.hash] == "ended"
 
     def log_tail(self, name: str) -> str:
-        cluster = _named(name, self._skypilot.clusters())
-        printed = self._skypilot.log_tail(name, LOG_LINES) if cluster and cluster.is_up else None
+        cluster = self._standing(name)
+        printed = self._skypilot.log_tail(cluster.name, LOG_LINES) if cluster and cluster.is_up else None
         if printed:
             return printed
-        return self._log(name).read_text() if self._log(name).exists() else ""
+        kept = self._log(cluster.name if cluster else self._called(name))
+        return kept.read_text() if kept.exists() else ""
 
     def key_of(self, release: str) -> str | None:
         return None if self.authority is None else release_key(self.authority, release)
@@ -210,18 +228,38 @@ class SkyPilotFleet(Block):
         """The authority that vouches for its replicas, in PEM; None where nothing does."""
         return None if self.authority is None else self.authority.certificate
 
+    def _called(self, name: str) -> str:
+        return cluster_name(self._installation, name)
+
+    def _listed(self) -> list[Cluster]:
+        found = self._watch.clusters(self.refresh_seconds, self._answers)
+        return sorted(found, key=lambda cluster: (cluster.told["SKYFERRY_REPLICA"], cluster.name))
+
+    def _is_own(self, cluster: Cluster) -> bool:
+        """It says so; or it says nothing, being older than that, and its release is one of ours from that time."""
+        whose = _installation_of(cluster)
+        return whose == self._installation or (not whose and cluster.told["SKYFERRY_RELEASE"] in self._inherited)
+
+    def _standing(self, name: str) -> Cluster | None:
+        """The cluster of that replica of ours, by whatever name; Refused where a stranger has the name."""
+        clusters, called = self._skypilot.clusters(), self._called(name)
+        own = [c for c in clusters if _is_a_replica(c) and c.told["SKYFERRY_REPLICA"] == name and self._is_own(c)]
+        if not own and any(cluster.name == called for cluster in clusters):
+            raise Refused(
+                f"a cluster called {called}, as {name} would be, is not Skyferry's; end it: `sky down {called}`"
+            )
+        return min(own, key=lambda cluster: cluster.name != called, default=None)
+
     def _adopt(self, name: str) -> Replica | None:
         """The replica of that name, wherever it is; what is left of one, after a half or an end, is taken down."""
         skypilot = self._skypilot
-        skypilot.wait_for_launch(name, self.launch_timeout_seconds)
-        if (known := _named(name, skypilot.clusters())) is None:
+        skypilot.wait_for_launch(self._called(name), self.launch_timeout_seconds)
+        if (known := self._standing(name)) is None:
             return None
-        if not _is_ours(known):
-            raise Refused(f"a cluster called {name} is there and is not Skyferry's; take it down or rename it")
         if known.is_up and self._answers(known):
             return self._replica(known)
         job = skypilot.jobs([known])[known.hash] if known.is_up else "none"
-        if job == "unknown" and _named(name, skypilot.look_up([name])) is None:
+        if job == "unknown" and not skypilot.look_up([known.name]):
             self._watch.forget()
             return None
         if job in {"going on", "unknown"}:
@@ -230,32 +268,47 @@ class SkyPilotFleet(Block):
         return None
 
     def _start(self, order: ReplicaOrder, offer: Offer) -> None:
-        sent = self._sent(order.name)
+        called = self._called(order.name)
+        sent = self._sent(called)
         try:
             task = self._task(order, offer, self._port(offer.cell), sent)
             self._skypilot.launch(
-                order.name, task, autodown_minutes=self.autodown_minutes, timeout_seconds=self.launch_timeout_seconds
+                called, task, autodown_minutes=self.autodown_minutes, timeout_seconds=self.launch_timeout_seconds
             )
         except (Refused, Unavailable):
             raise
         except Exception as error:  # SkyPilot raises whatever its own parts raise
             if (lost := not_the_cell(error)) is not None:
                 raise lost from error  # it may have been launched: the next try finds it
-            self.stop(order.name)
-            said = (
-                f"no machine was ready within {self.launch_timeout_seconds:g} s"
-                if isinstance(error, TimeoutError)
-                else reason(error)
-            )
-            raise CellSaidNo(offer.cell, said) from error
+            raise self._why_not(order, offer, error) from error
         finally:
             shutil.rmtree(sent, ignore_errors=True)
+
+    def _why_not(self, order: ReplicaOrder, offer: Offer, error: Exception) -> SkyferryError:
+        """What SkyPilot's error means, with nothing left behind."""
+        if (own := find_ours(error)) is None:
+            self.stop(order.name)
+            if isinstance(error, TimeoutError):
+                return CellSaidNo(offer.cell, f"no machine was ready within {self.launch_timeout_seconds:g} s")
+            is_known = who_is_to_blame(error) == "the cell's"
+            return (CellSaidNo if is_known else Unexplained)(offer.cell, reason(error))
+        refusal = (
+            f"{order.name} cannot be launched, and that is no matter of {offer.cell}: {type(own).__name__}: "
+            f"{reason(own)}; mend the credentials, the account or the task that it names (`sky check` tells of the "
+            f"first two), and run this again; nothing else was asked"
+        )
+        try:
+            self.stop(order.name)
+        except Unavailable as left:
+            refusal = f"{refusal}; what was begun may still be there: {left}"
+        return Refused(refusal)
 
     def _task(self, order: ReplicaOrder, offer: Offer, port: int, sent: Path) -> Mapping[str, Any]:
         """The engine's task with a place, a name, and all that the machine has to know."""
         task = yaml.safe_load(self.task)
         mounts = task.get("file_mounts") or {}
-        names = {"skyferry-service": order.service, "skyferry-release": order.release, "skyferry-replica": order.name}
+        names = {"service": order.service, "release": order.release, "replica": order.name}
+        names |= {"installation": self._installation} if self._installation else {}
         given = {name: value for name, value in (task.get("resources") or {}).items() if name != "accelerators"}
         return {
             **{name: value for name, value in task.items() if name != "secrets"},
@@ -264,13 +317,17 @@ class SkyPilotFleet(Block):
                 **given,
                 **disk_size(given, order, offer),
                 "infra": offer.cell,
-                "labels": {**(given.get("labels") or {}), **names},
+                "labels": {**(given.get("labels") or {}), **{f"skyferry-{what}": name for what, name in names.items()}},
                 **({"accelerators": {offer.accelerator: offer.accelerators}} if offer.accelerators else {}),
                 **({"instance_type": offer.instance} if offer.instance else {}),
                 **({"use_spot": True} if offer.use_spot else {}),
                 **({} if offer.cell.startswith(SLURM) else {"ports": port}),  # there nothing is closed
             },
-            "envs": {**(task.get("envs") or {}), **_told(order, offer, port, is_tls=self.authority is not None)},
+            "envs": {
+                **(task.get("envs") or {}),
+                **_told(order, offer, port, is_tls=self.authority is not None),
+                "SKYFERRY_INSTALLATION": self._installation,
+            },
             "file_mounts": {
                 **{there: _whole(here) for there, here in mounts.items()},
                 SECRETS: str(self._write_secrets(order, offer.cell, sent)),
@@ -351,7 +408,7 @@ class SkyPilotFleet(Block):
         told = cluster.told
         dollars = told["SKYFERRY_DOLLARS_PER_HOUR"]
         return Replica(
-            name=cluster.name,
+            name=told["SKYFERRY_REPLICA"],
             service=told["SKYFERRY_SERVICE"],
             release=told["SKYFERRY_RELEASE"],
             cell=told["SKYFERRY_CELL"],
@@ -375,10 +432,11 @@ class SkyPilotFleet(Block):
             return bool(replica.address) and OpenAIEngine(self.key_of, self.replica_ca).is_healthy(replica)
         return False
 
-    def _keep_log(self, name: str) -> None:
+    def _keep_log(self, called: str) -> None:
         with suppress(Unavailable):  # a machine that answers nobody is taken down all the same
-            if printed := self._skypilot.log_tail(name, LOG_LINES):
-                write_whole(self._log(name), printed)
+            if printed := self._skypilot.log_tail(called, LOG_LINES):
+                self._home.mkdir(parents=True, exist_ok=True)
+                write_whole(self._log(called), printed)
 
     @property
     def _market(self) -> SkyPilotMarket:
@@ -397,11 +455,11 @@ class SkyPilotFleet(Block):
     def _home(self) -> Path:
         return self.directory / "skypilot"
 
-    def _log(self, name: str) -> Path:
-        return self._home / f"{name}.log"
+    def _log(self, called: str) -> Path:
+        return self._home / f"{called}.log"
 
-    def _sent(self, name: str) -> Path:
-        return self._home / "sent" / name
+    def _sent(self, called: str) -> Path:
+        return self._home / "sent" / called
 
 
 class Watch:
@@ -422,7 +480,7 @@ class Watch:
             Thread(target=self._refresh, args=(answers,), name="skypilot-refresh", daemon=True).start()
         with self._reading:
             if monotonic() - self._read_at >= READ_SECONDS:
-                self._read = tuple(filter(_is_ours, self._skypilot.clusters()))
+                self._read = tuple(filter(_is_a_replica, self._skypilot.clusters()))
                 self._read_at = monotonic()
             return tuple(cluster for cluster in self._read if cluster.hash not in self._ended)
 
@@ -439,7 +497,7 @@ class Watch:
     def _refresh(self, answers: Callable[[Cluster], bool]) -> None:
         """Minutes where a cluster answers nobody. What nobody can be asked about counts as being there."""
         try:
-            running = [cluster for cluster in self._skypilot.clusters() if cluster.is_up and _is_ours(cluster)]
+            running = [cluster for cluster in self._skypilot.clusters() if cluster.is_up and _is_a_replica(cluster)]
             # SkyPilot starts two Pythons on a machine to say how its job is; an engine that answers has said it.
             with ThreadPoolExecutor(ASKED_SIDE_BY_SIDE) as pool:
                 well = [*pool.map(answers, running)]
@@ -482,12 +540,18 @@ def _told(order: ReplicaOrder, offer: Offer, port: int, *, is_tls: bool) -> Mapp
     }
 
 
-def _is_ours(cluster: Cluster) -> bool:
-    return cluster.told.get("SKYFERRY_REPLICA") == cluster.name
+def _installation_of(cluster: Cluster) -> str:
+    """Empty where nobody said it."""
+    return cluster.told.get("SKYFERRY_INSTALLATION", "")
 
 
-def _named(name: str, clusters: tuple[Cluster, ...]) -> Cluster | None:
-    return next((cluster for cluster in clusters if cluster.name == name), None)
+def _is_a_replica(cluster: Cluster) -> bool:
+    """Launched as one: somebody's own cluster may have a task with such an environment, and another name."""
+    if (replica := cluster.told.get("SKYFERRY_REPLICA")) is None:
+        return False
+    whose = _installation_of(cluster)
+    # Before there were installations, a cluster was called what its replica is called.
+    return cluster.name == cluster_name(whose, replica) or (not whose and cluster.name == replica)
 
 
 def _slurm_cluster(cell: str) -> str:

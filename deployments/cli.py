@@ -76,7 +76,7 @@ def status(data: Data = DATA) -> None:
         process = part.daemon.find()
         pid, health = str(process.pid) if process else "-", "good" if part.is_healthy else "down"
         table.add_row(part.title, pid, part.address, health)
-    for replica in stack.fleet.replicas(SERVICE):
+    for replica in stack.fleet.every_replica():
         table.add_row(f"replica {replica.name}", "", replica.address, "running")
     console.print(table)
     raise typer.Exit(0 if stack.is_up() else 1)
@@ -253,7 +253,7 @@ Three commands to try:
 
 def _mention_missing_replicas(stack: Stack) -> None:
     bin_directory = shlex.quote(os.path.relpath(Path(sys.executable).parent))
-    if (live := stack.record.live) is not None and not stack.fleet.replicas(SERVICE):
+    if (live := stack.record.live) is not None and not stack.fleet.every_replica():
         plan = json.dumps({"service": SERVICE})
         console.print(
             f"\nRelease {live.id} is live and none of its replicas runs; this brings them back:\n"

@@ -11,13 +11,13 @@ from flows.plans import CollectPlan
 from flows.policy.collect import Verdict, what_to_collect, which_are_orphans
 from flows.tasks.artifacts import only_for_show
 from flows.tasks.mirror import abort_upload, delete_mirror, look_what_is_there, read_needed
-from flows.tasks.service import open_service
+from flows.tasks.service import find_service
 
 
 @flow(name="collect-mirrors", flow_run_name="collect-mirrors-of-{plan.service}")
 def collect_mirrors(plan: CollectPlan) -> tuple[Verdict, ...]:
     """Delete what no ledger in the service's stores refers to, but for the newest few; by default only show it."""
-    service = open_service(plan.service)
+    service = find_service(plan.service)
     needed = read_needed(service.stores)
     verdicts = list[Verdict]()
     for number, store in enumerate(service.stores):

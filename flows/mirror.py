@@ -21,7 +21,7 @@ from flows.plans import MirrorPlan
 from flows.policy.mirror import Selection, traffic_words
 from flows.tasks.artifacts import TransferProgress, only_for_show
 from flows.tasks.mirror import check_writable, choose_files, copy_file, look_up, survey, write_manifest
-from flows.tasks.service import open_service
+from flows.tasks.service import find_service
 from flows.tasks.transfer import Target, Transfer
 
 FILES_AT_ONCE = 8
@@ -39,7 +39,7 @@ def mirror_model(plan: MirrorPlan) -> Manifest:
     A further store that fails drops out and is named, and the others get the whole mirror. Without the service's own
     store the run fails; the next run fills what is missing.
     """
-    service = open_service(plan.service)
+    service = find_service(plan.service)
     model = look_up(service.hub, plan.repo, plan.revision)
     wanted = choose_files(service.hub, model, **plan.wanted)
     model = replace(model, files=wanted.files)

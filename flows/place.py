@@ -8,13 +8,14 @@ from functools import partial
 from prefect import get_run_logger
 from prefect.futures import PrefectFuture, as_completed, wait
 
-from blocks.errors import CellSaidNo, NotReady, Refused, SkyferryError
+from blocks.errors import CellSaidNo, EngineEnded, NotReady, Refused, SkyferryError, Unexplained
 from blocks.mirrors import Manifest
 from blocks.ports import EngineSettings, Model, Offer, Replica, ReplicaOrder, Stock
 from blocks.service import Service
 from flows.boards import placement_board
 from flows.drain import put_in_slot
 from flows.policy.attempts import Attempt, Attempts, note
+from flows.policy.causes import CELLS_WITH_ONE_CAUSE, is_one_cause
 from flows.policy.ledger import Release, mirror_prefix, note_start, replica_orders
 from flows.policy.placement import Placement, PlacementRules, check_caps, plan_placement
 from flows.policy.sizing import Fit, Need, fit
@@ -28,6 +29,14 @@ from flows.undo import traffic_to_live
 
 NOT_READY_AT_MOST = 2
 """Offers on which the engine may not become ready: it is the model then, and no other machine mends it."""
+
+
+class NotAll(SkyferryError):
+    """Not all that was asked for could be had: what could be serves, and here is why the rest does not."""
+
+    def __init__(self, started: Sequence[Started], wanted: int, why: SkyferryError) -> None:
+        super().__init__(f"{len(started)} of {wanted} replicas are ready and serve; of the others: {why}")
+        self.started, self.why = tuple(started), why
 
 
 @dataclass(frozen=True)
@@ -109,7 +118,8 @@ def start_replicas(
 ) -> Sequence[Started]:
     """All replicas of a release by day, ready and in its slot, and nothing in that slot that runs no more.
 
-    Where those that were `lost` stood, the next launch is taken to be less likely to succeed.
+    Where those that were `lost` stood, the next launch is taken to be less likely to succeed. NotAll where some of a
+    live release's are there now, and others cannot be had.
     """
     if release.state == "under way" and not release.stages:
         # Whatever an earlier release left in the split, this one begins without traffic.
@@ -125,6 +135,8 @@ def start_replicas(
     for one in started:
         if not one.was_running:
             amend(service.store, service.name, partial(note_start, seconds=one.seconds))
+    if error is not None and started and release.state == "live":
+        raise NotAll(started, service.replicas, error) from error
     if error is not None:
         raise error
     return started
@@ -239,6 +251,8 @@ class _Placing:
     error: SkyferryError | None = None
     _said_no: dict[Offer, str] = field(default_factory=dict)
     _not_ready: set[Offer] = field(default_factory=set)
+    _unexplained: list[tuple[Unexplained, Attempt]] = field(default_factory=list)
+    """The last noes in a row that nobody could explain; what they say of their cells is not known yet."""
     _starting: "dict[PrefectFuture[Started], _Try]" = field(default_factory=dict)
     _plan: Placement | None = None
 
@@ -252,6 +266,7 @@ class _Placing:
             self._place([order for order, offer in under.items() if offer is None])
             while self._starting:
                 self._settle(next(as_completed(list(self._starting))))
+            self._note_unexplained()
             if self.error is None:
                 running = [one.replica for one in self.started]
                 rules, cap = self.release.placement, self.service.max_dollars_per_hour
@@ -276,6 +291,8 @@ class _Placing:
                 said_no=self._said_no,
             )
         except SkyferryError as error:
+            if self.release.state == "live":
+                self._place(orders[:-1])  # users are better off with some of them than with none
             self.error = error
             return
         for order, offer in zip(orders, self._plan.placed, strict=True):
@@ -295,22 +312,48 @@ class _Placing:
         except CellSaidNo as no:
             get_run_logger().warning("%s", no)
             self._said_no[tried.offer] = no.reason
-            note_attempt(self.service.store, tried.ended(no.reason))
-            if isinstance(no, NotReady):
-                self._not_ready.add(tried.offer)
-            if len(self._not_ready) >= NOT_READY_AT_MOST:
-                self.error = self.error or Refused(
-                    f"on {NOT_READY_AT_MOST} different offers no engine was ready in time, so it is the model or its "
-                    f"settings, and no third one is rented: {no}"
-                )
+            self._learn(no, tried)
             self._place([tried.order])
         except SkyferryError as error:
             self.error = self.error or error
         else:
+            self._note_unexplained()
             self.started.append(started)
             if not started.was_running:
                 note_attempt(self.service.store, tried.ended(None))
             self._show()
+
+    def _learn(self, no: CellSaidNo, tried: _Try) -> None:
+        """What a no says of its cell is kept; where it is no matter of cells, no further one is asked."""
+        attempt = tried.ended(no.reason)
+        if isinstance(no, Unexplained):
+            self._unexplained.append((no, attempt))
+            if self._is_one_cause:
+                self.error = self.error or Refused(
+                    f"{CELLS_WITH_ONE_CAUSE} cells in a row say the same, so it is no matter of theirs, and no other "
+                    f"one is asked: {no}; look for its cause in the credentials, the account and the fleet's task"
+                )
+            return
+        self._note_unexplained()
+        note_attempt(self.service.store, attempt)
+        if isinstance(no, NotReady):
+            self._not_ready.add(tried.offer)
+        if len(self._not_ready) >= NOT_READY_AT_MOST:
+            what = "the engine ended by itself" if isinstance(no, EngineEnded) else "no engine was ready in time"
+            self.error = self.error or Refused(
+                f"on {NOT_READY_AT_MOST} different offers {what}, so it is the model or its settings, and no third one "
+                f"is rented: {no}"
+            )
+
+    @property
+    def _is_one_cause(self) -> bool:
+        return is_one_cause([no for no, _ in self._unexplained])
+
+    def _note_unexplained(self) -> None:
+        """They were the cells' own, unless they were one cause."""
+        for _, attempt in () if self._is_one_cause else self._unexplained:
+            note_attempt(self.service.store, attempt)
+        self._unexplained.clear()
 
     def _show(self) -> None:
         title = f"Replicas of {self.release.id}, in slot {self.release.slot}"

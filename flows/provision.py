@@ -10,9 +10,10 @@ from blocks.ports import Hub, Model
 from blocks.service import Service
 from flows.place import plan_fleet, start_replicas
 from flows.plans import FleetPlan, MirrorPlan, ProvisionPlan
+from flows.policy.installation import check_nobody_else_serves
 from flows.policy.ledger import Release, open_release, release_id
 from flows.policy.placement import Placement
-from flows.tasks.gateway import read_split
+from flows.tasks.gateway import list_servers, read_split
 from flows.tasks.ledger import amend, read_record
 from flows.tasks.mirror import check_writable, choose_files, look_up
 from flows.tasks.runs import ended_run_of, own_run_id
@@ -23,7 +24,7 @@ from flows.undo import users_keep_what_they_had
 @flow(name="provision-fleet", flow_run_name="provision-{plan.repo}-for-{plan.service}")
 def provision_fleet(plan: ProvisionPlan) -> Release | Placement:
     """Open a release in the service's free slot and start its replicas where that is best; they get no traffic yet."""
-    service = open_service(plan.service)
+    service = open_service(plan.service, only_looks=plan.plan_only)
     if plan.plan_only:
         model = look_up(service.hub, plan.repo, plan.revision)
         return plan_fleet(service, model, plan.engine, plan.placement, is_only_a_plan=True)
@@ -49,6 +50,7 @@ def open_in_ledger(service: Service, plan: FleetPlan) -> Release:
     # A gateway that is down would only be missed once the replicas run.
     read_split(service.gateway, service.name)
     record = read_record(service.store, service.name)
+    check_nobody_else_serves(record, service.name, list_servers(service.gateway, service.name))
     wanted = release_id(service.name, plan.repo, model.commit, plan.engine)
     if wanted not in {release.id for release in (record.live, record.under_way) if release is not None}:
         # What no cell can hold, or the caps do not allow, would only be found out once the model is mirrored.

@@ -17,7 +17,7 @@ from flows.plans import VerifyPlan
 from flows.policy.verify import Finding, what_is_unread, what_is_wrong, which_to_verify, words_of
 from flows.tasks.artifacts import only_for_show
 from flows.tasks.mirror import find_mirrors, verify_file
-from flows.tasks.service import open_service
+from flows.tasks.service import find_service
 
 FILES_AT_ONCE = 4
 
@@ -33,7 +33,7 @@ def verify_mirror(plan: VerifyPlan) -> tuple[Finding, ...]:
     Every file is looked at, whatever is found in another. Refused where a byte is wrong, a file is missing, or a store
     has no mirror of it; Unavailable where all that is wrong is that something could not be read.
     """
-    service = open_service(plan.service)
+    service = find_service(plan.service)
     readings = list[tuple[Finding, PrefectFuture[Finding]]]()
     findings = list[Finding]()
     for store in service.stores:

@@ -160,7 +160,7 @@ class Demo:
         ]
 
     def _report(self, steps: tuple[Step, ...], users: dict[str, Any]) -> Report:
-        left = tuple(replica.name for replica in self.stack.fleet.replicas(SERVICE))
+        left = tuple(replica.name for replica in self.stack.fleet.every_replica())
         releases = self.stack.record.releases
         return Report(
             steps=steps, releases=releases, replicas_left=left, users=users, claims=claims(steps, releases, left, users)

@@ -3,7 +3,7 @@
 import time
 from dataclasses import dataclass
 
-from blocks.errors import NotReady, Refused, Unavailable
+from blocks.errors import CellSaidNo, EngineEnded, NotReady, Refused, SkyferryError, Unavailable
 from blocks.ports import Engine, Fleet, Offer, Pool, Records, Replica, ReplicaOrder
 from flows.tasks import act
 from flows.tasks.ledger import record_of
@@ -27,8 +27,9 @@ def start_replica(
 ) -> Started:
     """Launch or adopt the replica and wait until it has completed a prompt; one that does not is taken down again.
 
-    Raises CellSaidNo where this cell will not give the machine, NotReady where it gave one on which nothing answers in
-    time; Refused, with nothing left behind, where the release was given up before or meanwhile.
+    Raises CellSaidNo where this cell will not give the machine, or no address for it; NotReady where it gave one on
+    which nothing answers in time, EngineEnded where the engine ended by itself; Refused, with nothing left behind,
+    where the release was given up before or meanwhile.
     """
     begun = time.monotonic()
     _check_standing(records, order)
@@ -38,16 +39,9 @@ def start_replica(
         standing = _standing(fleet, order)
         if standing is None:
             _check_standing(records, order)
-            last_words = fleet.log_tail(order.name)
-            raise Unavailable(f"replica {order.name} died while it started; its last words:\n{last_words}")
+            raise _why_gone(fleet, order, offer)
         if time.monotonic() - begun > timeout_seconds:
-            last_words = fleet.log_tail(order.name)
-            fleet.stop(order.name)
-            raise NotReady(
-                offer.cell,
-                f"replica {order.name} was not ready within {timeout_seconds:g} s and was taken down; "
-                f"its last words:\n{last_words}",
-            )
+            raise _why_late(fleet, order, offer, standing, timeout_seconds)
         replica = standing  # some clouds give the address later
         pause(POLL_SECONDS)
     engine.complete(replica)
@@ -57,6 +51,34 @@ def start_replica(
         fleet.stop(order.name)
         raise
     return Started(replica, time.monotonic() - begun, was_running)
+
+
+def _why_gone(fleet: Fleet, order: ReplicaOrder, offer: Offer) -> SkyferryError:
+    """A machine that was lost is asked for anew; an engine that ended by itself would do so again."""
+    has_ended, last_words = fleet.has_ended(order.name), fleet.log_tail(order.name)
+    if not has_ended:
+        return Unavailable(f"replica {order.name} was lost while it started; its last words:\n{last_words}")
+    fleet.stop(order.name)
+    return EngineEnded(
+        offer.cell,
+        f"the engine of {order.name} ended by itself as it started and was taken down; its last words:\n{last_words}",
+    )
+
+
+def _why_late(fleet: Fleet, order: ReplicaOrder, offer: Offer, standing: Replica, timeout_seconds: float) -> CellSaidNo:
+    last_words = fleet.log_tail(order.name)
+    fleet.stop(order.name)
+    if not standing.address:
+        return CellSaidNo(
+            offer.cell,
+            f"replica {order.name} ran there for {timeout_seconds:g} s and was never given an address at which the "
+            f"gateway could reach it, so it was taken down: see to the load balancer, or to the ports, of that cell",
+        )
+    return NotReady(
+        offer.cell,
+        f"replica {order.name} was not ready within {timeout_seconds:g} s and was taken down; "
+        f"its last words:\n{last_words}",
+    )
 
 
 def _standing(fleet: Fleet, order: ReplicaOrder) -> Replica | None:

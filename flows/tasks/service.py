@@ -1,8 +1,10 @@
-"""Find a service by its name."""
+"""Find a service by its name, and act on it as the installation that it belongs to."""
 
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import cast
 
@@ -10,12 +12,44 @@ from prefect.client.orchestration import get_client
 from prefect.exceptions import PrefectHTTPStatusError
 
 from blocks.errors import Refused
+from blocks.ports import Store
 from blocks.service import Service
+from flows.policy.installation import INSTALLATION_KEY, Installation, claimed, founded, inherited
+from flows.tasks import act
+from flows.tasks.ledger import document_of, read_record, step_on
 
 _in_hand: ContextVar[Service | None] = ContextVar("service_in_hand", default=None)
 
 
-def open_service(name: str) -> Service:
+def open_service(name: str, *, only_looks: bool = False) -> Service:
+    """The service of that name, with a fleet in which only its own installation's replicas are to be seen.
+
+    Refused where another installation has it. Whoever `only_looks` writes nothing, not even the installation's id.
+    """
+    service = find_service(name)
+    document = None if service._block_document_id is None else str(service._block_document_id)  # noqa: SLF001 - Prefect has no other name for it
+    installation = know_installation(service.store, name, document, only_looks=only_looks)
+    own = service.model_copy()
+    own.fleet = service.fleet.of_installation(
+        installation.id, inherited(read_record(service.store, name), installation)
+    )
+    return own
+
+
+@act(task_run_name="know-own-installation")
+def know_installation(store: Store, service: str, document: str | None, *, only_looks: bool) -> Installation:
+    """Whose the store is; the first who asks gives it an id, by a conditional put."""
+    new_id, now = secrets.token_hex(8), datetime.now(UTC)
+
+    def step(known: Installation) -> Installation:
+        return claimed(founded(known, new_id, now), service, document, url=store.url_of(INSTALLATION_KEY))
+
+    if only_looks:
+        return step(document_of(store, INSTALLATION_KEY, Installation))
+    return step_on(store, INSTALLATION_KEY, Installation, step)
+
+
+def find_service(name: str) -> Service:
     """The service of that name: one handed over with `serving`, or else the Service block that is stored under it."""
     if (given := _in_hand.get()) is not None and given.name == name:
         return given

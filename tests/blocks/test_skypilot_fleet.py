@@ -253,6 +253,14 @@ def test_without_an_authority_there_is_no_key() -> None:
             ResourcesUnavailableError("There is none. To fix: a manual"),
             "There is none; it has none, or nobody answers there",
         ),
+        (
+            ResourcesUnavailableError(f"Failed to acquire resources for {'x' * 300}.\nReason: the token has expired"),
+            "the token has expired",
+        ),
+        (
+            ResourcesUnavailableError("None.", ValueError("Failed to acquire resources (GPU) in x. Reason: no GPU")),
+            "no GPU",
+        ),
         (ValueError("x" * 1000), "x" * 300 + " …"),
     ],
 )

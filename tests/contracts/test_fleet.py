@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 import stamina
 
-from blocks.errors import Refused, Unavailable
+from blocks.errors import EngineEnded, Refused, Unavailable
 from blocks.local_fleet import LocalFleet, fetch_weights
 from blocks.openai_engine import OpenAIEngine
 from blocks.ports import EngineSettings, Fleet, Offer, ReplicaOrder, Store
 from blocks.processes import Daemon, end, marked
 from blocks.s3 import S3Store
 from blocks.skypilot_fleet import SkyPilotFleet
+from blocks.skypilot_names import cluster_name
 from tests.fakes.fleet import OFFER, FakeFleet
 from tests.fakes.store import FakeStore
 from tests.live.running import offer_in, skypilot_fleet
@@ -86,7 +87,9 @@ def slurm_case(slurm_fleet: SkyPilotFleet, slurm_lab: SlurmLab) -> Case:
     """A launch takes half a minute, so what a test leaves is adopted by the next one that launches it."""
 
     def cancel(name: str) -> None:
-        (job,) = (job for job, (title, _) in slurm_lab.queue("beta").items() if title.startswith(f"{name}-"))
+        (job,) = (
+            job for job, (title, _) in slurm_lab.queue("beta").items() if title.startswith(cluster_name("", name))
+        )
         slurm_lab.cancel("beta", job)
 
     return Case(slurm_fleet, cancel, offer_in("beta"), notices_seconds=60)
@@ -139,6 +142,38 @@ def test_replicas_do_not_share_an_address(case: Case) -> None:
     second = case.fleet.launch(ANOTHER, case.offer)
     assert first.address != second.address
     assert case.fleet.replicas("chat") == (first, second)
+
+
+def test_installations_see_only_their_own(case: Case) -> None:
+    """The same order of two is two replicas; each lists, adopts and stops its own."""
+    one, other = case.fleet.of_installation("aa"), case.fleet.of_installation("bb")
+    replica = one.launch(ORDER, case.offer)
+    assert other.replicas("chat") == case.fleet.replicas("chat") == ()
+    other.stop(ORDER.name)
+    assert other.launch(ORDER, case.offer).address != replica.address
+    assert one.launch(ORDER, case.offer) == replica
+    other.stop(ORDER.name)
+    assert one.replicas("chat") == (replica,)
+
+
+def test_what_bears_no_mark_is_its_heirs(case: Case) -> None:
+    """As from before there were installations: it is adopted by whose release it is of, and by no other."""
+    old = case.fleet.launch(ORDER, case.offer)
+    heir, stranger = case.fleet.of_installation("aa", [ORDER.release]), case.fleet.of_installation("bb")
+    assert heir.replicas("chat") == (old,)
+    assert stranger.replicas("chat") == ()
+    assert heir.launch(ORDER, case.offer) == old
+    stranger.stop(ORDER.name)
+    heir.stop(ORDER.name)
+    assert case.fleet.replicas("chat") == ()
+
+
+def test_a_replica_that_runs_or_was_stopped_has_not_ended(case: Case) -> None:
+    """Only an engine that ended by itself has."""
+    case.fleet.launch(ORDER, case.offer)
+    assert not case.fleet.has_ended(ORDER.name)
+    case.fleet.stop(ORDER.name)
+    assert not case.fleet.has_ended(ORDER.name)
 
 
 @on_slurm_too
@@ -227,12 +262,13 @@ def test_a_replica_becomes_ready(local_fleet: LocalFleet) -> None:
 @pytest.mark.server
 def test_weights_that_cannot_be_loaded_end_the_replica(local_fleet: LocalFleet) -> None:
     """A replica that dies as it loads is not listed, and its log says why."""
-    with suppress(Unavailable):  # it may die before or after it listens
+    with suppress(EngineEnded):  # it may end before or after it listens
         local_fleet.launch(replace(ORDER, mirror_prefix="models/maker/unreadable/1/"), OFFER)
     for attempt in stamina.retry_context(on=AssertionError, attempts=None, timeout=10, wait_max=0.05):
         with attempt:
             assert local_fleet.replicas("chat") == ()
     assert "failed to load model" in local_fleet.log_tail(ORDER.name)
+    assert local_fleet.has_ended(ORDER.name)
 
 
 @pytest.mark.server

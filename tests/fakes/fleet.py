@@ -4,9 +4,10 @@ What changes while replicas start is no `dict`: Prefect walks through those of a
 """
 
 from collections import Counter, UserDict, deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import count
+from typing import Self
 
 from blocks.errors import CellSaidNo, SkyferryError, Unavailable
 from blocks.ports import ON_PROCESSORS, Answer, Load, Offer, Prompt, Replica, ReplicaOrder
@@ -26,55 +27,82 @@ OFFER = Offer(
 class FakeFleet:
     """Replicas run from the moment they are launched; no two ever have the same address."""
 
-    running: UserDict[str, Replica] = field(default_factory=UserDict)
+    running: UserDict[tuple[str, str], Replica] = field(default_factory=UserDict)
+    """By installation and name; all installations share it."""
     launch_failures: deque[SkyferryError] = field(default_factory=deque)
     """Each is raised once, by the next launches in turn."""
     says_no: UserDict[str, str] = field(default_factory=UserDict)
     """What a cell says to each launch."""
+    ends_in: UserDict[str, str] = field(default_factory=UserDict)
+    """The last words of the engines that end by themselves as they start, by cell."""
+    without_address: set[str] = field(default_factory=set)
+    """Cells that give none to the replicas in them."""
     orders: list[ReplicaOrder] = field(default_factory=list)
     """Every launch that was asked for, also those that failed or adopted."""
     stopped: list[str] = field(default_factory=list)
     """The names of the replicas that were stopped while they ran, in turn."""
     has_keys: bool = False
+    installation: str = ""
+    inherited: frozenset[str] = frozenset()
+    _ended: UserDict[tuple[str, str], Replica] = field(default_factory=UserDict)
     _logs: UserDict[str, str] = field(default_factory=UserDict)
     _ports: Iterator[int] = field(default_factory=lambda: count(9000))
+
+    def of_installation(self, installation: str, inherited: Collection[str] = ()) -> Self:
+        return replace(self, installation=installation, inherited=frozenset(inherited))
 
     def launch(self, order: ReplicaOrder, offer: Offer) -> Replica:
         self.orders.append(order)
         if self.launch_failures:
             raise self.launch_failures.popleft()
-        if order.name not in self.running:
-            if offer.cell in self.says_no:
-                raise CellSaidNo(offer.cell, self.says_no[offer.cell])
-            address = f"127.0.0.1:{next(self._ports)}"
-            self.running[order.name] = Replica(
-                order.name,
-                order.service,
-                order.release,
-                offer.cell,
-                address,
-                launched_at=0,
-                dollars_per_hour=offer.dollars_per_hour,
-            )
-            self._logs[order.name] = f"{order.mirror_prefix} is served at {address}"
-        return self.running[order.name]
+        key = self._key_of(order.name)
+        if key in self.running:
+            return self.running[key]
+        if offer.cell in self.says_no:
+            raise CellSaidNo(offer.cell, self.says_no[offer.cell])
+        address = f"127.0.0.1:{next(self._ports)}"
+        launched = Replica(
+            order.name,
+            order.service,
+            order.release,
+            offer.cell,
+            "" if offer.cell in self.without_address else address,
+            launched_at=0,
+            dollars_per_hour=offer.dollars_per_hour,
+        )
+        self._logs[order.name] = self.ends_in.get(offer.cell, f"{order.mirror_prefix} is served at {address}")
+        (self._ended if offer.cell in self.ends_in else self.running)[key] = launched
+        return launched
 
     def replicas(self, service: str) -> tuple[Replica, ...]:
-        return tuple(replica for _, replica in sorted([*self.running.data.items()]) if replica.service == service)
+        standing = sorted([*self.running.data.items()], key=lambda item: item[1].name)
+        return tuple(replica for key, replica in standing if replica.service == service and self._is_own(key, replica))
 
     def stop(self, name: str) -> None:
-        if self.running.pop(name, None) is not None:
+        self._ended.pop(self._key_of(name), None)
+        if self.running.pop(self._key_of(name), None) is not None:
             self.stopped.append(name)
+
+    def has_ended(self, name: str) -> bool:
+        return self._key_of(name) in self._ended
 
     def log_tail(self, name: str) -> str:
         return self._logs.get(name, "")
+
+    def _key_of(self, name: str) -> tuple[str, str]:
+        """An unmarked one that is inherited is under its old key."""
+        old = self.running.get(("", name))
+        return ("", name) if old is not None and old.release in self.inherited else (self.installation, name)
+
+    def _is_own(self, key: tuple[str, str], replica: Replica) -> bool:
+        return key[0] == self.installation or (not key[0] and replica.release in self.inherited)
 
     def key_of(self, release: str) -> str | None:
         return f"key of {release}" if self.has_keys else None
 
     def kill(self, name: str) -> None:
         """It dies behind the fleet's back."""
-        del self.running[name]
+        del self.running[self._key_of(name)]
 
 
 @dataclass

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
 from threading import Lock
@@ -26,6 +27,7 @@ from blocks.errors import Refused, SkyferryError
 from blocks.ports import Engine, Outcome, Reading, Server, Slot, Split
 from blocks.service import Service
 from flows.plans import ReleasePlan
+from flows.policy.installation import INSTALLATION_KEY, Installation
 from flows.policy.ledger import Release, ServiceRecord, ledger_key
 from flows.release import release_model
 from flows.tasks.service import serving
@@ -45,6 +47,8 @@ MODELS = {
         for revision in ("v1", "v2", "v3")
     }
 }
+INSTALLATION = Installation(id="0123456789abcdef", made_at=datetime(2026, 1, 1, tzinfo=UTC))
+"""Every world's: so what a test launches in its fleet is the service's own."""
 FAST_MS, FAST_TOKEN_MS = 50.0, 20.0
 GOOD = Outcome(
     id="request",
@@ -209,7 +213,8 @@ def new_world() -> World:
     users = Users()
     users.see("blue", GOOD)
     users.see("green", GOOD)
-    hub, store, fleet = FakeHub(MODELS), FakeStore(), FakeCloud(listed=[OFFER])
+    hub, store, fleet = FakeHub(MODELS), FakeStore(), FakeCloud(listed=[OFFER], installation=INSTALLATION.id)
+    store.put(INSTALLATION_KEY, INSTALLATION.model_dump_json().encode(), replacing=None)
     gateway, engine = GatewayWithUsers("chat", users), FakeEngine(fleet)
     # The fields are typed as the real blocks, for the form in the UI; fakes come in unvalidated.
     service = FakeService.model_construct(

@@ -6,16 +6,19 @@ from typing import Any
 
 import pytest
 
-from blocks.errors import Refused
+from blocks.errors import Refused, SkyferryError, Unexplained
 from blocks.ports import Offer, Replica, ReplicaOrder, Stock
 from flows.mirror import mirror_model
-from flows.plans import MirrorPlan, ProvisionPlan, ReapPlan, ReleasePlan
+from flows.place import NotAll
+from flows.plans import MirrorPlan, ProvisionPlan, ReapPlan, ReleasePlan, ScaleUpPlan
 from flows.policy.attempts import ATTEMPTS_KEY, Attempts
+from flows.policy.installation import INSTALLATION_KEY
 from flows.policy.ledger import Release
 from flows.policy.placement import Placement, PlacementRules
 from flows.provision import provision_fleet
 from flows.reap import reap_orphans
 from flows.release import release_model
+from flows.scale_up import scale_up
 from tests.fakes.fleet import OFFER
 from tests.flows.conftest import REPO, World
 
@@ -138,7 +141,7 @@ def test_only_a_plan_starts_nothing(world: World) -> None:
     assert isinstance(placement, Placement)
     assert placement.placed == (ALPHA, ALPHA)
     assert not world.fleet.orders
-    assert not world.store.objects
+    assert [*world.store.objects] == [INSTALLATION_KEY]
 
 
 def test_a_cell_that_would_not_have_us_is_found_out_before_anything_starts(world: World) -> None:
@@ -197,3 +200,105 @@ def test_orphans_are_shown_and_stopped_unless_it_is_a_dry_run(live: World, *, dr
     assert found.replicas == (orphan,)
     left: set[Replica] = set(live.fleet.replicas("chat"))
     assert left == ({*standing, orphan} if dry_run else {*standing})
+
+
+GAMMA = replace(BETA, cell="slurm/gamma")
+DELTA = replace(BETA, cell="slurm/delta", dollars_per_hour=0.95)
+
+
+def test_what_is_ours_ends_the_search_and_teaches_nothing(world: World) -> None:
+    """One cell is asked, whose words they are not; no other cell is asked, and nothing is kept against any."""
+    world.fleet.launch_failures.extend(
+        [Refused("the credentials have expired"), Refused("the credentials have expired")]
+    )
+    with pytest.raises(Refused, match="the credentials have expired"):
+        provision()
+    assert len(world.fleet.orders) == 2  # both replicas were under way when the first was told
+    assert attempts(world) == Attempts()
+    assert not world.fleet.replicas("chat")
+
+
+def unexplained(*cells_and_words: tuple[str, str]) -> list[SkyferryError]:
+    return [Unexplained(cell, words) for cell, words in cells_and_words]
+
+
+def test_three_cells_with_the_same_unknown_words_are_one_cause(world: World) -> None:
+    """The fourth is not asked, and none of the three is blamed for it."""
+    world.fleet.listed = [ALPHA, BETA, GAMMA, DELTA]
+    world.service.replicas = 1
+    world.fleet.launch_failures.extend(
+        unexplained(*((f"slurm/{name}", f"no such account on {name}, try 4711{n}") for n, name in enumerate("abc")))
+    )
+    with pytest.raises(Refused, match="3 cells in a row say the same"):
+        provision()
+    assert len(world.fleet.orders) == 3
+    assert attempts(world) == Attempts()
+
+
+def test_unknown_words_that_differ_are_the_cells(world: World) -> None:
+    """Each is one more no, which is kept; so is what was said before a cell that has a machine."""
+    world.fleet.listed = [ALPHA, BETA, GAMMA, DELTA]
+    world.service.replicas = 1
+    world.fleet.launch_failures.extend(
+        unexplained(("slurm/alpha", "odd"), ("slurm/beta", "odder"), ("slurm/gamma", "odd"))
+    )
+    provision()
+    assert Counter(one.said_no for one in attempts(world).attempts) == {"odd": 2, "odder": 1, None: 1}
+
+
+def test_an_engine_that_ends_by_itself_is_not_tried_again_there(world: World) -> None:
+    """Of each replica there is one start, its last words are in the error, and the cell's memory has them."""
+    world.fleet.listed = [ALPHA]
+    world.fleet.ends_in["slurm/alpha"] = "No space left on device"
+    with pytest.raises(Refused, match="No space left on device"):
+        provision()
+    assert len(world.fleet.orders) == 2
+    assert ["No space left" in (one.said_no or "") for one in attempts(world).attempts] == [True, True]
+
+
+def test_an_engine_that_ends_by_itself_on_two_offers_is_the_models_fault(world: World) -> None:
+    """One cause is one answer: a third offer is not paid for."""
+    world.fleet.listed = [ALPHA, BETA, GAMMA]
+    world.fleet.ends_in.update(dict.fromkeys(["slurm/alpha", "slurm/beta", "slurm/gamma"], "unknown flag --fast"))
+    with pytest.raises(Refused, match=r"(?s)the engine ended by itself, so it is the model.*unknown flag --fast"):
+        provision()
+    assert {one.cell for one in attempts(world).attempts} == {"slurm/alpha", "slurm/beta"}
+    assert len(world.fleet.orders) <= 4
+
+
+def test_a_machine_without_an_address_is_no_fault_of_the_model(world: World) -> None:
+    """Its cell is told off for it by name, however many do so, and another one is taken."""
+    world.fleet.listed = [ALPHA, BETA, GAMMA]
+    world.fleet.without_address.update({"slurm/alpha", "slurm/beta"})
+    provision(ready_timeout_seconds=0.01)
+    assert cells(world) == ["slurm/gamma"] * 2
+    noes = {one.cell: one.said_no or "" for one in attempts(world).attempts if one.said_no}
+    assert {*noes} == {"slurm/alpha", "slurm/beta"}
+    assert all("never given an address" in words and "load balancer" in words for words in noes.values())
+
+
+def test_what_can_be_had_of_a_live_release_serves(live: World) -> None:
+    """With room for one of two the one is in its slot, and the error says why the other is not."""
+    release = live.record.live
+    assert release is not None
+    live.fleet.running.clear()
+    live.fleet.listed = [ALPHA]
+    live.service.max_dollars_per_hour = 1.0
+    with pytest.raises(NotAll, match=r"1 of 2 replicas are ready and serve; of the others: .*cap") as raised:
+        scale_up(ScaleUpPlan(service="chat"))
+    (standing,) = live.fleet.replicas("chat")
+    assert [one.replica for one in raised.value.started] == [standing]
+    servers = live.gateway.servers("chat")
+    assert [server.address for server in servers if server.slot == release.slot] == [standing.address]
+    live.service.max_dollars_per_hour = None
+    scale_up(ScaleUpPlan(service="chat"))
+    assert len(live.fleet.replicas("chat")) == 2
+
+
+def test_a_candidate_is_whole_or_is_not(world: World) -> None:
+    """Nobody judges half of it: with room for one of two nothing is left."""
+    world.fleet.listed = [ALPHA]
+    world.service.max_dollars_per_hour = 1.0
+    with pytest.raises(Refused, match="cap"):
+        provision()
+    assert not world.fleet.replicas("chat")

@@ -8,6 +8,7 @@ from pathlib import Path
 from blocks.ports import MANIFEST, Offer
 from blocks.replica_tls import Authority
 from blocks.s3 import S3Store
+from blocks.skypilot_clusters import SkyPilot
 from blocks.skypilot_fleet import SkyPilotFleet
 from tests.live.slurm_lab import CLUSTERS, REPLICA_PORTS, SlurmLab
 
@@ -70,10 +71,12 @@ def skypilot_fleet(
     try:
         yield fleet
     finally:
-        stop_all(fleet)
+        stop_all()
         assert {**lab.queue("alpha"), **lab.queue("beta")} == {}
 
 
-def stop_all(fleet: SkyPilotFleet) -> None:
+def stop_all() -> None:
+    """Whoever's they are."""
+    skypilot = SkyPilot()
     with ThreadPoolExecutor() as pool:
-        list(pool.map(fleet.stop, [replica.name for replica in fleet.every_replica()]))
+        list(pool.map(skypilot.down, [cluster.name for cluster in skypilot.clusters()]))

@@ -53,7 +53,7 @@ def test_a_release_over_two_clusters_loses_no_request(world: World) -> None:
     assert noticed["sent"] > 0
     assert (noticed["lost"], noticed["refused"], noticed["streams_cut"]) == (0, 0, 0)
     assert world.cells == ["slurm/alpha", "slurm/beta"]
-    assert {replica.release for replica in world.service.fleet.replicas("chat")} == {second.id}
+    assert {replica.release for replica in world.fleet.every_replica()} == {second.id}
     assert len(world.jobs) == 2
     assert world.record.release(first.id).state == "retired"
 
@@ -69,7 +69,7 @@ def test_an_allocation_taken_away_in_a_stage_hurts_nobody(world: World) -> None:
             ended = world.record.releases[-1]
     assert ended.state in {"live", "rolled back"}
     assert noticed["lost"] == 0
-    standing = {replica.release for replica in world.service.fleet.replicas("chat")}
+    standing = {replica.release for replica in world.fleet.every_replica()}
     live = world.record.live
     assert live is not None
     assert standing == {live.id}
@@ -98,7 +98,7 @@ def take_away(world: World) -> None:
     candidate = with_users(world)
     (replica,) = (
         replica
-        for replica in world.service.fleet.replicas("chat")
+        for replica in world.fleet.every_replica()
         if replica.release == candidate.id and replica.cell == "slurm/alpha"
     )
     (job,) = (job for job, (name, _) in world.lab.queue("alpha").items() if name.startswith(replica.name))

@@ -102,6 +102,7 @@ def test_an_engine_that_ended_is_no_replica(fleet: SkyPilotFleet, slurm_lab: Slu
     for attempt in stamina.retry_context(on=AssertionError, attempts=None, timeout=90, wait_max=1):
         with attempt:
             assert fleet.replicas("embed") == ()
+    assert fleet.has_ended(order.name)
     assert fleet.log_tail(order.name) == "it is over"
     assert len(slurm_lab.queue("alpha")) == 1
     again = fleet.launch(order, offer_in("alpha"))

@@ -40,13 +40,18 @@ class World:
     directory: Path
 
     @property
+    def fleet(self) -> SkyPilotFleet:
+        assert isinstance(self.service.fleet, SkyPilotFleet)
+        return self.service.fleet
+
+    @property
     def record(self) -> ServiceRecord:
         found = self.service.store.get(ledger_key("chat"))
         return ServiceRecord() if found is None else ServiceRecord.model_validate_json(found.body)
 
     @property
     def cells(self) -> list[str]:
-        return sorted(replica.cell for replica in self.service.fleet.replicas("chat"))
+        return sorted(replica.cell for replica in self.fleet.every_replica())
 
     @property
     def jobs(self) -> dict[str, str]:
@@ -117,4 +122,4 @@ def running_world(slurm_lab: SlurmLab, s3_store: S3Store, tmp_path_factory: pyte
         )
         with serving(service):
             yield World(service, slurm_lab, directory)
-        stop_all(fleet)
+        stop_all()

@@ -259,7 +259,7 @@ def test_the_same_release_again_goes_on_with_what_is_there(stack: RunningStack) 
     assert state.is_completed(), state.message
     live = stack.record.live
     assert live is not None
-    assert [replica.release for replica in stack.stack.fleet.replicas(SERVICE)] == [live.id] * 2
+    assert [replica.release for replica in stack.stack.fleet.every_replica()] == [live.id] * 2
     assert {process.pid for process in stack.replica_processes} < begun
     assert len(stack.replica_processes) == len(stack.servers) == 2
     assert stack.gateway.split(SERVICE) == Split.giving(live.slot, WHOLE)

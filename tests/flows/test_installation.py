@@ -1,0 +1,125 @@
+"""Two installations, one fleet: each acts on what is its own, and one that claims the other's is refused."""
+
+from dataclasses import replace
+from uuid import uuid4
+
+import pytest
+
+from blocks.errors import Refused
+from blocks.ports import Replica
+from flows.plans import ProvisionPlan, ReapPlan, ReleasePlan, ScaleDownPlan
+from flows.policy.installation import INSTALLATION_KEY, Installation
+from flows.provision import provision_fleet
+from flows.reap import reap_orphans
+from flows.release import release_model
+from flows.scale_down import scale_down
+from flows.tasks.service import open_service
+from tests.flows.conftest import REPO, World, new_world
+
+
+def release(revision: str = "v1") -> str:
+    plan = ReleasePlan(service="chat", repo=REPO, revision=revision, stages_percent=(100,), stage_seconds=0)
+    return release_model(plan.model_copy(update={"keep_warm_seconds": 0})).id
+
+
+def beside(world: World) -> World:
+    """Another installation, with a store, a ledger and a gateway of its own, on the same clouds."""
+    other = new_world()
+    other.store.objects.clear()
+    other.service.fleet = other.fleet = replace(world.fleet, installation="")  # type: ignore[assignment]
+    other.engine.fleet = world.fleet
+    return other
+
+
+def id_of(world: World) -> str:
+    found = world.store.get(INSTALLATION_KEY)
+    assert found is not None
+    return Installation.model_validate_json(found.body).id
+
+
+def test_one_that_is_scaled_to_zero_and_reaped_takes_nothing_from_the_other(live: World) -> None:
+    """Same service, same model, and so the same release id: production keeps its replicas and its traffic."""
+    production = live.fleet.replicas("chat")
+    staging = beside(live)
+    with staging.in_use():
+        assert release() == live.first.id
+        own = replace(staging.fleet, installation=id_of(staging))
+        assert len(own.replicas("chat")) == 2
+        assert not {*own.replicas("chat")} & {*production}
+        scale_down(ScaleDownPlan(service="chat", replicas=0, to_zero=True))
+        assert own.replicas("chat") == ()
+        assert reap_orphans(ReapPlan(service="chat", dry_run=False, grace_seconds=0)).replicas == ()
+    assert live.fleet.replicas("chat") == production
+
+
+def test_orphans_of_one_are_no_orphans_of_the_other(live: World) -> None:
+    """Production's replicas are unknown to staging's ledger, and none of its business."""
+    staging = beside(live)
+    with staging.in_use():
+        assert reap_orphans(ReapPlan(service="chat", dry_run=False, grace_seconds=0)).replicas == ()
+    assert len(live.fleet.replicas("chat")) == 2
+
+
+def without_marks(world: World) -> tuple[Replica, ...]:
+    """As an older version has left it: neither the store nor a replica has an installation's id."""
+    running = {("", name): replica for (_, name), replica in world.fleet.running.data.items()}
+    world.fleet.running.data = running
+    world.service.fleet = world.fleet = replace(world.fleet, installation="")  # type: ignore[assignment]
+    del world.store.objects[INSTALLATION_KEY]
+    return tuple(running.values())
+
+
+def test_what_ran_before_there_were_ids_is_still_its_own(live: World) -> None:
+    """It gets an id at its first run, and its replicas are adopted, not started anew, and can be stopped."""
+    old = without_marks(live)
+    launched = len(live.fleet.orders)
+    release()
+    assert id_of(live)
+    assert {*open_service("chat").fleet.replicas("chat")} == {*old}
+    assert len(live.fleet.orders) == launched + 2
+    scale_down(ScaleDownPlan(service="chat", replicas=1))
+    assert len(live.fleet.running) == 1
+
+
+def test_another_installation_does_not_inherit(live: World) -> None:
+    """Who never had such a release before there were ids has no unmarked replicas."""
+    old = without_marks(live)
+    staging = beside(live)
+    with staging.in_use():
+        release()
+        scale_down(ScaleDownPlan(service="chat", replicas=0, to_zero=True))
+    assert {*live.fleet.running.data.values()} == {*old}
+
+
+def test_the_id_is_made_once(world: World) -> None:
+    """Whoever comes later reads it, and it is another one for each store."""
+    first = id_of(world)
+    open_service("chat")
+    assert id_of(world) == first
+    del world.store.objects[INSTALLATION_KEY]
+    open_service("chat", only_looks=True)
+    assert world.store.get(INSTALLATION_KEY) is None
+    open_service("chat")
+    assert id_of(world) not in {"", first}
+
+
+def test_a_service_of_another_prefect_on_the_same_store_is_refused(world: World) -> None:
+    """Its block document is another one; the words say what to do where the first one is gone."""
+    own, other = uuid4(), uuid4()
+    world.service._block_document_id = own
+    open_service("chat")
+    open_service("chat")
+    world.service._block_document_id = other
+    with pytest.raises(Refused, match=rf"{own}.*a store or a name of its own.*take 'chat' out of `services`"):
+        open_service("chat")
+    with pytest.raises(Refused, match="another Prefect"):
+        open_service("chat", only_looks=True)
+
+
+def test_a_gateway_that_serves_for_another_installation_is_refused(live: World) -> None:
+    """Before anything is mirrored or started: its name or the gateway has to be another one."""
+    staging = beside(live)
+    staging.service.gateway = live.service.gateway
+    with staging.in_use(), pytest.raises(Refused, match="another one has: give this one a gateway, or a service name"):
+        provision_fleet(ProvisionPlan(service="chat", repo=REPO, revision="v1"))
+    assert len(live.fleet.running) == 2

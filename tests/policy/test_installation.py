@@ -1,0 +1,91 @@
+"""Whose is a replica, and whose a service?"""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from pydantic import ValidationError
+
+from blocks.errors import Refused
+from blocks.ports import EngineSettings, Server
+from flows.policy.installation import Installation, check_nobody_else_serves, claimed, founded, inherited
+from flows.policy.ledger import ServiceRecord, State, back_out, go_live, open_release
+from flows.policy.placement import PlacementRules
+
+NOW = datetime(2026, 11, 1, tzinfo=UTC)
+LATER = NOW + timedelta(days=1)
+URL = "s3://bucket/installation.json"
+
+
+def record(state: State = "live") -> ServiceRecord:
+    """With one release, opened at that time."""
+    opened = open_release(
+        ServiceRecord(),
+        "chat",
+        "maker/model",
+        "0" * 40,
+        EngineSettings(512, 1),
+        placement=PlacementRules(),
+        run_id="1",
+        ended_run_id=None,
+        now=NOW,
+    )
+    if state == "rolled back":
+        return back_out(opened, opened.releases[0].id, "bad")
+    return go_live(opened, "1") if state == "live" else opened
+
+
+def test_an_id_is_drawn_once() -> None:
+    """Whoever draws a second one keeps the first."""
+    first = founded(Installation(), "0" * 16, NOW)
+    assert founded(first, "1" * 16, LATER) == first == Installation(id="0" * 16, made_at=NOW)
+
+
+@pytest.mark.parametrize("bad", ["../../etc", "0" * 15, "0" * 17, "A" * 16, "a b", "0" * 16 + "\n"])
+def test_an_id_is_never_a_path(bad: str) -> None:
+    """It becomes a part of one, and comes out of a store."""
+    with pytest.raises(ValidationError):
+        Installation(id=bad)
+
+
+@pytest.mark.parametrize(
+    ("state", "made_at", "is_own"),
+    [
+        ("live", LATER, True),
+        ("under way", LATER, True),
+        ("rolled back", LATER, False),
+        ("live", NOW, False),
+        ("live", NOW - timedelta(days=1), False),
+        ("live", None, True),
+    ],
+)
+def test_what_bears_no_mark_is_of_a_release_that_stands_since_before(
+    state: State,
+    made_at: datetime | None,
+    is_own: bool,  # noqa: FBT001 - a column of the table
+) -> None:
+    """Later ones are marked, and what has ended may be anybody's."""
+    known = record(state)
+    installation = Installation(id="0" * 16, made_at=made_at)
+    assert inherited(known, installation) == ({known.releases[0].id} if is_own else frozenset())
+
+
+def test_a_service_is_one_block_document() -> None:
+    """Its own comes again and again; another one is refused; a service from Python claims nothing."""
+    own = claimed(Installation(), "chat", "one", url=URL)
+    assert claimed(own, "chat", "one", url=URL) == own
+    assert claimed(own, "chat", None, url=URL) == own
+    assert claimed(own, "embed", "two", url=URL).services == {"chat": "one", "embed": "two"}
+    with pytest.raises(Refused, match=rf"{URL} says that the service 'chat' is the block document one"):
+        claimed(own, "chat", "two", url=URL)
+
+
+@pytest.mark.parametrize("state", ["up", "down", "draining"])
+def test_only_who_answers_users_has_a_gateway(state: str) -> None:
+    """What is down there is nobody's, and who has released before has put there what there is."""
+    server = Server("blue", "127.0.0.1:9000", state, 0)  # type: ignore[arg-type]
+    check_nobody_else_serves(record(), "chat", [server])
+    if state == "up":
+        with pytest.raises(Refused, match=r"127\.0\.0\.1:9000"):
+            check_nobody_else_serves(ServiceRecord(), "chat", [server])
+    else:
+        check_nobody_else_serves(ServiceRecord(), "chat", [server])
