@@ -420,14 +420,15 @@ NAMES = st.sampled_from([
 FAMILIES = st.sampled_from(
     ["llama", "gemma2", "deepseek_v32", "deepseek_v4", "whisper", "nemotron-nas", "exaone4", "x", *STATES]
 )
-VALUES = st.recursive(
+ODD = (
     st.none()
     | st.booleans()
     | st.integers(-3, 10**40)
     | st.floats()
-    | st.sampled_from(["", "M*-", "LG", "auto", "fp8"]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=4),
-    max_leaves=8,
+    | st.sampled_from(["", "M*-", "LG", "auto", "fp8"])
+)
+VALUES: st.SearchStrategy[object] = st.deferred(
+    lambda: ODD | st.lists(VALUES, max_size=3) | st.dictionaries(NAMES, VALUES, max_size=4)
 )
 
 
