@@ -539,7 +539,7 @@ class Outcome:
     first_token_ms: float | None
     """None for answers that were not streamed, and for errors."""
     tokens: int | None
-    """The events of a streamed answer, and one more at its end; None for answers that were not streamed."""
+    """The events of a streamed answer that said something; None for answers that were not streamed."""
     per_token_ms: float | None
     """Between its first token and its last; None where they are too few to tell."""
     total_ms: float
@@ -550,11 +550,11 @@ class Outcome:
     by_fallback: bool
     """Another slot or the outside provider answered in place of this one."""
     cut_short: bool
-    """The answer began and the replica broke it off, or ended it with an error."""
+    """The answer began and came to no good end: broken off, without one, or an error that is no refusal."""
     is_empty: bool
-    """It ended well, and there was nothing in it."""
+    """It ended well, and nothing was generated."""
     user_left: bool
-    """The user broke it off: before the answer began where `status` is -1, else in the middle of it."""
+    """The user broke it off: before the answer began where `status` is -1, else in the middle of it, after `tokens`."""
     kind: RequestKind = "chat"
     is_repeat: bool = False
     """The client's SDK sent it again after a failure: the same request, and no other draw of the split."""
