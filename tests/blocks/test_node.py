@@ -228,11 +228,80 @@ def test_a_store_without_ranges_can_give_small_files_only(machine: Fetched) -> N
             machine.fetch([mirror.file("large")])
 
 
-@pytest.mark.parametrize("path", ["../model.bin", "/etc/passwd", "a/../../b"])
+ELSEWHERE = "https://192.0.2.1/x"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("../model.bin", "/etc/passwd", "a/../../b", "", ".", "a/", "a//b", "./a", "a\\b", "a\0b", "a\nb"),
+        *("x" * 256, "\ud800", None, 7, ["a"]),
+    ],
+)
 def test_no_file_leaves_the_directory(machine: Fetched, path: str) -> None:
-    """A mirror's manifest cannot write elsewhere on the machine."""
-    with pytest.raises(CannotServe, match="outside of the weights' directory"):
-        machine.fetch([File(path, 1, "0" * 64, "https://192.0.2.1/x")])
+    """A mirror's manifest cannot write elsewhere on the machine; what is no path is refused in words."""
+    with pytest.raises(CannotServe, match=r"the file .*; delete the mirror and make it anew"):
+        machine.fetch([File(path, 1, "0" * 64, ELSEWHERE)])
+    assert not machine.directory.exists()
+
+
+@pytest.mark.parametrize("size", [-1, 1.5, "1", None, True, (5 << 40) + 1, 10**30, [1]])
+def test_a_size_that_is_none_is_refused(machine: Fetched, size: int) -> None:
+    """Before a file of that size is made."""
+    with pytest.raises(CannotServe, match=r"the file 'model\.bin' has the size .*, which is none"):
+        machine.fetch([File("model.bin", size, "0" * 64, ELSEWHERE)])
+
+
+@pytest.mark.parametrize("sha256", ["", "0" * 63, "G" * 64, "0" * 64 + "\n", "../" + "0" * 61, None, 7])
+def test_a_hash_that_is_none_is_refused(machine: Fetched, sha256: str) -> None:
+    """With the file and the hash."""
+    with pytest.raises(CannotServe, match=r"the file 'model\.bin' has the sha256 .*, which is none"):
+        machine.fetch([File("model.bin", 1, sha256, ELSEWHERE)])
+
+
+@pytest.mark.parametrize("paths", [["a", "a"], ["a", "a/b"], ["a/b/c", "a"]])
+def test_files_that_cannot_lie_beside_each_other_are_refused(machine: Fetched, paths: list[str]) -> None:
+    """One file over another, or a file where a folder has to be."""
+    with pytest.raises(CannotServe, match=r"'a' is (named 2 times|a file, and the folder of)"):
+        machine.fetch([File(path, 1, "0" * 64, ELSEWHERE) for path in paths])
+
+
+def test_what_the_variable_holds_is_checked_as_it_is_read() -> None:
+    """Its own words for what is in it, and no address."""
+    with pytest.raises(CannotServe, match=r"'\.\./x'") as raised:
+        decode_files(encode_files([File("../x", 1, "0" * 64, f"{ELSEWHERE}?{SIGNATURE}")]))
+    assert SIGNATURE not in str(raised.value)
+
+
+def test_a_model_may_have_files_with_the_names_of_drafts(machine: Fetched) -> None:
+    """And with the longest names that there are: drafts lie elsewhere."""
+    model = {"model": b"the model", "model.part": b"a part of it", "x" * 255: b"long"}
+    with mirror_of(model) as mirror:
+        machine.fetch(mirror.files())
+        assert machine.bodies == model
+        mirror.asked.clear()
+        (machine.directory / "model").unlink()
+        machine.fetch(mirror.files())
+        assert [path for path, _ in mirror.asked] == ["model"]
+    assert machine.bodies == model
+    assert [path.name for path in machine.directory.parent.iterdir()] == ["weights"]
+
+
+def test_a_disk_that_does_not_take_the_weights_is_named(mirror: Mirror, machine: Fetched) -> None:
+    """No traceback: the directory, what the system says, and what to look at."""
+    machine.directory.write_text("a file, where the directory should be")
+    with pytest.raises(CannotServe, match=r"weights cannot take the weights: File exists .*disk"):
+        machine.fetch(mirror.files())
+
+
+def test_nothing_is_written_through_a_link(mirror: Mirror, machine: Fetched, tmp_path: Path) -> None:
+    """One that lies where weights belong is a stranger like any other."""
+    (tmp_path / "elsewhere").mkdir()
+    machine.directory.mkdir()
+    (machine.directory / "onnx").symlink_to(tmp_path / "elsewhere")
+    machine.fetch(mirror.files())
+    assert machine.bodies == MODEL
+    assert [*(tmp_path / "elsewhere").iterdir()] == []
 
 
 @pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://192.0.2.1/x", f"http://[/x?{SIGNATURE}", "http://a b/"])
@@ -245,9 +314,9 @@ def test_an_address_that_is_none_is_refused_unquoted(machine: Fetched, url: str)
 
 def test_weights_that_do_not_fit_are_refused_before_they_come(machine: Fetched) -> None:
     """With the room that there is and the room that they take."""
-    huge = File("model.bin", 1 << 60, "0" * 64, "https://192.0.2.1/x")
-    with pytest.raises(CannotServe, match=r"room for [\d.]+ GiB and the weights take 1073741824\.0 GiB, beside 2 GiB"):
-        machine.fetch([huge])
+    huge = [File(f"model-{number}.bin", 5 << 40, "0" * 64, ELSEWHERE) for number in range(100)]
+    with pytest.raises(CannotServe, match=r"room for [\d.]+ GiB and the weights take 512000\.0 GiB, beside 2 GiB"):
+        machine.fetch(huge)
 
 
 def signed(number: int) -> File:

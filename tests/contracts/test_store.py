@@ -115,7 +115,7 @@ def test_of_many_writers_one_wins(store: Store, key: str) -> None:
 def test_what_is_written_is_read_back(store: Store, key: str, size_bytes: int) -> None:
     """An object written as a whole comes back byte by byte, and replaces what stood before."""
     store.write(key, b"before")
-    store.write(key, random_bytes(size_bytes))
+    assert store.write(key, random_bytes(size_bytes))
     assert b"".join(store.read(key)) == random_bytes(size_bytes)
     assert [*store.list(key)] == [StoredObject(key, size_bytes)]
 
@@ -135,6 +135,7 @@ def test_parts_become_an_object(store: Store, key: str, size_bytes: int) -> None
     body = random_bytes(size_bytes)
     upload = store.begin(key)
     parts = send(store, upload, body)
+    assert all(part.is_vouched for part in parts)
     assert [*store.list(key)] == []
     store.complete(upload, parts)
     assert b"".join(store.read(key)) == body
@@ -151,8 +152,10 @@ def test_what_was_sent_is_found_again(store: Store, key: str) -> None:
     assert (found.key, found.id) == (key, begun.id)
     standing = store.sent(found)
     assert [(part.number, part.size_bytes) for part in standing] == [(1, 5 * MIB), (2, 5 * MIB), (3, 2 * MIB)]
-    for there, part in zip(standing, parts, strict=True):
+    for there, part, start in zip(standing, parts, range(0, len(body), 5 * MIB), strict=True):
         assert there.checksum in (None, part.checksum)
+        assert store.holds(there, memoryview(body)[start : start + 5 * MIB])
+        assert not store.holds(there, memoryview(bytes(there.size_bytes)))
     checked = [replace(there, checksum=part.checksum) for there, part in zip(standing, parts, strict=True)]
     store.complete(found, checked)
     assert b"".join(store.read(key)) == body

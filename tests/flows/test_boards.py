@@ -1,17 +1,25 @@
 """What the boards show."""
 
 import re
+import string
 from base64 import b64decode
 from datetime import UTC, datetime
 from xml.etree import ElementTree as ET
 
-from blocks.ports import EngineSettings
-from flows.boards import canary_board
+from blocks.errors import Refused
+from blocks.ports import EngineSettings, Model, StoredObject, Unfinished
+from flows.boards import canary_board, collection_table, mirror_report, uploads_table, verification_table
+from flows.markdown import escaped
+from flows.policy.collect import Mirror, Verdict
 from flows.policy.engines import Engines, Work
 from flows.policy.gates import rule
 from flows.policy.judge import Judge
 from flows.policy.ledger import Release
 from flows.policy.measures import Count, Evidence, Probed
+from flows.policy.mirror import Selection
+from flows.policy.verify import Finding
+from flows.tasks.transfer import Target
+from tests.fakes.store import FakeStore
 from tests.policy.test_judge import LIMITS, users
 
 RELEASE = Release(
@@ -105,3 +113,45 @@ def test_the_canary_board_shows_probes_apart() -> None:
     assert "**Probes**: 40 to the candidate and 41 to stable." in shown
     assert "3 of 40 requests failed (7.5 %), limit 1 %" in shown
     assert "of the answers to 40 prompts that are wrong where the other's is right the candidate has 2 of 3" in shown
+
+
+HOSTILE = (
+    "a|b`c*_d_![x](https://evil.example/x.png)<img src=x>[l](javascript:x)\n# head\n| --- |\r\n~~s~~ "
+    "www.evil.example @x &lt; $x$"
+)
+
+
+def unescaped(markdown: str) -> str:
+    """What a reader sees: what is behind a backslash means nothing else."""
+    return re.sub(rf"\\([{re.escape(string.punctuation)}])", r"\1", markdown)
+
+
+def test_what_others_wrote_is_shown_as_it_is() -> None:
+    """In one line, and every sign that means something to a renderer behind a backslash."""
+    shown = escaped(HOSTILE)
+    assert unescaped(shown) == " ".join(HOSTILE.split())
+    assert not re.search(r"(?<!\\)[|`*_!\[\]()<>#~@&$:]", shown)
+    assert "www\\.evil" in shown
+    assert escaped("model-00001-of-00002.safetensors") == "model-00001-of-00002.safetensors"
+    assert [escaped(words) for words in ("- a", "12. a", "a\u202e\0b")] == ["\\- a", "12\\. a", "a\ufffd\ufffdb"]
+    assert len(escaped("x" * 10**6)) < 10**4
+
+
+def test_names_of_files_are_escaped_wherever_they_are_shown() -> None:
+    """Reports of mirrors, of what was verified, and of what nobody needs: no name makes a column, or a link."""
+    target = Target(HOSTILE, FakeStore(), "models/", error=Refused(HOSTILE))
+    wanted = Selection((), ((HOSTILE, "ignored"),), (HOSTILE,))
+    upload = Unfinished(HOSTILE, "1", 0)
+    mirror = Mirror(HOSTILE, (StoredObject(HOSTILE, 1),), None)
+    tables = (
+        (mirror_report(Model(HOSTILE, "c", (), None), wanted, [target], seconds=1, retries=0), 5),
+        (verification_table([Finding(HOSTILE, HOSTILE, HOSTILE, HOSTILE)]), 1),
+        (uploads_table([(HOSTILE, upload)], [upload], now=1, dry_run=True), 1),
+        (collection_table(HOSTILE, [Verdict(mirror, delete=True, reason=HOSTILE)], [upload], dry_run=True), 4),
+    )
+    for table, times in tables:
+        assert table.count(escaped(HOSTILE)) >= times
+        assert "](" not in table
+        assert not re.search(r"(?<!\\)<", table)
+        rows = [line for line in table.splitlines() if line.startswith("| ")]
+        assert len({len(re.findall(r"(?<!\\)\|", row)) for row in rows}) == 1
