@@ -2,17 +2,35 @@
 
 from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from http import HTTPStatus
 from math import log
 from zlib import crc32
 
-from blocks.ports import Outcome, Slot
+from blocks.ports import Outcome, RequestKind, Slot
+from flows.policy.good_times import GoodTimes
 from flows.policy.latency import Latency
-from flows.policy.measures import EACH_TOKEN, FIRST_TOKEN, TIMES, CellCount, Evidence, Limits, Measure, Purses, Time
+from flows.policy.measures import (
+    EACH_TOKEN,
+    FIRST_TOKEN,
+    TIMES,
+    UNPROMISED,
+    CellCount,
+    Count,
+    Evidence,
+    Limits,
+    Measure,
+    Purses,
+    Time,
+    above_limit,
+    allowed_alone,
+)
 from flows.policy.tally import PLACES, Tally
 
 CLIENT_ERROR, SERVER_ERROR, NO_ANSWER = 400, 500, -1
 """Where HTTP's ranges of statuses begin, and what `Outcome.status` says where there was none."""
+OVERLOADED, NOT_IMPLEMENTED = HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.NOT_IMPLEMENTED
+"""An engine's 429 is a failure, for its users did nothing wrong; its 501 is a refusal: it cannot do that at all."""
 
 REQUESTS_A_USER = 25
 """As good news, no user's requests count more often than this in a round."""
@@ -20,15 +38,40 @@ ROUND_REQUESTS = 2000
 """After so many requests of both slots it is forgotten who failed: a user who did long ago counts again as "lately"."""
 TRAIL = 48
 
-_FAILED, _REFUSED, _LEFT, _SEEN, _MINE, _STABLES = (1 << bit for bit in range(6))
+_FAILED, _REFUSED, _LEFT, _SEEN, _MINE, _STABLES, _LEFT_MIDWAY = (1 << bit for bit in range(7))
 CANDIDATES = 255
 """In `Carried.seen`, beside the numbers of stages."""
 
 
+def speaks(outcome: Outcome) -> bool:
+    """Whether it can say anything of a slot: it asks a model, and is no request that was counted once.
+
+    A list of models is no answer of one, and a request that an SDK sends again is no other draw of the split.
+    """
+    return outcome.kind != "other" and not outcome.is_repeat
+
+
+def has_refused(outcome: Outcome) -> bool:
+    """Whether the slot says that the request is at fault, or nothing that it can do."""
+    named = outcome.error_status
+    return _is_refusal(outcome.status if named is None else named) and not has_failed(outcome)
+
+
 def has_failed(outcome: Outcome) -> bool:
-    """Whether the slot failed this user, though a retry or a fallback may have hidden it from them."""
-    hidden = outcome.retried or outcome.by_fallback
-    return hidden or outcome.status >= SERVER_ERROR or outcome.cut_short or outcome.is_empty
+    """Whether the slot failed this user, though a retry or a fallback may have hidden it from them.
+
+    An error named in the body is judged as a status would be; one that names none of HTTP's refusals is a failure.
+    """
+    if outcome.retried or outcome.by_fallback:
+        return True
+    if outcome.error_status is not None:
+        return not _is_refusal(outcome.error_status)
+    is_error = outcome.status >= CLIENT_ERROR and not _is_refusal(outcome.status)
+    return is_error or outcome.cut_short or outcome.is_empty
+
+
+def _is_refusal(status: int) -> bool:
+    return (CLIENT_ERROR <= status < SERVER_ERROR and status != OVERLOADED) or status == NOT_IMPLEMENTED
 
 
 @dataclass(frozen=True)
@@ -53,6 +96,10 @@ class Carried:
     """Of each place's user, in which stage he was last seen as stable's, from 1 on, or that he is the candidate's."""
     owners: bytes = bytes(2 * PLACES)
     """Who is each place's user: the rest of his hash, in two bytes. Of others at the place nobody knows."""
+    shown: Mapping[Measure, tuple[int, int]] = field(default_factory=dict[Measure, tuple[int, int]])
+    """Of what is not promised: hits of both slots in all stages so far, and of how many requests."""
+    answered: frozenset[RequestKind] = frozenset()
+    """Kinds of requests that somebody was answered well to."""
 
     def chances(self, share: float) -> tuple[float, ...]:
         """Of being the candidate's at this share: of whom nobody saw, and of who was stable's in each stage so far."""
@@ -77,8 +124,9 @@ class Judge:
         self._cells = dict(cells or {})
         self._dropped: set[str] = set()
         carried = carried or Carried()
+        self._known = Carried(shown=carried.shown, answered=carried.answered)
         # Alone, no bet is on whose something is, and none goes on.
-        self._begin(carried if share < 1 else Carried(slow_ms=carried.slow_ms))
+        self._begin(carried if share < 1 else self._what_is_known(carried.slow_ms))
 
     @property
     def limits(self) -> Limits:
@@ -92,20 +140,28 @@ class Judge:
 
     def begin_anew(self) -> None:
         """Forget what was seen, as where some of it may have been lost; what is slow is still known."""
-        self._begin(Carried(slow_ms=self.slow_ms))
+        self._begin(self._what_is_known(self.slow_ms))
+
+    def _what_is_known(self, slow_ms: Mapping[Time, tuple[float, ...]]) -> Carried:
+        """From the stages before, where no bets go on."""
+        return replace(self._known, slow_ms=slow_ms)
 
     def _begin(self, carried: Carried) -> None:
         self._begun = carried
         self._marks, self._round_marks, self._requests_of = bytearray(PLACES), bytearray(PLACES), bytearray(PLACES)
         self._requests = self._stable_requests = self._users = self._in_round = self._rounds = 0
         self._tokens = self._stable_tokens = 0
-        measures: list[Measure] = ["failed", "failed lately", "refused", "left"]
+        self._answered = set(carried.answered)
+        measures: list[Measure] = ["failed", "failed lately", *UNPROMISED]
         for time in TIMES:
             if time.is_judged(self._limits):
                 measures += (time.hung, time.slow, time.late, time.later)
         self._owners = array("H", carried.owners)
         limits, chances = self._limits, carried.chances(self._share)
-        self._tally = Tally(measures, self._share, limits, chances, carried.purses)
+        alone = carried.shown.items() if self._share == 1 else ()
+        allowed = {one: rate for one, seen in alone if (rate := allowed_alone(*seen, limits)) is not None}
+        self._tally = Tally(measures, self._share, limits, chances, carried.purses, allowed)
+        self._good_times = GoodTimes(*above_limit(limits.error_percent / 100))
         self._latencies = {
             time: Latency(
                 time,
@@ -124,7 +180,7 @@ class Judge:
 
     def observe(self, outcome: Outcome, elapsed_seconds: float) -> None:
         """Take in one request that has ended by now, `elapsed_seconds` into the stage."""
-        if outcome.slot is None:
+        if outcome.slot is None or not speaks(outcome):
             return
         mine = outcome.slot == self._candidate
         began_seconds = elapsed_seconds - outcome.total_ms / 1000
@@ -135,27 +191,45 @@ class Judge:
             return
         take, marks = self._tally.take, self._marks
         place = None if user is None else user % PLACES
-        failed = has_failed(outcome)
-        self._turn_the_round()
-        if outcome.user_left and not failed:
-            if outcome.status == NO_ANSWER:
-                take("left", place, marks, _LEFT, mine=mine, hit=True, cell=cell, draw=draw)
+        failed, refused = has_failed(outcome), has_refused(outcome)
+        if outcome.user_left and not failed and not refused:
+            measure, bit = ("left", _LEFT) if outcome.status == NO_ANSWER else ("left midway", _LEFT_MIDWAY)
+            self._turn_the_round()
+            take(measure, place, marks, bit, mine=mine, hit=True, cell=cell, draw=draw)
             return
-        counts = self._counts_as_good_news(place, mine=mine)
+        if not failed and not refused:
+            self._answered.add(outcome.kind)
+        elif outcome.kind not in self._answered and (refused or self._is_alone_and_knows):
+            return
+        self._turn_the_round()
         self._add_up(outcome, cell, mine=mine)
+        take("refused", place, marks, _REFUSED, mine=mine, hit=refused, cell=cell, draw=draw)
+        take("left", place, marks, _LEFT, mine=mine, hit=False, cell=cell, draw=draw)
+        take("left midway", place, marks, _LEFT_MIDWAY, mine=mine, hit=False, cell=cell, draw=draw)
+        if refused:
+            return  # it was not answered, and that is no news of whether answers fail
+        counts = self._counts_as_good_news(place, mine=mine)
         take("failed", place, marks, _FAILED, mine=mine, hit=failed, cell=cell, counts=counts, draw=draw)
         lately = self._round_marks
         take("failed lately", place, lately, _FAILED, mine=mine, hit=failed, cell=None, handicap=self._handicap)
+        self._good_times.take(place, mine=mine, failed=failed, counts=counts)
         if mine:
             self._leave_a_mark()
-        refused = CLIENT_ERROR <= outcome.status < SERVER_ERROR
-        take("refused", place, marks, _REFUSED, mine=mine, hit=refused, cell=cell, draw=draw)
-        take("left", place, marks, _LEFT, mine=mine, hit=False, cell=cell, draw=draw)
         if began_seconds < self._limits.warm_up_seconds:
             return
         for time, ms in ((FIRST_TOKEN, outcome.first_token_ms), (EACH_TOKEN, outcome.per_token_ms)):
             if ms is not None:
                 self._latencies[time].take(ms, user, mine=mine, cell=cell, counts=counts, draw=draw)
+
+    @property
+    def _is_alone_and_knows(self) -> bool:
+        """Whether all traffic is the candidate's, and earlier stages have shown what it has to answer.
+
+        A chat model cannot embed, and anybody may ask it to. A refusal speaks once somebody was answered well to that
+        kind of request, in either slot, for who looks at labels before he counts bets unfairly. A failure speaks at
+        once beside stable, for it would come to both.
+        """
+        return self._share == 1 and bool(self._known.answered)
 
     def _draw(self, user: int | None, *, mine: bool, began_before: bool) -> int | None:
         """Which chance this user has of being the candidate's; None where he is it, or nobody knows what he was.
@@ -235,7 +309,28 @@ class Judge:
                 for before, marks in zip(self._begun.seen, self._marks, strict=True)
             ),
             owners=self._owners.tobytes(),
+            shown=self._shown(),
+            answered=frozenset(self._answered),
         )
+
+    def _shown(self) -> dict[Measure, tuple[int, int]]:
+        """In all stages so far."""
+        before, now = self._known.shown, self._tally.shown()
+        return {one: (hits + before.get(one, (0, 0))[0], of + before.get(one, (0, 0))[1]) for one, (hits, of) in now.items()}
+
+    def _counts(self) -> dict[Measure, Count]:
+        counts, good = self._tally.counts(), self._good_times
+        counts["failed"] = replace(
+            counts["failed"],
+            counted=good.counted,
+            counted_hits=good.hits,
+            set_aside=good.set_aside,
+            set_aside_hits=good.set_aside_hits,
+        )
+        for time, latency in self._latencies.items():
+            if time.later in counts:
+                counts[time.later] = replace(counts[time.later], weighed=latency.weighed)
+        return counts
 
     def evidence(self) -> Evidence:
         first, each = (self._latencies[time].timing() for time in (FIRST_TOKEN, EACH_TOKEN))
@@ -246,7 +341,7 @@ class Judge:
             requests=self._requests,
             stable_requests=self._stable_requests,
             users=self._users,
-            counts=self._tally.counts(),
+            counts=self._counts(),
             cells={
                 cell: CellCount(requests, dict(self._tally.cell_hits.get(cell, {})))
                 for cell, requests in sorted(self._cell_requests.items())

@@ -448,7 +448,7 @@ def test_a_million_requests_take_no_more_room_than_ten_thousand() -> None:
     for outcome in requests:
         one.observe(outcome, 10)
     assert (time.process_time() - begun) / len(requests) < 200e-6
-    assert room(one) <= before + 1000 < 100 * PLACES
+    assert room(one) <= before + 1000 < 120 * PLACES
 
 
 def test_the_budget_of_all_stages_is_one() -> None:
