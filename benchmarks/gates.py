@@ -69,8 +69,8 @@ WORLDS = (
 )
 UNEVEN: dict[str, Any] = {"users": 4000, "activity_tail": 1.1, "requests_per_second": 12}
 SHARED = (
-    World("4,000 sticky users with levels of their own (σ 0.35), 12 a second", users_spread=0.35, **UNEVEN),
-    World("4,000 sticky users with levels of their own (σ 0.7), 12 a second", users_spread=0.7, **UNEVEN),
+    World("4,000 sticky users with levels of their own (sigma 0.35), 12 a second", users_spread=0.35, **UNEVEN),
+    World("4,000 sticky users with levels of their own (sigma 0.7), 12 a second", users_spread=0.7, **UNEVEN),
     World("4,000 sticky users, an outage of both slots for 30 s, 12 a second", has_an_outage=True, **UNEVEN),
 )
 """Worlds in which what users see differs, and not by slot; they are played without probes as well."""

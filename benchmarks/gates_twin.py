@@ -197,13 +197,15 @@ def hold(
     if look < pass_look:
         return Held("roll back", int(looks[look]) + 1, "deadline", None, is_thin)
     end = int(looks[look]) + 1
+    seen, owners = _who_was_seen(stream.user[:end], mine[:end], begun)
     left = Carried(
         budget=begun.budget or budget,
         slow_ms={one.time: _next_lines(one, ~failed[:end]) for one in timed},
         purses={measure: wager.after(end) for measure, wager in wagers.items()},
         slowness=_slowness_after(int((~failed[:end]).sum()), timed),
         shares=(*begun.shares, share),
-        **_who_was_seen(stream.user[:end], mine[:end], begun),
+        seen=seen,
+        owners=owners,
     )
     return Held("promote", end, "", left, is_thin)
 
@@ -223,8 +225,8 @@ def _chances(user: Ints, share: float, begun: Carried) -> Floats:
     return np.where(user < HASHES, chances, share)
 
 
-def _who_was_seen(user: Ints, mine: Flags, begun: Carried) -> dict[str, bytes]:
-    """In which stage, once this one is over."""
+def _who_was_seen(user: Ints, mine: Flags, begun: Carried) -> tuple[bytes, bytes]:
+    """In which stage, and who each place's user is, once this one is over."""
     user, mine = user[user < HASHES], mine[user < HASHES]
     seen, owners = np.frombuffer(begun.seen, np.uint8).copy(), np.frombuffer(begun.owners, np.uint16).copy()
     places, first = np.unique(user % PLACES, return_index=True)
@@ -232,7 +234,7 @@ def _who_was_seen(user: Ints, mine: Flags, begun: Carried) -> dict[str, bytes]:
     owners[places[new]] = user[first[new]] // PLACES
     owned = owners[user % PLACES] == user // PLACES
     seen[user[owned] % PLACES] = np.where(mine[owned], CANDIDATES, len(begun.shares) + 1)
-    return {"seen": seen.tobytes(), "owners": owners.tobytes()}
+    return seen.tobytes(), owners.tobytes()
 
 
 def _may_be_thin(counted: Ints, elapsed: Floats, share: float, limits: Limits) -> bool:
@@ -275,7 +277,9 @@ def _timed(
     counts[time.hung] = _count(place, mine & answered, answered & (ms > HUNG_TIMES_P90 * p90), good)
     if share == 1:
         zeros = np.zeros(len(ms))
-        return _Timed(time, ms, counts, weighed, zeros, (zeros, zeros), (zeros, zeros), learned_at, tuple(lines[0].tolist()))
+        return _Timed(
+            time, ms, counts, weighed, zeros, (zeros, zeros), (zeros, zeros), learned_at, tuple(lines[0].tolist())
+        )
     excused = np.where(mine[at, None], own[block[at]], lines[block[at]])
     bands = [(ms[at, None] > some).sum(axis=1) for some in (lines[block[at]], excused)]
     harm, mattering = (
@@ -355,7 +359,7 @@ def _count(place: Ints, trials: Flags, hit: Flags, good: Flags) -> _Counts:
 def _weigh(place: Ints, mine: Flags, answered: Flags, late: Flags) -> _Weighed:
     """Each user of a slot weighs as his answers do, which resemble each other."""
     at = np.flatnonzero(answered)
-    whose, ours, hit = place[at] * 2 + mine[at], mine[at], late[at]
+    whose, hit = place[at] * 2 + mine[at], late[at]
     order = np.argsort(whose, kind="stable")
     ordered = whose[order]
     begins = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
@@ -365,7 +369,10 @@ def _weigh(place: Ints, mine: Flags, answered: Flags, late: Flags) -> _Weighed:
     hits = sums - np.repeat(sums[begins] - hit[order][begins], lengths)
 
     def added(so_far: Ints, before: Ints) -> Floats:
-        effect, effect_before = 1 + ALIKE_AS_GOOD_NEWS * (number - 1), 1 + ALIKE_AS_GOOD_NEWS * np.maximum(number - 2, 0)
+        effect, effect_before = (
+            1 + ALIKE_AS_GOOD_NEWS * (number - 1),
+            1 + ALIKE_AS_GOOD_NEWS * np.maximum(number - 2, 0),
+        )
         in_order, added = so_far / effect - before / effect_before, np.zeros(len(place))
         added[at[order]] = in_order
         return added
@@ -457,12 +464,12 @@ def _sums(these: Flags) -> Ints:
     return np.cumsum(these, dtype=np.int64)
 
 
-def worth(hits: Ints, of: Ints, null: float, others: Sequence[float]) -> Floats:
+def worth(hits: Ints | Floats, of: Ints | Floats, null: float, others: Sequence[float]) -> Floats:
     """`flows.policy.bets.worth`, of arrays."""
     return _coins(_purses(hits, of - hits, null, others))
 
 
-def _purses(hits: Ints, misses: Ints, null: float, others: Sequence[float]) -> Floats:
+def _purses(hits: Ints | Floats, misses: Ints | Floats, null: float, others: Sequence[float]) -> Floats:
     return np.stack([hits * np.log(p / null) + misses * (np.log1p(-p) - np.log1p(-null)) for p in others])
 
 

@@ -180,7 +180,8 @@ def _users_table(evidence: Evidence) -> str:
         ),
     )
     head = (
-        "| | requests | tokens | users who failed | were refused | gave up | left midway | p50 first token | p95 | p50 a token | p95"
+        "| | requests | tokens | users who failed | were refused | gave up | left midway"
+        " | p50 first token | p95 | p50 a token | p95"
     )
     return _table(f"{head} |", "|---" + "|---:" * 10 + "|", (f"| {' | '.join(map(str, row))} |" for row in rows))
 
@@ -201,7 +202,11 @@ def _probes_table(probed: Probed | None, limits: Limits) -> str:
         return "No probes were sent."
     sent = f"**Probes**: {probed.evidence.requests} to the candidate and {probed.evidence.stable_requests} to stable."
     # A probe never leaves.
-    gates = [near for near in nearness(probed.evidence, limits) if near.harm is not None and near.gate not in {"left", "left midway"}]
+    gates = [
+        near
+        for near in nearness(probed.evidence, limits)
+        if near.harm is not None and near.gate not in {"left", "left midway"}
+    ]
     rows = [f"| {near.gate} | {_bar(near.harm)} | {near.seen} |" for near in gates]
     bar = bar_of_answers(probed, limits)
     rows += [f"| {c} | {_bar(n.harm / bar)} | {answers_in_words(c, n)} |" for c, n in probed.answers.items()]

@@ -23,6 +23,7 @@ from flows.policy.measures import (
     Purses,
     Time,
     above_limit,
+    added,
     allowed_alone,
 )
 from flows.policy.tally import PLACES, Tally
@@ -158,8 +159,9 @@ class Judge:
                 measures += (time.hung, time.slow, time.late, time.later)
         self._owners = array("H", carried.owners)
         limits, chances = self._limits, carried.chances(self._share)
-        alone = carried.shown.items() if self._share == 1 else ()
-        allowed = {one: rate for one, seen in alone if (rate := allowed_alone(*seen, limits)) is not None}
+        allowed: dict[Measure, float | None] = {
+            one: allowed_alone(*seen, limits) for one, seen in carried.shown.items() if self._share == 1
+        }
         self._tally = Tally(measures, self._share, limits, chances, carried.purses, allowed)
         self._good_times = GoodTimes(*above_limit(limits.error_percent / 100))
         self._latencies = {
@@ -189,27 +191,40 @@ class Judge:
         cell = self._cells.get(outcome.address or "") if mine else None
         if cell is not None and cell in self._dropped:
             return
+        place, failed, refused = None if user is None else user % PLACES, has_failed(outcome), has_refused(outcome)
+        if self._says_nothing(outcome.kind, failed=failed, refused=refused):
+            return
+        self._turn_the_round()
         take, marks = self._tally.take, self._marks
-        place = None if user is None else user % PLACES
-        failed, refused = has_failed(outcome), has_refused(outcome)
         if outcome.user_left and not failed and not refused:
             measure, bit = ("left", _LEFT) if outcome.status == NO_ANSWER else ("left midway", _LEFT_MIDWAY)
-            self._turn_the_round()
             take(measure, place, marks, bit, mine=mine, hit=True, cell=cell, draw=draw)
             return
         if not failed and not refused:
             self._answered.add(outcome.kind)
-        elif outcome.kind not in self._answered and (refused or self._is_alone_and_knows):
-            return
-        self._turn_the_round()
         self._add_up(outcome, cell, mine=mine)
         take("refused", place, marks, _REFUSED, mine=mine, hit=refused, cell=cell, draw=draw)
         take("left", place, marks, _LEFT, mine=mine, hit=False, cell=cell, draw=draw)
         take("left midway", place, marks, _LEFT_MIDWAY, mine=mine, hit=False, cell=cell, draw=draw)
-        if refused:
-            return  # it was not answered, and that is no news of whether answers fail
+        # What was refused was not answered, and is no news of whether answers fail.
+        if not refused:
+            self._take_answer(outcome, user, began_seconds, cell, draw, mine=mine, failed=failed)
+
+    def _take_answer(
+        self,
+        outcome: Outcome,
+        user: int | None,
+        began_seconds: float,
+        cell: str | None,
+        draw: int | None,
+        *,
+        mine: bool,
+        failed: bool,
+    ) -> None:
+        """Whether it failed, and its times."""
+        take, place = self._tally.take, None if user is None else user % PLACES
         counts = self._counts_as_good_news(place, mine=mine)
-        take("failed", place, marks, _FAILED, mine=mine, hit=failed, cell=cell, counts=counts, draw=draw)
+        take("failed", place, self._marks, _FAILED, mine=mine, hit=failed, cell=cell, counts=counts, draw=draw)
         lately = self._round_marks
         take("failed lately", place, lately, _FAILED, mine=mine, hit=failed, cell=None, handicap=self._handicap)
         self._good_times.take(place, mine=mine, failed=failed, counts=counts)
@@ -221,15 +236,16 @@ class Judge:
             if ms is not None:
                 self._latencies[time].take(ms, user, mine=mine, cell=cell, counts=counts, draw=draw)
 
-    @property
-    def _is_alone_and_knows(self) -> bool:
-        """Whether all traffic is the candidate's, and earlier stages have shown what it has to answer.
+    def _says_nothing(self, kind: RequestKind, *, failed: bool, refused: bool) -> bool:
+        """Whether it is of a kind that the candidate may not have to answer: a chat model cannot embed when asked to.
 
-        A chat model cannot embed, and anybody may ask it to. A refusal speaks once somebody was answered well to that
-        kind of request, in either slot, for who looks at labels before he counts bets unfairly. A failure speaks at
-        once beside stable, for it would come to both.
+        A refusal speaks once somebody was answered well to that kind, in either slot, for a bet is unfair where whose
+        a request is decides if it counts. A failure speaks at once beside stable, for it would come to both; alone,
+        only where nothing was shown before.
         """
-        return self._share == 1 and bool(self._known.answered)
+        if kind in self._answered:
+            return False
+        return refused or (failed and self._share == 1 and bool(self._known.answered))
 
     def _draw(self, user: int | None, *, mine: bool, began_before: bool) -> int | None:
         """Which chance this user has of being the candidate's; None where he is it, or nobody knows what he was.
@@ -316,7 +332,7 @@ class Judge:
     def _shown(self) -> dict[Measure, tuple[int, int]]:
         """In all stages so far."""
         before, now = self._known.shown, self._tally.shown()
-        return {one: (hits + before.get(one, (0, 0))[0], of + before.get(one, (0, 0))[1]) for one, (hits, of) in now.items()}
+        return {one: added(before.get(one, (0, 0)), seen) for one, seen in now.items()}
 
     def _counts(self) -> dict[Measure, Count]:
         counts, good = self._tally.counts(), self._good_times

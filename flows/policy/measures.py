@@ -219,7 +219,7 @@ class Count:
     weighed: Weighed | None = None
     """What good news beside stable stands on; None where each answer counts as one, as in older ledgers."""
     set_aside: int = 0
-    """Of the candidate's requests those in whose time stable broke the limit as well: no news of whether it keeps it."""
+    """Of the candidate's requests, those in whose time stable broke the limit as well: no news of the candidate."""
     set_aside_hits: int = 0
     allowed: float | None = None
     """Alone, the rate that is excused by what was shown before; None where it is promised, or nothing was shown."""
@@ -311,6 +311,11 @@ def limit_of(measure: Measure, limits: Limits) -> float | None:
         return limits.error_percent / 100
     time = TIME_OF.get(measure)
     return 0.05 if time and measure == time.late and time.limit_ms(limits) is not None else None
+
+
+def added(one: tuple[int, int], other: tuple[int, int]) -> tuple[int, int]:
+    """Hits of so many, twice."""
+    return one[0] + other[0], one[1] + other[1]
 
 
 def allowed_alone(hits: int, of: int, limits: Limits) -> float | None:
@@ -420,10 +425,11 @@ def worth_like_stable(count: Count, share: float) -> float:
     A fifth of the coin is on the candidate alone, against "later in 20 % of its answers": where all answers take the
     same time, nobody is ever later, and comparing would tell nothing.
     """
-    null, all_of = share_at(share, HARM_THAT_MATTERS), count.weighed or Weighed(count.hits, count.all_hits, count.counted)
-    beside = worth(all_of.hits, all_of.all_hits, null, [share_at(share, fraction) for fraction in FRACTIONS_OF_STABLE])
+    seen = count.weighed or Weighed(count.hits, count.all_hits, count.counted)
+    null, others = share_at(share, HARM_THAT_MATTERS), [share_at(share, fraction) for fraction in FRACTIONS_OF_STABLE]
+    beside = worth(seen.hits, seen.all_hits, null, others)
     others = [LATER_THAN_P90 * fraction for fraction in FRACTIONS_OF_STABLE]
-    alone = worth(all_of.hits, all_of.of, LATER_THAN_P90 * HARM_THAT_MATTERS, others)
+    alone = worth(seen.hits, seen.of, LATER_THAN_P90 * HARM_THAT_MATTERS, others)
     best = max(beside, alone)
     return best + log((4 * exp(beside - best) + exp(alone - best)) / 5)
 

@@ -34,7 +34,7 @@ class Tally:
         limits: Limits,
         chances: Sequence[float],
         begun: Mapping[Measure, Purses],
-        allowed: Mapping[Measure, float] | None = None,
+        allowed: Mapping[Measure, float | None] | None = None,
     ) -> None:
         """Beside the bets of the stage, those go on that have `begun` before; `chances` are of being drawn for them.
 
@@ -159,7 +159,10 @@ class Tally:
         return harm, worth_that_matters(measure, count, self._share, self._limits)
 
     def _purses_of(self, measure: Measure) -> Purses:
-        drawn = [(chance, Count(*counts)) for chance, counts in zip(self._chances, self._drawn[measure], strict=True)]
+        drawn = [
+            (chance, Count(hits, all_hits, of))
+            for chance, (hits, all_hits, of) in zip(self._chances, self._drawn[measure], strict=True)
+        ]
         return purses_of_harm(drawn, self._limits, self._begun.get(measure, ONE_COIN))
 
     def purses(self) -> dict[Measure, Purses]:
