@@ -423,6 +423,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, required=True, help="where the numbers go")
     parser.add_argument("--releases", type=int, default=10_000, help="alike, in each world")
+    parser.add_argument("--processes", type=int, default=None, help="at once; as many as there are cores if not given")
     parser.add_argument("--docs", type=Path, default=Path(__file__).parents[1] / "docs" / "gates.md", help="the page")
     options = parser.parse_args()
     harmed, rivals = min(options.releases, HARMED_RELEASES), max(1, min(options.releases, HARMED_RELEASES) // 10)
@@ -431,7 +432,7 @@ def main() -> None:
     report["cost"] = cost_of_judging()
     report["worlds"], report["harmful"] = [asdict(world) for world in (*WORLDS, *SHARED)], []
 
-    with ProcessPoolExecutor() as pool:
+    with ProcessPoolExecutor(options.processes) as pool:
 
         def row(work: Callable[..., dict[str, Any]], *parameters: object) -> Future[dict[str, Any]]:
             return pool.submit(_timed, partial(work, *parameters))

@@ -110,7 +110,7 @@ def _at_its_best(measure: Measure, count: Count, evidence: Evidence, limits: Lim
     """
     if evidence.share < 1 or measure not in UNPROMISED:
         return count.harm, count.matters
-    now = count.harm_now if evidence.requests >= limits.minimum_requests else 0.0
+    now = count.harm_now if count.of >= limits.minimum_requests else 0.0
     return now, now
 
 

@@ -1,10 +1,11 @@
 """Requests in one by one, evidence out: what a stage has shown so far."""
 
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from math import log
+from typing import Self
 from zlib import crc32
 
 from blocks.ports import Outcome, RequestKind, Slot
@@ -101,6 +102,16 @@ class Carried:
     """Of what is not promised: hits of both slots in all stages so far, and of how many requests."""
     answered: frozenset[RequestKind] = frozenset()
     """Kinds of requests that somebody was answered well to."""
+
+    @classmethod
+    def after(cls, stages: Iterable[Evidence]) -> Self:
+        """What the ledger still knows of a release's stages, where a flow takes it up: no bets, and no users."""
+        shown: dict[Measure, tuple[int, int]] = {}
+        for stage in stages:
+            for one in UNPROMISED:
+                count = stage.count(one)
+                shown[one] = added(shown.get(one, (0, 0)), (count.all_hits, count.all_of))
+        return cls(shown=shown)
 
     def chances(self, share: float) -> tuple[float, ...]:
         """Of being the candidate's at this share: of whom nobody saw, and of who was stable's in each stage so far."""
