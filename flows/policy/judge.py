@@ -31,7 +31,7 @@ from flows.policy.tally import PLACES, Tally
 
 CLIENT_ERROR, SERVER_ERROR, NO_ANSWER = 400, 500, -1
 """Where HTTP's ranges of statuses begin, and what `Outcome.status` says where there was none."""
-OVERLOADED, NOT_IMPLEMENTED = HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.NOT_IMPLEMENTED
+OVERLOADED, NOT_IMPLEMENTED = int(HTTPStatus.TOO_MANY_REQUESTS), int(HTTPStatus.NOT_IMPLEMENTED)
 """An engine's 429 is a failure, for its users did nothing wrong; its 501 is a refusal: it cannot do that at all."""
 
 REQUESTS_A_USER = 25
