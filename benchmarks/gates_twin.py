@@ -43,7 +43,6 @@ from flows.policy.measures import (
 from flows.policy.probes import ENOUGH_TIMES, NOT_BEFORE, RULE_OF_THREE
 from flows.policy.slowness import ALIKE_WITHIN, LOOKS, ON_FIRST, SLOWER, SLOWER_ON_ALL, slowness_of
 from flows.policy.tally import PLACES
-from flows.policy.weights import ALIKE_AS_GOOD_NEWS
 
 LOOK_EVERY = 20
 """Requests of both slots between two looks: production looks once a second, whatever has come by then."""
@@ -370,8 +369,8 @@ def _weigh(place: Ints, mine: Flags, answered: Flags, late: Flags) -> _Weighed:
 
     def added(so_far: Ints, before: Ints) -> Floats:
         effect, effect_before = (
-            1 + ALIKE_AS_GOOD_NEWS * (number - 1),
-            1 + ALIKE_AS_GOOD_NEWS * np.maximum(number - 2, 0),
+            1 + ALIKE_WITHIN * (number - 1),
+            1 + ALIKE_WITHIN * np.maximum(number - 2, 0),
         )
         in_order, added = so_far / effect - before / effect_before, np.zeros(len(place))
         added[at[order]] = in_order

@@ -2,19 +2,15 @@
 
 The split distributes users. One who asks long questions waits long each time, in whichever slot he is, and if he asks
 often, his answers alone would say how late a slot is. So each user of a slot weighs as Kish's design effect says
-(Survey Sampling, 1965): n answers as n / (1 + rho * (n - 1)), which is never more than 1 / rho, however many come.
+(Survey Sampling, 1965), as in the bets on harm: never more than twenty answers would, however many come.
 """
 
 from array import array
 
 from flows.policy.measures import Weighed
+from flows.policy.slowness import ALIKE_WITHIN
 from flows.policy.tally import PLACES
 
-ALIKE_AS_GOOD_NEWS = 0.2
-"""Rho, of "later than the p90": what users have whose own levels spread by 0.35 where single times spread by 0.5.
-
-A user is worth five answers at most. The bets on harm take less (`slowness.ALIKE_WITHIN`): those are fair with any.
-"""
 _MOST = (1 << 16) - 1
 
 
@@ -35,8 +31,8 @@ class Weights:
             if answers == _MOST:
                 return
             self._answers[whose], self._late[whose] = answers + 1, late + is_late
-            after = 1 / (1 + ALIKE_AS_GOOD_NEWS * answers)
-            before = 1 / (1 + ALIKE_AS_GOOD_NEWS * (answers - 1)) if answers else 0.0
+            after = 1 / (1 + ALIKE_WITHIN * answers)
+            before = 1 / (1 + ALIKE_WITHIN * (answers - 1)) if answers else 0.0
             more_late, more = (late + is_late) * after - late * before, (answers + 1) * after - answers * before
         self._all_hits += more_late
         if mine:

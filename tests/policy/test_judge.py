@@ -613,7 +613,7 @@ def test_whom_an_outage_met_counts_again_as_good_news() -> None:
     assert (count.hits, count.counted, count.counted_hits, count.set_aside) == (20, 100, 0, 100)
 
 
-def test_as_good_news_a_user_weighs_as_five_answers_at_most() -> None:
+def test_as_good_news_a_user_weighs_as_twenty_answers_at_most() -> None:
     """One who asks long questions all day does not make a slot slow, and hundreds of answers of one are no evidence."""
     weights = Weights()
     for number in range(1000):
@@ -621,9 +621,9 @@ def test_as_good_news_a_user_weighs_as_five_answers_at_most() -> None:
         weights.take(8, mine=False, is_late=True)
         weights.take(None, mine=False, is_late=number < 3)
     weighed = weights.weighed()
-    assert weighed.of == pytest.approx(5, abs=0.03)
-    assert weighed.hits == pytest.approx(2.5, abs=0.02)
-    assert weighed.all_hits == pytest.approx(2.5 + 5 + 3, abs=0.05)
+    assert weighed.of == pytest.approx(20, abs=0.4)
+    assert weighed.hits == pytest.approx(10, abs=0.2)
+    assert weighed.all_hits == pytest.approx(10 + 20 + 3, abs=0.6)
 
 
 def test_one_heavy_user_does_not_hold_a_stage() -> None:
