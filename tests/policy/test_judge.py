@@ -16,7 +16,16 @@ from blocks.ports import Outcome, RequestKind, Slot
 from flows.policy.bets import mean_of
 from flows.policy.gates import Ruling, rule
 from flows.policy.judge import PLACES, ROUND_REQUESTS, Carried, Judge, has_failed, has_refused, speaks
-from flows.policy.measures import FIRST_TOKEN, LEARNED_FROM, TIMES, Count, budget_of_stage, worth_like_stable
+from flows.policy.measures import (
+    FIRST_TOKEN,
+    LEARNED_FROM,
+    TIMES,
+    UNPROMISED,
+    Count,
+    Measure,
+    budget_of_stage,
+    worth_like_stable,
+)
 from flows.policy.weights import Weights
 from tests import limits
 
@@ -490,7 +499,7 @@ def test_refusals_are_no_good_news_of_failures() -> None:
 
 def alone(shown: tuple[int, int] | None, requests: Sequence[Outcome]) -> tuple[Judge, Ruling]:
     """At 100 %, after stages that have shown so many refusals and departures of so many requests."""
-    seen = {} if shown is None else {"refused": shown, "left": shown, "left midway": shown}
+    seen: dict[Measure, tuple[int, int]] = {} if shown is None else dict.fromkeys(UNPROMISED, shown)
     one = Judge(LIMITS, "green", share=1.0, budget=budget_of_stage(4, 5), carried=Carried(shown=seen, answered=CHAT))
     for outcome in requests:
         one.observe(outcome, 10)
