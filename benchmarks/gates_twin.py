@@ -190,7 +190,7 @@ def hold(
     look = min(pass_look, late_look, harm_look)
     if look == len(looks):
         return Held("hold", len(stream), "", None)
-    is_thin = _may_be_thin(good_times[0][looks[: look + 1]], elapsed[: look + 1], share, limits)
+    is_thin = _may_be_thin(good_times, looks[: look + 1], elapsed[: look + 1], share, limits)
     if look == harm_look:
         return Held("roll back", int(looks[look]) + 1, gate, None, is_thin)
     if look < pass_look:
@@ -236,12 +236,23 @@ def _who_was_seen(user: Ints, mine: Flags, begun: Carried) -> tuple[bytes, bytes
     return seen.tobytes(), owners.tobytes()
 
 
-def _may_be_thin(counted: Ints, elapsed: Floats, share: float, limits: Limits) -> bool:
+def _may_be_thin(good_times: tuple[Ints, Ints], looks: Ints, elapsed: Floats, share: float, limits: Limits) -> bool:
     """Whether `probes.is_too_thin` may be so at one of these looks; what margins excuse makes it rarer."""
+    counted, hits = (these[looks] for these in good_times)
     pace = (counted + RULE_OF_THREE) / elapsed
     by_then = counted + pace * np.maximum(0, limits.deadline_seconds - elapsed)
-    thin = by_then < ENOUGH_TIMES * requests_needed(limits, share)
+    thin = by_then < np.maximum(ENOUGH_TIMES * requests_needed(limits, share), _enough(hits, limits))
     return bool((thin & (elapsed >= NOT_BEFORE * limits.deadline_seconds)).any())
+
+
+def _enough(hits: Ints, limits: Limits) -> Floats:
+    """So many requests with these failures are good news by one of the bets alone, and so by all of them."""
+    limit, sure = limits.error_percent / 100, -np.log(limits.missed_harm_percent / 100)
+    null, needs = _times(limit, HARM_THAT_MATTERS), list[Floats]()
+    for other in (limit * fraction for fraction in FRACTIONS_OF_THE_LIMIT):
+        lost = hits * np.log(null / other)
+        needs.append(hits + 1 + (sure + np.log(len(FRACTIONS_OF_THE_LIMIT)) + lost) / np.log((1 - other) / (1 - null)))
+    return np.minimum.reduce(needs)
 
 
 def _timed(

@@ -233,7 +233,7 @@ def _doubt(evidence: Evidence, limits: Limits, elapsed_seconds: float, probed: P
         first = f"{evidence.requests} of the {limits.minimum_requests} requests that this stage needs"
         doubt.append(f"{first}, and probes do not stand in for these" if _were_sent(probed) else first)
     for measure in PROMISED:
-        if missing := _good_ones_missing(measure, evidence, limits, probed):
+        if missing := good_ones_missing(measure, evidence, limits, probed):
             pace = _pace(missing, _with_probes(measure, evidence, probed).counted, elapsed_seconds)
             doubt.append(f"{_seen(measure, evidence, limits)}: about {missing} more good ones{pace} will do")
     for time in _compared(evidence, limits):
@@ -273,7 +273,7 @@ def _with_probes(measure: Measure, evidence: Evidence, probed: Probed | None) ->
     return replace(mine, counted=mine.counted + theirs.counted, counted_hits=mine.counted_hits + theirs.counted_hits)
 
 
-def _good_ones_missing(measure: Measure, evidence: Evidence, limits: Limits, probed: Probed | None) -> int:
+def good_ones_missing(measure: Measure, evidence: Evidence, limits: Limits, probed: Probed | None = None) -> int:
     """How many more without a hit make it plain that the limit is not broken twice over; 0 where it is, or is none."""
     sure = -log(limits.missed_harm_percent / 100)
     limit, count = limit_of(measure, limits), _with_probes(measure, evidence, probed)
@@ -299,7 +299,7 @@ def _worth_like_stable(time: Time, evidence: Evidence, probed: Probed | None, mo
 def answers_missing(evidence: Evidence, limits: Limits, probed: Probed) -> int:
     """How many more good answers of the candidate's to probes take all doubt of what is to be learned."""
     sure = -log(limits.missed_harm_percent / 100)
-    missing = [_good_ones_missing(measure, evidence, limits, probed) for measure in PROMISED]
+    missing = [good_ones_missing(measure, evidence, limits, probed) for measure in PROMISED]
     for time in _compared(evidence, limits):
         if _told(time, evidence, probed) is None:
             missing.append(-(-(LEARNED_FROM - probed.evidence.timing(time).learned) // 2))
