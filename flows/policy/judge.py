@@ -105,12 +105,16 @@ class Carried:
 
     @classmethod
     def after(cls, stages: Iterable[Evidence]) -> Self:
-        """What the ledger still knows of a release's stages, where a flow takes it up: no bets, and no users."""
+        """What the ledger still knows of a release's stages, where a flow takes it up: no bets, and no users.
+
+        Older stages do not know of how many requests their hits were, and say nothing.
+        """
         shown: dict[Measure, tuple[int, int]] = {}
         for stage in stages:
             for one in UNPROMISED:
                 count = stage.count(one)
-                shown[one] = added(shown.get(one, (0, 0)), (count.all_hits, count.all_of))
+                if count.all_of:
+                    shown[one] = added(shown.get(one, (0, 0)), (count.all_hits, count.all_of))
         return cls(shown=shown)
 
     def chances(self, share: float) -> tuple[float, ...]:

@@ -319,11 +319,11 @@ def added(one: tuple[int, int], other: tuple[int, int]) -> tuple[int, int]:
 
 
 def allowed_alone(hits: int, of: int, limits: Limits) -> float | None:
-    """The rate of what nobody promised that is excused alone, after so many hits before; None where nothing is known.
+    """The rate of what nobody promised that is excused alone, after so many hits before; None where none can be told.
 
     Twice what was shown, and that is taken for as much as it may be.
     """
-    if not of:
+    if hits >= of:
         return None
     _, at_most = interval(hits, of, SHOWN_FOR_SURE)
     return max(EXCUSED_ALONE, limits.error_percent / 100, _times(at_most, HARM_THAT_MATTERS))

@@ -346,7 +346,7 @@ def test_alone_what_nobody_promised_has_a_gate_once_it_is_known() -> None:
 
 def test_what_is_excused_alone_is_twice_what_was_shown() -> None:
     """And that is taken for as much as it may be, never for less than a tenth; of nothing nothing is known."""
-    assert allowed_alone(0, 0, LIMITS) is None
+    assert allowed_alone(0, 0, LIMITS) is allowed_alone(3, 3, LIMITS) is None
     assert allowed_alone(0, 5000, LIMITS) == 0.1
     assert allowed_alone(0, 5000, LIMITS.model_copy(update={"error_percent": 20})) == 0.2
     much, little = allowed_alone(1000, 10_000, LIMITS), allowed_alone(10, 100, LIMITS)

@@ -511,6 +511,13 @@ STALLED = replace(OUTCOME, user_left=True)
 GAVE_UP = replace(OUTCOME, user_left=True, status=-1, first_token_ms=None)
 
 
+def test_alone_any_history_can_be_gone_on_from() -> None:
+    """Where all was refused, or left, or all but one, nothing more can be harm; and no number is beyond a float."""
+    requests = [LATELY_REFUSED, STALLED, GAVE_UP] * 200
+    for shown in ((1, 1), (500, 500), (499, 500), (99_999, 100_000), (0, 1)):
+        assert "if it did no more" not in alone(shown, requests)[1].reason
+
+
 @pytest.mark.parametrize(
     ("bad", "words"),
     [
@@ -574,6 +581,8 @@ def test_what_was_shown_goes_on_and_comes_back_from_a_ledger() -> None:
     again = Carried.after([first.evidence(), second.evidence()])
     assert again.shown == second.carried().shown == {"refused": (5, 151), "left": (0, 151), "left midway": (0, 151)}
     assert second.carried().answered == {"chat"}
+    older = replace(first.evidence(), counts={"refused": Count(hits=1, all_hits=4, of=25)})
+    assert not Carried.after([older]).shown
     last = Judge(LIMITS, "green", share=1.0, carried=second.carried())
     last.begin_anew()
     allowed = last.evidence().count("refused").allowed
