@@ -67,6 +67,13 @@ WORLDS = (
     World("all of it at once, Pareto tails, 20 a second", **ALL_OF_IT, tail="Pareto"),
     World("all of it at once, Pareto tails, 200 a second", requests_per_second=200, **ALL_OF_IT, tail="Pareto"),
 )
+UNEVEN: dict[str, Any] = {"users": 4000, "activity_tail": 1.1, "requests_per_second": 12}
+SHARED = (
+    World("4,000 sticky users with levels of their own (sigma 0.35), 12 a second", users_spread=0.35, **UNEVEN),
+    World("4,000 sticky users with levels of their own (sigma 0.7), 12 a second", users_spread=0.7, **UNEVEN),
+    World("4,000 sticky users, an outage of both slots for 30 s, 12 a second", has_an_outage=True, **UNEVEN),
+)
+"""Worlds in which what users see differs, and not by slot; they are played without probes as well."""
 HARMED = (replace(WORLDS[0], name="steady, nameless users, 20 a second", requests_per_second=20), WORLDS[7])
 HARMS = (
     Harm("errors +1 point", more_failing_percent=1),
@@ -105,7 +112,7 @@ class Ended:
     gate: str = ""
 
 
-def play(traffic: Traffic, harm: Harm, limits: Limits) -> Ended:
+def play(traffic: Traffic, harm: Harm, limits: Limits, *, may_probe: bool = True) -> Ended:
     """All stages of one release."""
     begin, borne = 0, Borne(harm)
     carried = Carried()
@@ -113,11 +120,11 @@ def play(traffic: Traffic, harm: Harm, limits: Limits) -> Ended:
         count, now = int(1.2 * requests_needed(limits, share) / share), harm.at(share)
         since = float(traffic.take(begin, 1).seconds[0])
         whole = budget_of_stage(number, len(STAGES))
-        budget = (1 - PART_OF_THE_BUDGET) * whole
+        budget = (1 - PART_OF_THE_BUDGET) * whole if may_probe else whole
         while True:
             stream = traffic.take(begin, count)
             held = hold(stream, now, limits, share=share, budget=budget, carried=carried, since=since)
-            if held.is_thin:
+            if held.is_thin and may_probe:
                 held = hold_with_probes(stream, now, limits, share=share, budget=whole, carried=carried, since=since)
             if held.verdict != "hold":
                 break
@@ -139,12 +146,12 @@ def limits_of(world: World) -> Limits:
     return LIMITS.model_copy(update={"deadline_seconds": deadline, **promised})
 
 
-def good(world: World, harm: Harm, releases: int, rivals: int) -> dict[str, Any]:
+def good(world: World, harm: Harm, releases: int, rivals: int, *, may_probe: bool = True) -> dict[str, Any]:
     """Candidate and stable are the same, or what is worse is within the margins."""
     limits = limits_of(world)
-    ended = [play(Traffic(world, seed), harm, limits) for seed in range(releases)]
+    ended = [play(Traffic(world, seed), harm, limits, may_probe=may_probe) for seed in range(releases)]
     return {
-        "world": world.name + harm.name,
+        "world": world.name + harm.name + ("" if may_probe else ", no probes"),
         "releases": releases,
         "false_rollback_percent": 100 * mean(one.verdict == "harm" for one in ended),
         "deadline_percent": 100 * mean(one.verdict == "deadline" for one in ended),
@@ -416,21 +423,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, required=True, help="where the numbers go")
     parser.add_argument("--releases", type=int, default=10_000, help="alike, in each world")
+    parser.add_argument("--processes", type=int, default=None, help="at once; as many as there are cores if not given")
     parser.add_argument("--docs", type=Path, default=Path(__file__).parents[1] / "docs" / "gates.md", help="the page")
     options = parser.parse_args()
     harmed, rivals = min(options.releases, HARMED_RELEASES), max(1, min(options.releases, HARMED_RELEASES) // 10)
     command = f"python -m benchmarks.gates --json FILE --releases {options.releases}"
     report: dict[str, Any] = {"command": command, "stages": STAGES, "limits": LIMITS.model_dump(), "good": []}
     report["cost"] = cost_of_judging()
-    report["worlds"], report["harmful"] = [asdict(world) for world in WORLDS], []
+    report["worlds"], report["harmful"] = [asdict(world) for world in (*WORLDS, *SHARED)], []
 
-    with ProcessPoolExecutor() as pool:
+    with ProcessPoolExecutor(options.processes) as pool:
 
         def row(work: Callable[..., dict[str, Any]], *parameters: object) -> Future[dict[str, Any]]:
             return pool.submit(_timed, partial(work, *parameters))
 
         few = {world: max(1, rivals // 10) if world.requests_per_second > 100 else rivals for world in WORLDS}
         rows = [row(good, world, Harm(""), options.releases, few[world]) for world in WORLDS]
+        rows += [
+            row(partial(good, may_probe=may_probe), world, Harm(""), options.releases, rivals)
+            for world, may_probe in product(SHARED, (True, False))
+        ]
         rows += [row(good, world, WITHIN_MARGINS, harmed, rivals) for world in HARMED]
         # What differs in name only is played once.
         harms = {replace(harm, name=""): None for harm in HARMS}

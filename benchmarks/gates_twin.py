@@ -13,6 +13,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from benchmarks.gates_worlds import HASHES, Flags, Floats, Harm, Ints, Stream
 from flows.policy.bets import mean_of, share_at
 from flows.policy.gates import NEEDLESS, SUSPICIOUS, Verdict, requests_needed
+from flows.policy.good_times import BEYOND_THE_LIMIT, BLOCK_REQUESTS
 from flows.policy.judge import CANDIDATES, REQUESTS_A_USER, ROUND_REQUESTS, Carried
 from flows.policy.latency import REMEMBERED
 from flows.policy.measures import (
@@ -28,12 +29,12 @@ from flows.policy.measures import (
     TIME_OF,
     TIMES,
     TIMES_STABLE,
-    TIMES_THE_LIMIT,
     Count,
     Limits,
     Measure,
     Purses,
     Time,
+    above_limit,
     limit_of,
     parts_of,
     percentile,
@@ -96,12 +97,22 @@ class _Counts:
 
 
 @dataclass(frozen=True)
+class _Weighed:
+    """`measures.Weighed` after each request."""
+
+    hits: Floats
+    all_hits: Floats
+    of: Floats
+
+
+@dataclass(frozen=True)
 class _Timed:
     """Of one time after each request: what is counted of it, and what the bets on slowness are worth."""
 
     time: Time
     ms: Floats
     counts: dict[Measure, _Counts]
+    weighed: _Weighed
     slowness_now: Floats
     slowness: tuple[Floats, Floats]
     """At its best; and the same by lines that are later by what is excused."""
@@ -153,6 +164,7 @@ def hold(
     counts: dict[Measure, _Counts] = {"failed": _count(place, mine, failed, good)}
     for one in timed:
         counts |= one.counts
+    good_times = _good_times(place, mine, failed, good, limits)
     wagers = _wagers(counts, mine, chance, share, limits, begun)
 
     learned_at: dict[Measure, int] = {one.time.hung: one.learned_at for one in timed}
@@ -165,7 +177,7 @@ def hold(
         crossings += [(max(int(first), learned_at.get(measure, 0)), measure) for first in over[:1]]
     elapsed = stream.seconds[looks] - since
     passing = (elapsed >= limits.minimum_seconds) & (_sums(mine)[looks] >= limits.minimum_requests)
-    passing &= _is_good_news(counts, looks, share, limits)
+    passing &= _is_good_news(counts, good_times, looks, share, limits)
     for one in timed if share < 1 else ():
         over = _crossing([(one.slowness, budget), (one.whole, begun.budget)], one.time.slow, share, limits)
         crossings += [(max(int(first), one.learned_at), one.time.slow) for first in over[:1]]
@@ -178,19 +190,21 @@ def hold(
     look = min(pass_look, late_look, harm_look)
     if look == len(looks):
         return Held("hold", len(stream), "", None)
-    is_thin = _may_be_thin(counts["failed"].counted[looks[: look + 1]], elapsed[: look + 1], share, limits)
+    is_thin = _may_be_thin(good_times, looks[: look + 1], elapsed[: look + 1], share, limits)
     if look == harm_look:
         return Held("roll back", int(looks[look]) + 1, gate, None, is_thin)
     if look < pass_look:
         return Held("roll back", int(looks[look]) + 1, "deadline", None, is_thin)
     end = int(looks[look]) + 1
+    seen, owners = _who_was_seen(stream.user[:end], mine[:end], begun)
     left = Carried(
         budget=begun.budget or budget,
         slow_ms={one.time: _next_lines(one, ~failed[:end]) for one in timed},
         purses={measure: wager.after(end) for measure, wager in wagers.items()},
         slowness=_slowness_after(int((~failed[:end]).sum()), timed),
         shares=(*begun.shares, share),
-        **_who_was_seen(stream.user[:end], mine[:end], begun),
+        seen=seen,
+        owners=owners,
     )
     return Held("promote", end, "", left, is_thin)
 
@@ -210,8 +224,8 @@ def _chances(user: Ints, share: float, begun: Carried) -> Floats:
     return np.where(user < HASHES, chances, share)
 
 
-def _who_was_seen(user: Ints, mine: Flags, begun: Carried) -> dict[str, bytes]:
-    """In which stage, once this one is over."""
+def _who_was_seen(user: Ints, mine: Flags, begun: Carried) -> tuple[bytes, bytes]:
+    """In which stage, and who each place's user is, once this one is over."""
     user, mine = user[user < HASHES], mine[user < HASHES]
     seen, owners = np.frombuffer(begun.seen, np.uint8).copy(), np.frombuffer(begun.owners, np.uint16).copy()
     places, first = np.unique(user % PLACES, return_index=True)
@@ -219,15 +233,26 @@ def _who_was_seen(user: Ints, mine: Flags, begun: Carried) -> dict[str, bytes]:
     owners[places[new]] = user[first[new]] // PLACES
     owned = owners[user % PLACES] == user // PLACES
     seen[user[owned] % PLACES] = np.where(mine[owned], CANDIDATES, len(begun.shares) + 1)
-    return {"seen": seen.tobytes(), "owners": owners.tobytes()}
+    return seen.tobytes(), owners.tobytes()
 
 
-def _may_be_thin(counted: Ints, elapsed: Floats, share: float, limits: Limits) -> bool:
+def _may_be_thin(good_times: tuple[Ints, Ints], looks: Ints, elapsed: Floats, share: float, limits: Limits) -> bool:
     """Whether `probes.is_too_thin` may be so at one of these looks; what margins excuse makes it rarer."""
+    counted, hits = (these[looks] for these in good_times)
     pace = (counted + RULE_OF_THREE) / elapsed
     by_then = counted + pace * np.maximum(0, limits.deadline_seconds - elapsed)
-    thin = by_then < ENOUGH_TIMES * requests_needed(limits, share)
+    thin = by_then < np.maximum(ENOUGH_TIMES * requests_needed(limits, share), _enough(hits, limits))
     return bool((thin & (elapsed >= NOT_BEFORE * limits.deadline_seconds)).any())
+
+
+def _enough(hits: Ints, limits: Limits) -> Floats:
+    """So many requests with these failures are good news by one of the bets alone, and so by all of them."""
+    limit, sure = limits.error_percent / 100, -np.log(limits.missed_harm_percent / 100)
+    null, needs = _times(limit, HARM_THAT_MATTERS), list[Floats]()
+    for other in (limit * fraction for fraction in FRACTIONS_OF_THE_LIMIT):
+        lost = hits * np.log(null / other)
+        needs.append(hits + 1 + (sure + np.log(len(FRACTIONS_OF_THE_LIMIT)) + lost) / np.log((1 - other) / (1 - null)))
+    return np.minimum.reduce(needs)
 
 
 def _timed(
@@ -251,19 +276,20 @@ def _timed(
     learned_at = 0
     if not slow_ms:
         if len(at) < LEARNED_FROM:
-            return _Timed(time, ms, counts, zeros := np.zeros(len(ms)), (zeros, zeros), (zeros, zeros), 0, ())
+            zeros = np.zeros(len(ms))
+            return _Timed(time, ms, counts, _Weighed(zeros, zeros, zeros), zeros, (zeros, zeros), (zeros, zeros), 0, ())
         learned_at = int(at[LEARNED_FROM - 1])
     lines = _lines(ms[at], slow_ms)
     own = np.array([[time.allowed_ms(line, limits) for line in some] for some in lines.tolist()])
     block = (np.cumsum(answered) - answered) // LEARNED_FROM
     p90 = np.where(mine, own[block, P90], lines[block, P90])
-    later = good & answered & (ms > p90)
-    counted, hits = _sums(good & mine & answered), _sums(later & mine)
-    counts[time.later] = _Counts(hits, _sums(later), counted, counted, hits, np.flatnonzero(later & mine))
+    weighed = _weigh(place, mine, answered, ms > p90)
     counts[time.hung] = _count(place, mine & answered, answered & (ms > HUNG_TIMES_P90 * p90), good)
     if share == 1:
         zeros = np.zeros(len(ms))
-        return _Timed(time, ms, counts, zeros, (zeros, zeros), (zeros, zeros), learned_at, tuple(lines[0].tolist()))
+        return _Timed(
+            time, ms, counts, weighed, zeros, (zeros, zeros), (zeros, zeros), learned_at, tuple(lines[0].tolist())
+        )
     excused = np.where(mine[at, None], own[block[at]], lines[block[at]])
     bands = [(ms[at, None] > some).sum(axis=1) for some in (lines[block[at]], excused)]
     harm, mattering = (
@@ -278,6 +304,7 @@ def _timed(
         time,
         ms,
         counts,
+        weighed,
         after_each_request(np.minimum(harm.now, mattering.now)),
         (after_each_request(harm.best), after_each_request(mattering.best)),
         (after_each_request(_of_whole(harm)), after_each_request(_of_whole(mattering))),
@@ -339,6 +366,57 @@ def _count(place: Ints, trials: Flags, hit: Flags, good: Flags) -> _Counts:
     )
 
 
+def _weigh(place: Ints, mine: Flags, answered: Flags, late: Flags) -> _Weighed:
+    """Each user of a slot weighs as his answers do, which resemble each other."""
+    at = np.flatnonzero(answered)
+    whose, hit = place[at] * 2 + mine[at], late[at]
+    order = np.argsort(whose, kind="stable")
+    ordered = whose[order]
+    begins = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
+    lengths = np.diff(np.r_[begins, len(at)])
+    number = np.arange(len(at)) - np.repeat(begins, lengths) + 1
+    sums = np.cumsum(hit[order])
+    hits = sums - np.repeat(sums[begins] - hit[order][begins], lengths)
+
+    def added(so_far: Ints, before: Ints) -> Floats:
+        effect, effect_before = (
+            1 + ALIKE_WITHIN * (number - 1),
+            1 + ALIKE_WITHIN * np.maximum(number - 2, 0),
+        )
+        in_order, added = so_far / effect - before / effect_before, np.zeros(len(place))
+        added[at[order]] = in_order
+        return added
+
+    of, late_ones = added(number, number - 1), added(hits, hits - hit[order])
+    return _Weighed(np.cumsum(late_ones * mine), np.cumsum(late_ones), np.cumsum(of * mine))
+
+
+def _good_times(place: Ints, mine: Flags, failed: Flags, good: Flags, limits: Limits) -> tuple[Ints, Ints]:
+    """`good_times.GoodTimes` after each request: what counts of the candidate, and what of it failed."""
+    counted, hits = np.zeros(len(place), np.int64), np.zeros(len(place), np.int64)
+    limit, index = above_limit(limits.error_percent / 100), np.unique(place, return_inverse=True)[1]
+    has_failed = np.zeros(len(place), bool)
+    begun_counted = begun_hits = 0
+    for begin in range(0, len(place), BLOCK_REQUESTS):
+        part = slice(begin, begin + BLOCK_REQUESTS)
+        user, ours, bad = index[part], mine[part], failed[part]
+        live = ~has_failed[user]
+        first = {whose: at for at in reversed(np.flatnonzero(live & bad).tolist()) for whose in (int(user[at]),)}
+        for whose, at in first.items():
+            live[at + 1 :] &= user[at + 1 :] != whose
+        its_counted, its_hits = _sums(live & ours & good[part]), _sums(live & ours & good[part] & bad)
+        at = np.flatnonzero(live & ~ours & bad)
+        theirs, stables = np.arange(1, len(at) + 1), _sums(live & ~ours)[at]
+        over = at[worth(theirs, stables, *limit) >= BEYOND_THE_LIMIT] if len(at) else at
+        if len(over):
+            its_counted[over[0] :] = its_hits[over[0] :] = 0
+        else:
+            has_failed[list(first)] = True
+        counted[part], hits[part] = begun_counted + its_counted, begun_hits + its_hits
+        begun_counted, begun_hits = int(counted[part][-1]), int(hits[part][-1])
+    return counted, hits
+
+
 def _slowness(user: Ints, mine: Flags, band: Ints, chance: Floats, share: float, begun: Sequence[float]) -> _Bets:
     first = np.unique(_places(user), return_index=True)[1]
     worth = _coins(_first_answers(first, mine, band, np.full(len(user), share)))
@@ -396,21 +474,17 @@ def _sums(these: Flags) -> Ints:
     return np.cumsum(these, dtype=np.int64)
 
 
-def worth(hits: Ints, of: Ints, null: float, others: Sequence[float]) -> Floats:
+def worth(hits: Ints | Floats, of: Ints | Floats, null: float, others: Sequence[float]) -> Floats:
     """`flows.policy.bets.worth`, of arrays."""
     return _coins(_purses(hits, of - hits, null, others))
 
 
-def _purses(hits: Ints, misses: Ints, null: float, others: Sequence[float]) -> Floats:
+def _purses(hits: Ints | Floats, misses: Ints | Floats, null: float, others: Sequence[float]) -> Floats:
     return np.stack([hits * np.log(p / null) + misses * (np.log1p(-p) - np.log1p(-null)) for p in others])
 
 
 def _times(rate: float, times: float) -> float:
     return min(rate * times, 1 - (1 - rate) / times)
-
-
-def _above_limit(limit: float) -> tuple[float, list[float]]:
-    return limit, [_times(limit, times) for times in TIMES_THE_LIMIT]
 
 
 def _above_stable(chance: float, ratio: float = 1.0) -> tuple[float, list[float]]:
@@ -436,7 +510,7 @@ def _wager(count: _Counts, mine: Flags, chance: Floats, limits: Limits, begun: P
         for bet, ratio in ((harm, 1.0), (more, limits.more_than_stable)):
             bet[:, at] = _purses(ours, 1 - ours, *_above_stable(its_chance, ratio))
     hits, of = _sums(_steps(count.hits) & drawn), _sums(_steps(count.of) & drawn)
-    often = _purses(hits, of - hits, *_above_limit(margin)) if margin else np.zeros((0, len(mine)))
+    often = _purses(hits, of - hits, *above_limit(margin)) if margin else np.zeros((0, len(mine)))
     had = [np.array(bet)[:, None] for bet in (at_first.harm, at_first.more, at_first.often)]
     return _Wager(
         at_first, had[0] + np.cumsum(harm, 1), had[1] + np.cumsum(more, 1), had[2] + often if margin else often
@@ -453,12 +527,12 @@ def _worths(measure: Measure, count: _Counts, at: Ints, share: float, limits: Li
     if share < 1:
         more = worth(hits, all_hits, *_above_stable(share, limits.more_than_stable))
         margin = limits.error_margin_percent / 100
-        often = worth(hits, of, *_above_limit(margin)) if margin else more
+        often = worth(hits, of, *above_limit(margin)) if margin else more
         return worth(hits, all_hits, *_above_stable(share)), np.minimum(more, often)
     limit = limit_of(measure, limits)
     if limit is None:
         return np.zeros(len(hits)), np.zeros(len(hits))
-    harm = worth(hits, of, *_above_limit(limit * HARM_THAT_MATTERS if measure in TIME_OF else limit))
+    harm = worth(hits, of, *above_limit(limit * HARM_THAT_MATTERS if measure in TIME_OF else limit))
     return harm, harm
 
 
@@ -491,7 +565,9 @@ def _lately(
     return crossings
 
 
-def _is_good_news(counts: dict[Measure, _Counts], looks: Ints, share: float, limits: Limits) -> Flags:
+def _is_good_news(
+    counts: dict[Measure, _Counts], good_times: tuple[Ints, Ints], looks: Ints, share: float, limits: Limits
+) -> Flags:
     """At which looks every limit is kept and nothing is suspicious."""
     sure = -np.log(limits.missed_harm_percent / 100)
     good = np.ones(len(looks), bool)
@@ -499,7 +575,8 @@ def _is_good_news(counts: dict[Measure, _Counts], looks: Ints, share: float, lim
         if (limit := limit_of(measure, limits)) is not None:
             others = [limit * fraction for fraction in FRACTIONS_OF_THE_LIMIT]
             null = _times(limit, HARM_THAT_MATTERS)
-            good &= worth(count.counted_hits[looks], count.counted[looks], null, others) >= sure
+            counted, hits = good_times if measure == "failed" else (count.counted, count.counted_hits)
+            good &= worth(hits[looks], counted[looks], null, others) >= sure
         if measure in parts_of(share, limits):
             worths = _worths(measure, count, looks, share, limits)
             good &= np.where(count.hits[looks] > 0, np.minimum(*worths), 0.0) <= SUSPICIOUS
@@ -510,8 +587,8 @@ def _is_like_stable(timed: _Timed, looks: Ints, share: float, limits: Limits) ->
     """At which looks the candidate is plainly not later than stable's p90 twice as often as stable."""
     if not timed.slow_ms:
         return np.zeros(len(looks), bool)
-    count = timed.counts[timed.time.later]
-    hits, all_hits, counted = count.hits[looks], count.all_hits[looks], count.counted[looks]
+    count = timed.weighed
+    hits, all_hits, counted = count.hits[looks], count.all_hits[looks], count.of[looks]
     fractions = [share_at(share, f) for f in FRACTIONS_OF_STABLE]
     beside = worth(hits, all_hits, share_at(share, HARM_THAT_MATTERS), fractions)
     others = [LATER_THAN_P90 * fraction for fraction in FRACTIONS_OF_STABLE]

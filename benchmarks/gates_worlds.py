@@ -20,6 +20,8 @@ BURST_REQUESTS = 200
 MANY = 200_000
 HOUR_SECONDS = 3600.0
 """From a release's beginning until somebody notices, if nothing has rolled it back."""
+OUTAGE_SECONDS, OUTAGE_FAILING, OUTAGE_FROM_SECONDS = 30.0, 0.6, (30.0, 150.0)
+"""How long it lasts, what part of the requests fails meanwhile, and when it begins."""
 DRIFT_SECONDS = 1800
 """A day, made short: at 200 requests a second a release is over in minutes, and would see nothing of a longer one."""
 
@@ -36,6 +38,10 @@ class World:
     always_failing_percent_of_users: float = 0
     """Users who send what fails in every slot, each time."""
     tail: str = "log-normal"
+    users_spread: float = 0
+    """Of users' own levels of both times, as a logarithm: some ask long questions, each time."""
+    has_an_outage: bool = False
+    """Of something that both slots share, once, early in the release."""
     is_bursty: bool = False
     is_autocorrelated: bool = False
     drifts: bool = False
@@ -169,6 +175,8 @@ class Traffic:
         self._random = np.random.default_rng(seed)
         # By itself: the rest is the same as where nobody looks at tokens.
         self._token_random = np.random.default_rng((seed, 1))
+        more_random = np.random.default_rng((seed, 2))
+        self._outage_from = float(more_random.uniform(*OUTAGE_FROM_SECONDS))
         self._drawn: list[Stream] = []
         self._length = 0
         self._seconds = 0.0
@@ -179,6 +187,7 @@ class Traffic:
             self._hashes = np.array([crc32(str(user).encode()) for user in range(world.users)], dtype=np.int64)
             self._always = self._random.random(world.users) < world.always_failing_percent_of_users / 100
             self._long = self._random.beta(0.5, 4.5, world.users)
+            self._own = np.exp(world.users_spread * more_random.standard_normal((2, world.users)))
 
     def take(self, begin: int, count: int) -> Stream:
         while self._length < begin + count:
@@ -222,22 +231,28 @@ class Traffic:
             who = np.minimum(np.searchsorted(self._activity, random.random(count)), world.users - 1)
             luck, user, always = self._luck[who], self._hashes[who], self._always[who]
             long_luck = np.where(random.random(count) < self._long[who], 0.05, 0.5)
+            own, own_token = self._own[:, who]
         else:
             luck, always, long_luck = random.random(count), np.zeros(count, bool), random.random(count)
             user = HASHES + self._length + np.arange(count)
+            own, own_token = np.ones((2, count))
         tide = 1 + 0.5 * np.sin(2 * np.pi * seconds / DRIFT_SECONDS) if world.drifts else np.ones(count)
         ms, level = self._times(random, MEDIAN_MS * tide, spread=0.5)
         token_ms, token_level = self._times(self._token_random, MEDIAN_TOKEN_MS * tide, spread=0.3)
+        failing = np.where(always, 1.0, world.failing_percent / 100 * tide)
+        if world.has_an_outage:
+            is_out = (seconds >= self._outage_from) & (seconds < self._outage_from + OUTAGE_SECONDS)
+            failing = np.where(is_out, np.maximum(failing, OUTAGE_FAILING), failing)
         return Stream(
             seconds=seconds,
             user_luck=luck,
             user=user,
             failure_luck=random.random(count),
-            stable_failing=np.where(always, 1.0, world.failing_percent / 100 * tide),
+            stable_failing=failing,
             harm_luck=random.random(count),
             long_luck=long_luck,
-            stable_ms=ms,
-            stable_token_ms=token_ms,
+            stable_ms=ms * own,
+            stable_token_ms=token_ms * own_token,
             level=level,
             token_level=token_level,
         )

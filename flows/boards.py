@@ -160,7 +160,7 @@ def decision_table(decisions: Sequence[Decision], *, dry_run: bool) -> str:
 
 
 def _users_table(evidence: Evidence) -> str:
-    """What the users of each slot saw; of each user the first failure, the first refusal and the first departure.
+    """What the users of each slot saw; of each user the first failure, the first refusal and the first departures.
 
     Five of a hundred requests may be thirty of a hundred tokens, so both shares stand side by side.
     """
@@ -168,7 +168,7 @@ def _users_table(evidence: Evidence) -> str:
         f"{part} ({100 * part / (part + rest):.1f} %)" if part else "0"
         for part, rest in ((evidence.requests, evidence.stable_requests), (evidence.tokens, evidence.stable_tokens))
     )
-    met = [evidence.count(measure) for measure in ("failed", "refused", "left")]
+    met = [evidence.count(measure) for measure in ("failed", "refused", "left", "left midway")]
     first = [_milliseconds(ms, 0) for ms in evidence.first_token_ms]
     each = [_milliseconds(ms, 1) for ms in evidence.each_token.recent_ms]
     rows = (
@@ -181,9 +181,10 @@ def _users_table(evidence: Evidence) -> str:
         ),
     )
     head = (
-        "| | requests | tokens | users who failed | were refused | gave up | p50 first token | p95 | p50 a token | p95"
+        "| | requests | tokens | users who failed | were refused | gave up | left midway"
+        " | p50 first token | p95 | p50 a token | p95"
     )
-    return _table(f"{head} |", "|---" + "|---:" * 9 + "|", (f"| {' | '.join(map(str, row))} |" for row in rows))
+    return _table(f"{head} |", "|---" + "|---:" * 10 + "|", (f"| {' | '.join(map(str, row))} |" for row in rows))
 
 
 def _milliseconds(ms: float | None, digits: int) -> str:
@@ -202,7 +203,11 @@ def _probes_table(probed: Probed | None, limits: Limits) -> str:
         return "No probes were sent."
     sent = f"**Probes**: {probed.evidence.requests} to the candidate and {probed.evidence.stable_requests} to stable."
     # A probe never leaves.
-    gates = [near for near in nearness(probed.evidence, limits) if near.harm is not None and near.gate != "left"]
+    gates = [
+        near
+        for near in nearness(probed.evidence, limits)
+        if near.harm is not None and near.gate not in {"left", "left midway"}
+    ]
     rows = [f"| {near.gate} | {_bar(near.harm)} | {near.seen} |" for near in gates]
     bar = bar_of_answers(probed, limits)
     rows += [f"| {c} | {_bar(n.harm / bar)} | {answers_in_words(c, n)} |" for c, n in probed.answers.items()]

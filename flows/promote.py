@@ -72,7 +72,7 @@ def _promote_by_stages(service: Service, release: Release, live: Release, plan: 
     board = Board(f"canary-board-{service.name}", f"The canary of {service.name}, stage by stage")
     standing = read_split(service.gateway, service.name).share_of(release.slot)
     limits = limits_of(service, plan)
-    carried = Carried()
+    carried = Carried.after(stage.evidence for stage in release.stages if stage.evidence is not None)
     candidates = _replicas_of(service, release.id)
     stable = Stable(live, _replicas_of(service, live.id), had=_servers_in(service, live.slot))
     rate = measure_rate(service.gateway, service.name, min(MEASURED_SECONDS, plan.stage_deadline_seconds / 100))

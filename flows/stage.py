@@ -15,7 +15,7 @@ from blocks.service import Service
 from flows.boards import canary_board
 from flows.policy.engines import Engines, Meter
 from flows.policy.gates import Ruling, forecast, rule
-from flows.policy.judge import Judge
+from flows.policy.judge import Judge, speaks
 from flows.policy.ledger import Release, Stage, held_by
 from flows.policy.measures import Evidence, Probed
 from flows.policy.probes import Pair, ProbeJudge, probes_missing, seconds_between_rounds
@@ -68,7 +68,7 @@ class StageWatch:
     requests_a_second: float | None
     """Of the service, before this stage; None where nobody knows."""
     outcomes: int = 0
-    """Requests of both slots that ended in this stage."""
+    """Requests of both slots that asked a model and ended in this stage."""
     _run_id: str = field(default_factory=own_run_id)
     _reader: LoadReader = field(init=False)
     _meters: tuple[Meter, Meter] = field(default_factory=lambda: (Meter(), Meter()))
@@ -128,7 +128,7 @@ class StageWatch:
             get_run_logger().warning("The ledger cannot be read: %s", error)
         if not is_complete:
             self.judge.begin_anew()
-        self.outcomes += len(outcomes)
+        self.outcomes += sum(map(speaks, outcomes))
         for outcome in outcomes:
             self.judge.observe(outcome, seconds)
         self._note_loads(self._reader.news())

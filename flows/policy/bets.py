@@ -16,12 +16,14 @@ from itertools import repeat
 from math import exp, lgamma, log, log1p
 
 
-def worth(hits: int, of: int, null: float, others: Sequence[float]) -> float:
+def worth(hits: float, of: float, null: float, others: Sequence[float]) -> float:
     """The logarithm of what a bet on `others`, all above or all below `null`, is worth after `hits` of `of`."""
     return mean_of(purses(hits, of, null, others))
 
 
-def purses(hits: int, of: int, null: float, others: Sequence[float], begun: Sequence[float] = ()) -> tuple[float, ...]:
+def purses(
+    hits: float, of: float, null: float, others: Sequence[float], begun: Sequence[float] = ()
+) -> tuple[float, ...]:
     """The same of each of `others` by itself, where it had `begun` with so much; with one coin if nothing is said."""
     misses = of - hits
     worths = (hits * log(p / null) + misses * (log1p(-p) - log1p(-null)) for p in others)

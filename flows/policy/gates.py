@@ -20,6 +20,7 @@ from flows.policy.measures import (
     SLOWNESS,
     TIME_OF,
     TIMES,
+    UNPROMISED,
     CellCount,
     Check,
     Count,
@@ -29,6 +30,7 @@ from flows.policy.measures import (
     Part,
     Probed,
     Time,
+    Weighed,
     limit_of,
     parts_of,
     worth_like_stable,
@@ -92,11 +94,24 @@ def _harm(evidence: Evidence, limits: Limits) -> dict[Measure, str]:
     for measure, count in evidence.counts.items():
         if measure not in parts_of(evidence.share, limits):
             continue
-        if _is_beyond(count.harm, count.matters, bar(evidence, limits, measure), evidence):
-            words[measure] = _bad_luck(measure, evidence, limits, _all_this(measure), count.harm)
+        harm, matters = _at_its_best(measure, count, evidence, limits)
+        if _is_beyond(harm, matters, bar(evidence, limits, measure), evidence):
+            words[measure] = _bad_luck(measure, evidence, limits, _all_this(measure), harm)
     if len(words) > 1:
         words.pop("failed lately", None)
     return words
+
+
+def _at_its_best(measure: Measure, count: Count, evidence: Evidence, limits: Limits) -> tuple[float, float | None]:
+    """What the two bets on harm were worth at their best.
+
+    Of what nobody promised, alone, what they are worth now, of as many requests as a stage needs: what a stranger sends
+    at once is outweighed by what others are answered.
+    """
+    if evidence.share < 1 or measure not in UNPROMISED:
+        return count.harm, count.matters
+    now = count.harm_now if count.of >= limits.minimum_requests else 0.0
+    return now, now
 
 
 def _harm_of_all_stages(evidence: Evidence, limits: Limits) -> dict[Measure, str]:
@@ -117,7 +132,8 @@ def _of_all_stages(evidence: Evidence) -> Evidence | None:
 
 
 def _bad_luck(measure: Measure, evidence: Evidence, limits: Limits, what: str, worth_of_bet: float) -> str:
-    like = "were like stable" if evidence.share < 1 else "kept the limit"
+    alone = "did no more than is excused" if measure in UNPROMISED else "kept the limit"
+    like = "were like stable" if evidence.share < 1 else alone
     seen = _in_words(measure, evidence, limits)
     return f"{seen}; if it {like}, {what} would be bad luck of {_chance(worth_of_bet)}"
 
@@ -217,7 +233,7 @@ def _doubt(evidence: Evidence, limits: Limits, elapsed_seconds: float, probed: P
         first = f"{evidence.requests} of the {limits.minimum_requests} requests that this stage needs"
         doubt.append(f"{first}, and probes do not stand in for these" if _were_sent(probed) else first)
     for measure in PROMISED:
-        if missing := _good_ones_missing(measure, evidence, limits, probed):
+        if missing := good_ones_missing(measure, evidence, limits, probed):
             pace = _pace(missing, _with_probes(measure, evidence, probed).counted, elapsed_seconds)
             doubt.append(f"{_seen(measure, evidence, limits)}: about {missing} more good ones{pace} will do")
     for time in _compared(evidence, limits):
@@ -257,7 +273,7 @@ def _with_probes(measure: Measure, evidence: Evidence, probed: Probed | None) ->
     return replace(mine, counted=mine.counted + theirs.counted, counted_hits=mine.counted_hits + theirs.counted_hits)
 
 
-def _good_ones_missing(measure: Measure, evidence: Evidence, limits: Limits, probed: Probed | None) -> int:
+def good_ones_missing(measure: Measure, evidence: Evidence, limits: Limits, probed: Probed | None = None) -> int:
     """How many more without a hit make it plain that the limit is not broken twice over; 0 where it is, or is none."""
     sure = -log(limits.missed_harm_percent / 100)
     limit, count = limit_of(measure, limits), _with_probes(measure, evidence, probed)
@@ -274,20 +290,16 @@ def _worth_like_stable(time: Time, evidence: Evidence, probed: Probed | None, mo
     total = worth_like_stable(evidence.count(time.later), evidence.share) if evidence.timing(time).slow_ms else 0.0
     if probed is not None and (probed.evidence.timing(time).slow_ms or more_hits):
         count = probed.evidence.count(time.later)
-        more = replace(
-            count,
-            hits=count.hits + more_hits,
-            all_hits=count.all_hits + 2 * more_hits,
-            counted=count.counted + 10 * more_hits,
-        )
-        total += worth_like_stable(more, probed.evidence.share)
+        now = count.weighed or Weighed(count.hits, count.all_hits, count.counted)
+        more = Weighed(now.hits + more_hits, now.all_hits + 2 * more_hits, now.of + 10 * more_hits)
+        total += worth_like_stable(replace(count, weighed=more), probed.evidence.share)
     return total
 
 
 def answers_missing(evidence: Evidence, limits: Limits, probed: Probed) -> int:
     """How many more good answers of the candidate's to probes take all doubt of what is to be learned."""
     sure = -log(limits.missed_harm_percent / 100)
-    missing = [_good_ones_missing(measure, evidence, limits, probed) for measure in PROMISED]
+    missing = [good_ones_missing(measure, evidence, limits, probed) for measure in PROMISED]
     for time in _compared(evidence, limits):
         if _told(time, evidence, probed) is None:
             missing.append(-(-(LEARNED_FROM - probed.evidence.timing(time).learned) // 2))
@@ -355,9 +367,8 @@ def nearness(evidence: Evidence, limits: Limits) -> list[Nearness]:
 
 def _part_of_the_way(measure: Measure, count: Count, evidence: Evidence, limits: Limits) -> float:
     """Of this stage's bets, or of those that go on, whichever are further."""
-    of_stage = bar(evidence, limits, measure)
-    matters = 1.0 if count.matters is None else count.matters / bar_of_margins(evidence, of_stage)
-    part = min(count.harm / of_stage, matters)
+    of_stage, (harm, matters) = bar(evidence, limits, measure), _at_its_best(measure, count, evidence, limits)
+    part = min(harm / of_stage, 1.0 if matters is None else matters / bar_of_margins(evidence, of_stage))
     if whole := _of_all_stages(evidence):
         of_all = bar(whole, limits, measure)
         part = max(part, min(count.whole / of_all, count.whole_matters / bar_of_margins(whole, of_all)))
@@ -367,7 +378,7 @@ def _part_of_the_way(measure: Measure, count: Count, evidence: Evidence, limits:
 def _can_be_told(measure: Measure, evidence: Evidence, limits: Limits) -> bool:
     time = TIME_OF.get(measure)
     if time is None:
-        return True
+        return evidence.share < 1 or measure not in UNPROMISED or evidence.count(measure).allowed is not None
     return time.limit_ms(limits) is not None if measure == time.late else bool(evidence.timing(time).slow_ms)
 
 
@@ -449,9 +460,15 @@ def _seen(measure: Measure, evidence: Evidence, limits: Limits) -> str:
         late = "began after" if time is FIRST_TOKEN else "took more a token than"
         first = f"{count.hits} of {count.of} streamed answers {late} {time.limit_ms(limits):g} ms"
         return f"{first}{_percent(count.hits, count.of)}, limit 5 %"
+    if measure in UNPROMISED:
+        met = {"refused": "were refused", "left": "were given up without an answer"}
+        of = f"{count.hits} of {count.of} requests {met.get(measure, 'were left in the middle of the answer')}"
+        excused = f", {100 * count.allowed:.2g} % are excused by what was shown before" if count.allowed else ""
+        return f"{of}{_percent(count.hits, count.of)}{excused}"
     lately = " lately" if measure == "failed lately" else ""
     of = f"{count.hits} of {count.of} requests failed{lately}{_percent(count.hits, count.of)}"
-    return f"{of}, limit {limits.error_percent:g} %"
+    both = f"; {count.set_aside_hits} of {count.set_aside} while stable broke it as well" if count.set_aside else ""
+    return f"{of}, limit {limits.error_percent:g} %{both}"
 
 
 def _beside(measure: Measure, evidence: Evidence, limits: Limits) -> str:
@@ -468,6 +485,7 @@ def _beside(measure: Measure, evidence: Evidence, limits: Limits) -> str:
         whose = "users' first answers in this stage" if measure == time.slow else "answers"
         return f"of the {whose} later {what}than the p{LINES[P90]} of both slots ({lines}) the candidate has {part}"
     what = {"failed": "who met a failure", "failed lately": "who met a failure lately", "refused": "who were refused"}
+    what["left midway"] = "who left in the middle of an answer"
     return f"of the users {what.get(measure, 'who gave up without an answer')} the candidate has {part}"
 
 

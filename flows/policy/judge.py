@@ -1,18 +1,38 @@
 """Requests in one by one, evidence out: what a stage has shown so far."""
 
 from array import array
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from http import HTTPStatus
 from math import log
+from typing import Self
 from zlib import crc32
 
-from blocks.ports import Outcome, Slot
+from blocks.ports import Outcome, RequestKind, Slot
+from flows.policy.good_times import GoodTimes
 from flows.policy.latency import Latency
-from flows.policy.measures import EACH_TOKEN, FIRST_TOKEN, TIMES, CellCount, Evidence, Limits, Measure, Purses, Time
+from flows.policy.measures import (
+    EACH_TOKEN,
+    FIRST_TOKEN,
+    TIMES,
+    UNPROMISED,
+    CellCount,
+    Count,
+    Evidence,
+    Limits,
+    Measure,
+    Purses,
+    Time,
+    above_limit,
+    added,
+    allowed_alone,
+)
 from flows.policy.tally import PLACES, Tally
 
 CLIENT_ERROR, SERVER_ERROR, NO_ANSWER = 400, 500, -1
 """Where HTTP's ranges of statuses begin, and what `Outcome.status` says where there was none."""
+OVERLOADED, NOT_IMPLEMENTED = int(HTTPStatus.TOO_MANY_REQUESTS), int(HTTPStatus.NOT_IMPLEMENTED)
+"""An engine's 429 is a failure, for its users did nothing wrong; its 501 is a refusal: it cannot do that at all."""
 
 REQUESTS_A_USER = 25
 """As good news, no user's requests count more often than this in a round."""
@@ -20,15 +40,40 @@ ROUND_REQUESTS = 2000
 """After so many requests of both slots it is forgotten who failed: a user who did long ago counts again as "lately"."""
 TRAIL = 48
 
-_FAILED, _REFUSED, _LEFT, _SEEN, _MINE, _STABLES = (1 << bit for bit in range(6))
+_FAILED, _REFUSED, _LEFT, _SEEN, _MINE, _STABLES, _LEFT_MIDWAY = (1 << bit for bit in range(7))
 CANDIDATES = 255
 """In `Carried.seen`, beside the numbers of stages."""
 
 
+def speaks(outcome: Outcome) -> bool:
+    """Whether it can say anything of a slot: it asks a model, and is no request that was counted once.
+
+    A list of models is no answer of one, and a request that an SDK sends again is no other draw of the split.
+    """
+    return outcome.kind != "other" and not outcome.is_repeat
+
+
+def has_refused(outcome: Outcome) -> bool:
+    """Whether the slot says that the request is at fault, or nothing that it can do."""
+    named = outcome.error_status
+    return _is_refusal(outcome.status if named is None else named) and not has_failed(outcome)
+
+
 def has_failed(outcome: Outcome) -> bool:
-    """Whether the slot failed this user, though a retry or a fallback may have hidden it from them."""
-    hidden = outcome.retried or outcome.by_fallback
-    return hidden or outcome.status >= SERVER_ERROR or outcome.cut_short or outcome.is_empty
+    """Whether the slot failed this user, though a retry or a fallback may have hidden it from them.
+
+    An error named in the body is judged as a status would be; one that names none of HTTP's refusals is a failure.
+    """
+    if outcome.retried or outcome.by_fallback:
+        return True
+    if outcome.error_status is not None:
+        return not _is_refusal(outcome.error_status)
+    is_error = outcome.status >= CLIENT_ERROR and not _is_refusal(outcome.status)
+    return is_error or outcome.cut_short or outcome.is_empty
+
+
+def _is_refusal(status: int) -> bool:
+    return (CLIENT_ERROR <= status < SERVER_ERROR and status != OVERLOADED) or status == NOT_IMPLEMENTED
 
 
 @dataclass(frozen=True)
@@ -53,6 +98,24 @@ class Carried:
     """Of each place's user, in which stage he was last seen as stable's, from 1 on, or that he is the candidate's."""
     owners: bytes = bytes(2 * PLACES)
     """Who is each place's user: the rest of his hash, in two bytes. Of others at the place nobody knows."""
+    shown: Mapping[Measure, tuple[int, int]] = field(default_factory=dict[Measure, tuple[int, int]])
+    """Of what is not promised: hits of both slots in all stages so far, and of how many requests."""
+    answered: frozenset[RequestKind] = frozenset()
+    """Kinds of requests that somebody was answered well to."""
+
+    @classmethod
+    def after(cls, stages: Iterable[Evidence]) -> Self:
+        """What the ledger still knows of a release's stages, where a flow takes it up: no bets, and no users.
+
+        Older stages do not know of how many requests their hits were, and say nothing.
+        """
+        shown: dict[Measure, tuple[int, int]] = {}
+        for stage in stages:
+            for one in UNPROMISED:
+                count = stage.count(one)
+                if count.all_of:
+                    shown[one] = added(shown.get(one, (0, 0)), (count.all_hits, count.all_of))
+        return cls(shown=shown)
 
     def chances(self, share: float) -> tuple[float, ...]:
         """Of being the candidate's at this share: of whom nobody saw, and of who was stable's in each stage so far."""
@@ -77,8 +140,9 @@ class Judge:
         self._cells = dict(cells or {})
         self._dropped: set[str] = set()
         carried = carried or Carried()
+        self._known = Carried(shown=carried.shown, answered=carried.answered)
         # Alone, no bet is on whose something is, and none goes on.
-        self._begin(carried if share < 1 else Carried(slow_ms=carried.slow_ms))
+        self._begin(carried if share < 1 else self._what_is_known(carried.slow_ms))
 
     @property
     def limits(self) -> Limits:
@@ -92,20 +156,29 @@ class Judge:
 
     def begin_anew(self) -> None:
         """Forget what was seen, as where some of it may have been lost; what is slow is still known."""
-        self._begin(Carried(slow_ms=self.slow_ms))
+        self._begin(self._what_is_known(self.slow_ms))
+
+    def _what_is_known(self, slow_ms: Mapping[Time, tuple[float, ...]]) -> Carried:
+        """From the stages before, where no bets go on."""
+        return replace(self._known, slow_ms=slow_ms)
 
     def _begin(self, carried: Carried) -> None:
         self._begun = carried
         self._marks, self._round_marks, self._requests_of = bytearray(PLACES), bytearray(PLACES), bytearray(PLACES)
         self._requests = self._stable_requests = self._users = self._in_round = self._rounds = 0
         self._tokens = self._stable_tokens = 0
-        measures: list[Measure] = ["failed", "failed lately", "refused", "left"]
+        self._answered = set(carried.answered)
+        measures: list[Measure] = ["failed", "failed lately", *UNPROMISED]
         for time in TIMES:
             if time.is_judged(self._limits):
                 measures += (time.hung, time.slow, time.late, time.later)
         self._owners = array("H", carried.owners)
         limits, chances = self._limits, carried.chances(self._share)
-        self._tally = Tally(measures, self._share, limits, chances, carried.purses)
+        allowed: dict[Measure, float | None] = {
+            one: allowed_alone(*seen, limits) for one, seen in carried.shown.items() if self._share == 1
+        }
+        self._tally = Tally(measures, self._share, limits, chances, carried.purses, allowed)
+        self._good_times = GoodTimes(*above_limit(limits.error_percent / 100))
         self._latencies = {
             time: Latency(
                 time,
@@ -124,7 +197,7 @@ class Judge:
 
     def observe(self, outcome: Outcome, elapsed_seconds: float) -> None:
         """Take in one request that has ended by now, `elapsed_seconds` into the stage."""
-        if outcome.slot is None:
+        if outcome.slot is None or not speaks(outcome):
             return
         mine = outcome.slot == self._candidate
         began_seconds = elapsed_seconds - outcome.total_ms / 1000
@@ -133,29 +206,61 @@ class Judge:
         cell = self._cells.get(outcome.address or "") if mine else None
         if cell is not None and cell in self._dropped:
             return
-        take, marks = self._tally.take, self._marks
-        place = None if user is None else user % PLACES
-        failed = has_failed(outcome)
-        self._turn_the_round()
-        if outcome.user_left and not failed:
-            if outcome.status == NO_ANSWER:
-                take("left", place, marks, _LEFT, mine=mine, hit=True, cell=cell, draw=draw)
+        place, failed, refused = None if user is None else user % PLACES, has_failed(outcome), has_refused(outcome)
+        if self._says_nothing(outcome.kind, failed=failed, refused=refused):
             return
-        counts = self._counts_as_good_news(place, mine=mine)
+        self._turn_the_round()
+        take, marks = self._tally.take, self._marks
+        if outcome.user_left and not failed and not refused:
+            measure, bit = ("left", _LEFT) if outcome.status == NO_ANSWER else ("left midway", _LEFT_MIDWAY)
+            take(measure, place, marks, bit, mine=mine, hit=True, cell=cell, draw=draw)
+            return
+        if not failed and not refused:
+            self._answered.add(outcome.kind)
         self._add_up(outcome, cell, mine=mine)
-        take("failed", place, marks, _FAILED, mine=mine, hit=failed, cell=cell, counts=counts, draw=draw)
-        lately = self._round_marks
-        take("failed lately", place, lately, _FAILED, mine=mine, hit=failed, cell=None, handicap=self._handicap)
-        if mine:
-            self._leave_a_mark()
-        refused = CLIENT_ERROR <= outcome.status < SERVER_ERROR
         take("refused", place, marks, _REFUSED, mine=mine, hit=refused, cell=cell, draw=draw)
         take("left", place, marks, _LEFT, mine=mine, hit=False, cell=cell, draw=draw)
+        take("left midway", place, marks, _LEFT_MIDWAY, mine=mine, hit=False, cell=cell, draw=draw)
+        # What was refused was not answered, and is no news of whether answers fail.
+        if not refused:
+            self._take_answer(outcome, user, began_seconds, cell, draw, mine=mine, failed=failed)
+
+    def _take_answer(
+        self,
+        outcome: Outcome,
+        user: int | None,
+        began_seconds: float,
+        cell: str | None,
+        draw: int | None,
+        *,
+        mine: bool,
+        failed: bool,
+    ) -> None:
+        """Whether it failed, and its times."""
+        take, place = self._tally.take, None if user is None else user % PLACES
+        counts = self._counts_as_good_news(place, mine=mine)
+        take("failed", place, self._marks, _FAILED, mine=mine, hit=failed, cell=cell, counts=counts, draw=draw)
+        lately = self._round_marks
+        take("failed lately", place, lately, _FAILED, mine=mine, hit=failed, cell=None, handicap=self._handicap)
+        self._good_times.take(place, mine=mine, failed=failed, counts=counts)
+        if mine:
+            self._leave_a_mark()
         if began_seconds < self._limits.warm_up_seconds:
             return
         for time, ms in ((FIRST_TOKEN, outcome.first_token_ms), (EACH_TOKEN, outcome.per_token_ms)):
             if ms is not None:
                 self._latencies[time].take(ms, user, mine=mine, cell=cell, counts=counts, draw=draw)
+
+    def _says_nothing(self, kind: RequestKind, *, failed: bool, refused: bool) -> bool:
+        """Whether it is of a kind that the candidate may not have to answer: a chat model cannot embed when asked to.
+
+        A refusal speaks once somebody was answered well to that kind, in either slot, for a bet is unfair where whose
+        a request is decides if it counts. A failure speaks at once beside stable, for it would come to both; alone,
+        only where nothing was shown before.
+        """
+        if kind in self._answered:
+            return False
+        return refused or (failed and self._share == 1 and bool(self._known.answered))
 
     def _draw(self, user: int | None, *, mine: bool, began_before: bool) -> int | None:
         """Which chance this user has of being the candidate's; None where he is it, or nobody knows what he was.
@@ -235,7 +340,28 @@ class Judge:
                 for before, marks in zip(self._begun.seen, self._marks, strict=True)
             ),
             owners=self._owners.tobytes(),
+            shown=self._shown(),
+            answered=frozenset(self._answered),
         )
+
+    def _shown(self) -> dict[Measure, tuple[int, int]]:
+        """In all stages so far."""
+        before, now = self._known.shown, self._tally.shown()
+        return {one: added(before.get(one, (0, 0)), seen) for one, seen in now.items()}
+
+    def _counts(self) -> dict[Measure, Count]:
+        counts, good = self._tally.counts(), self._good_times
+        counts["failed"] = replace(
+            counts["failed"],
+            counted=good.counted,
+            counted_hits=good.hits,
+            set_aside=good.set_aside,
+            set_aside_hits=good.set_aside_hits,
+        )
+        for time, latency in self._latencies.items():
+            if time.later in counts:
+                counts[time.later] = replace(counts[time.later], weighed=latency.weighed)
+        return counts
 
     def evidence(self) -> Evidence:
         first, each = (self._latencies[time].timing() for time in (FIRST_TOKEN, EACH_TOKEN))
@@ -246,7 +372,7 @@ class Judge:
             requests=self._requests,
             stable_requests=self._stable_requests,
             users=self._users,
-            counts=self._tally.counts(),
+            counts=self._counts(),
             cells={
                 cell: CellCount(requests, dict(self._tally.cell_hits.get(cell, {})))
                 for cell, requests in sorted(self._cell_requests.items())

@@ -12,10 +12,12 @@ from flows.policy.measures import (
     Limits,
     Time,
     Timing,
+    Weighed,
     percentile,
 )
 from flows.policy.slowness import Slowness
 from flows.policy.tally import PLACES, Tally
+from flows.policy.user_weights import Weights
 
 REMEMBERED = 500
 """Answers that lines are drawn from, and that are shown."""
@@ -40,6 +42,7 @@ class Latency:
         self._limit_ms = time.limit_ms(limits)
         self._is_judged = time.is_judged(limits)
         self._marks = bytearray(PLACES if self._is_judged else 0)
+        self._weights = Weights() if self._is_judged else None
         self._bets = None
         if self._is_judged and chances[0] < 1:
             self._bets = (Slowness(chances, begun[0]), Slowness(chances, begun[1]))
@@ -90,8 +93,9 @@ class Latency:
         lines, tally, marks = self._lines[mine], self._tally, self._marks
         place = None if user is None else user % PLACES
         is_late = ms > lines[P90]
-        if counts:
-            tally.take(self._time.later, None, marks, 0, mine=mine, hit=is_late, cell=None, counts=True)
+        tally.take(self._time.later, None, marks, 0, mine=mine, hit=is_late, cell=None, counts=counts)
+        if self._weights is not None:
+            self._weights.take(place, mine=mine, is_late=is_late)
         hung = ms > HUNG_TIMES_P90 * lines[P90]
         tally.take(self._time.hung, place, marks, _HUNG, mine=mine, hit=hung, cell=cell, draw=draw)
         if place is None or not marks[place] & _TIMED:
@@ -113,6 +117,11 @@ class Latency:
     def purses(self) -> tuple[Sequence[float], Sequence[float]] | None:
         """What the two bets on first answers go on with in the next stage."""
         return self._bets and (self._bets[0].purses, self._bets[1].purses)
+
+    @property
+    def weighed(self) -> Weighed | None:
+        """What good news beside stable stands on."""
+        return self._weights and self._weights.weighed()
 
     def timing(self) -> Timing:
         recent = [sorted(self._recent[mine]) for mine in (True, False)]

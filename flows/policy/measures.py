@@ -7,13 +7,14 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from flows.policy.bets import mean_of, purses, share_at, worth
+from flows.policy.bets import interval, mean_of, purses, share_at, worth
 
 Measure = Literal[
     "failed",
     "failed lately",
     "refused",
     "left",
+    "left midway",
     "late",
     "hung",
     "slow",
@@ -23,9 +24,10 @@ Measure = Literal[
     "slow tokens",
     "tokens later than p90",
 ]
-"""`late` is by the limit, the next three are by stable's p90: `hung` three times as late, `slow` of first answers.
+"""`left` is before an answer began, `left midway` is in the middle of one.
 
-These are of the time to first token, and the last four are the same of the time per token.
+`late` is by the limit, the next three are by stable's p90: `hung` three times as late, `slow` of first answers. These
+are of the time to first token, and the last four are the same of the time per token.
 """
 
 Part = Measure | Literal["cells"]
@@ -41,6 +43,18 @@ P90 = LINES.index(90) - len(LINES)
 """From the end: older ledgers have no line under the median."""
 HUNG_TIMES_P90 = 3
 
+UNPROMISED: tuple[Measure, ...] = ("refused", "left", "left midway")
+"""No rate of them is promised: users refuse to wait, and ask what is to be refused, in any slot.
+
+Alone they are judged by what was shown of both slots before.
+"""
+EXCUSED_ALONE = 0.1
+"""A rate of what is not promised that is excused at 100 %, however rare it was before, or `error_percent` if more.
+
+There nobody can tell a model that refuses from a stranger who asks for it.
+"""
+SHOWN_FOR_SURE = 0.01
+"""What was shown before is taken for as much as it may be: a rate over that has this chance, at all looks together."""
 LATER_THAN_P90 = 0.1
 HARM_THAT_MATTERS = 2
 """Times the limit: a stage is passed once it is plain that the candidate is not as bad as this."""
@@ -52,12 +66,21 @@ BESIDE_STABLE: Mapping[Part, float] = {
     "failed": 0.56,
     "failed lately": 0.01,
     "refused": 0.03,
-    "left": 0.01,
+    "left": 0.005,
+    "left midway": 0.005,
     "hung": 0.03,
     "slow": 0.34,
     "cells": 0.02,
 }
-ALONE: Mapping[Part, float] = {"failed": 0.6, "failed lately": 0.1, "late": 0.25, "cells": 0.05}
+ALONE: Mapping[Part, float] = {
+    "failed": 0.6,
+    "failed lately": 0.08,
+    "late": 0.25,
+    "cells": 0.05,
+    "refused": 0.01,
+    "left": 0.005,
+    "left midway": 0.005,
+}
 """How a stage's part of the error budget is shared, beside stable and at 100 %; each adds up to 1.
 
 Where tokens are judged too, they have half of what the first token has here.
@@ -158,6 +181,18 @@ class Timing:
 
 
 @dataclass(frozen=True)
+class Weighed:
+    """Answers, where each user of a slot weighs as his answers do that resemble each other."""
+
+    hits: float
+    """The candidate's."""
+    all_hits: float
+    """Both slots'."""
+    of: float
+    """The candidate's answers."""
+
+
+@dataclass(frozen=True)
 class Count:
     """Of one measure: what was seen in this stage, each user's first hit only."""
 
@@ -179,6 +214,15 @@ class Count:
     whole: float = 0
     """As `harm`, of the bet that goes on from an earlier stage."""
     whole_matters: float = 0
+    all_of: int = 0
+    """As `of`, of both slots; older ledgers do not know it."""
+    weighed: Weighed | None = None
+    """What good news beside stable stands on; None where each answer counts as one, as in older ledgers."""
+    set_aside: int = 0
+    """Of the candidate's requests, those in whose time stable broke the limit as well: no news of the candidate."""
+    set_aside_hits: int = 0
+    allowed: float | None = None
+    """Alone, the rate that is excused by what was shown before; None where it is promised, or nothing was shown."""
 
 
 @dataclass(frozen=True)
@@ -269,6 +313,22 @@ def limit_of(measure: Measure, limits: Limits) -> float | None:
     return 0.05 if time and measure == time.late and time.limit_ms(limits) is not None else None
 
 
+def added(one: tuple[int, int], other: tuple[int, int]) -> tuple[int, int]:
+    """Hits of so many, twice."""
+    return one[0] + other[0], one[1] + other[1]
+
+
+def allowed_alone(hits: int, of: int, limits: Limits) -> float | None:
+    """The rate of what nobody promised that is excused alone, after so many hits before; None where none can be told.
+
+    Twice what was shown, and that is taken for as much as it may be.
+    """
+    if hits >= of:
+        return None
+    _, at_most = interval(hits, of, SHOWN_FOR_SURE)
+    return max(EXCUSED_ALONE, limits.error_percent / 100, _times(at_most, HARM_THAT_MATTERS))
+
+
 @dataclass(frozen=True)
 class Purses:
     """What the bets on harm of one measure go on with in the next stage, each alternative by itself, as logarithms."""
@@ -294,7 +354,7 @@ def purses_of_harm(drawn: Sequence[tuple[float, Count]], limits: Limits, begun: 
         harm = purses(count.hits, count.all_hits, *_above_stable(TIMES_STABLE, chance), harm)
         more = purses(count.hits, count.all_hits, *_above_stable(TIMES_STABLE, chance, limits.more_than_stable), more)
     hits, of = sum(count.hits for _, count in drawn), sum(count.of for _, count in drawn)
-    return Purses(harm, more, purses(hits, of, *_above_limit(margin), begun.often) if margin else ())
+    return Purses(harm, more, purses(hits, of, *above_limit(margin), begun.often) if margin else ())
 
 
 def worth_of_harm(measure: Measure, count: Count, share: float, limits: Limits) -> float:
@@ -303,11 +363,13 @@ def worth_of_harm(measure: Measure, count: Count, share: float, limits: Limits) 
         times = TIMES_STABLE_IN_A_CELL if measure in SLOWNESS else TIMES_STABLE
         is_bet_on = measure in parts_of(share, limits)
         return worth(count.hits, count.all_hits, *_above_stable(times, share)) if is_bet_on else 0.0
+    if count.allowed is not None:
+        return worth(count.hits, count.of, *above_limit(count.allowed))
     limit = limit_of(measure, limits)
     if limit is None:
         return 0.0
     # Alone, a bad hour cannot be told from a slow model: late answers are harm where the promise is broken twice over.
-    return worth(count.hits, count.of, *_above_limit(limit * HARM_THAT_MATTERS if measure in TIME_OF else limit))
+    return worth(count.hits, count.of, *above_limit(limit * HARM_THAT_MATTERS if measure in TIME_OF else limit))
 
 
 def _with_tokens(parts: Mapping[Part, float]) -> Mapping[Part, float]:
@@ -331,7 +393,7 @@ def parts_of(share: float, limits: Limits) -> Mapping[Part, float]:
     return _PARTS[share == 1, EACH_TOKEN.is_judged(limits)]
 
 
-def _above_limit(limit: float) -> tuple[float, list[float]]:
+def above_limit(limit: float) -> tuple[float, list[float]]:
     """The bet against "the candidate's rate is within the limit": what it denies, and what it is on."""
     return limit, [_times(limit, times) for times in TIMES_THE_LIMIT]
 
@@ -363,10 +425,11 @@ def worth_like_stable(count: Count, share: float) -> float:
     A fifth of the coin is on the candidate alone, against "later in 20 % of its answers": where all answers take the
     same time, nobody is ever later, and comparing would tell nothing.
     """
-    null = share_at(share, HARM_THAT_MATTERS)
-    beside = worth(count.hits, count.all_hits, null, [share_at(share, fraction) for fraction in FRACTIONS_OF_STABLE])
+    seen = count.weighed or Weighed(count.hits, count.all_hits, count.counted)
+    null, others = share_at(share, HARM_THAT_MATTERS), [share_at(share, fraction) for fraction in FRACTIONS_OF_STABLE]
+    beside = worth(seen.hits, seen.all_hits, null, others)
     others = [LATER_THAN_P90 * fraction for fraction in FRACTIONS_OF_STABLE]
-    alone = worth(count.hits, count.counted, LATER_THAN_P90 * HARM_THAT_MATTERS, others)
+    alone = worth(seen.hits, seen.of, LATER_THAN_P90 * HARM_THAT_MATTERS, others)
     best = max(beside, alone)
     return best + log((4 * exp(beside - best) + exp(alone - best)) / 5)
 

@@ -12,7 +12,7 @@ from http import HTTPStatus
 
 from blocks.ports import Answer, Outcome, Prompt, Replica, Slot, other, pace_ms
 from flows.policy.bets import share_at, worth
-from flows.policy.gates import answers_missing, requests_needed
+from flows.policy.gates import answers_missing, good_ones_missing, requests_needed
 from flows.policy.judge import Judge
 from flows.policy.measures import CHECKS, PROBES_SHARE, TIMES, TIMES_ASKED, Check, Count, Evidence, Limits, Probed
 
@@ -136,7 +136,8 @@ def _outcome(slot: Slot, replica: Replica, answer: Answer) -> Outcome:
 def is_too_thin(evidence: Evidence, limits: Limits, elapsed_seconds: float) -> bool:
     """Whether users will not have told enough by the deadline, even if three more had come by now.
 
-    What counts is what good news stands on: one user who sends nearly all requests tells little.
+    What counts is what good news stands on: one user who sends nearly all requests tells little. Failures of bad luck
+    have to be made up for as well.
     """
     if elapsed_seconds < NOT_BEFORE * limits.deadline_seconds:
         return False
@@ -144,7 +145,8 @@ def is_too_thin(evidence: Evidence, limits: Limits, elapsed_seconds: float) -> b
     pace = (counted + RULE_OF_THREE) / elapsed_seconds
     by_then = counted + pace * max(0.0, limits.deadline_seconds - elapsed_seconds)
     slow_ms = {time: evidence.timing(time).slow_ms for time in TIMES}
-    return by_then < ENOUGH_TIMES * requests_needed(limits, evidence.share, slow_ms)
+    enough = ENOUGH_TIMES * requests_needed(limits, evidence.share, slow_ms)
+    return by_then < max(enough, counted + good_ones_missing("failed", evidence, limits))
 
 
 def probes_missing(evidence: Evidence, limits: Limits, elapsed_seconds: float, probed: Probed, at_most: int) -> int:

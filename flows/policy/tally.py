@@ -9,6 +9,7 @@ from flows.policy.bets import mean_of
 from flows.policy.measures import (
     ONE_COIN,
     SLOWNESS,
+    UNPROMISED,
     Count,
     Limits,
     Measure,
@@ -33,12 +34,17 @@ class Tally:
         limits: Limits,
         chances: Sequence[float],
         begun: Mapping[Measure, Purses],
+        allowed: Mapping[Measure, float | None] | None = None,
     ) -> None:
-        """Beside the bets of the stage, those go on that have `begun` before; `chances` are of being drawn for them."""
+        """Beside the bets of the stage, those go on that have `begun` before; `chances` are of being drawn for them.
+
+        `allowed`: alone, the rates that are excused of what nobody promised, as far as it is known.
+        """
         self._share, self._limits, self._chances, self._begun = share, limits, chances, begun
         self._hits: dict[Measure, int] = dict.fromkeys(measures, 0)
         self._all_hits, self._of, self._counted = dict(self._hits), dict(self._hits), dict(self._hits)
-        self._counted_hits = dict(self._hits)
+        self._counted_hits, self._all_of = dict(self._hits), dict(self._hits)
+        self._allowed = allowed or {}
         self._harm: dict[Measure, float] = dict.fromkeys(self._hits, 0.0)
         self._matters = dict(self._harm)
         # What bets that go on are on: hits, all hits and requests as above, of those who are drawn, by their chance.
@@ -72,6 +78,7 @@ class Tally:
             if hit:
                 marks[place] |= bit
         drawn = [0, 0, 0] if draw is None else self._drawn[measure][draw]
+        self._all_of[measure] += 1
         if mine:
             self._of[measure] += 1
             drawn[2] += 1
@@ -106,13 +113,17 @@ class Tally:
         self._harm[measure], self._matters[measure] = best
         self._whole[measure], self._whole_matters[measure] = whole
 
+    def shown(self) -> dict[Measure, tuple[int, int]]:
+        """Of what is not promised: hits of both slots, and requests."""
+        return {one: (self._all_hits[one], self._all_of[one]) for one in UNPROMISED}
+
     def of(self, measure: Measure) -> tuple[int, int]:
         """The candidate's requests and its hits."""
         return self._of[measure], self._hits[measure]
 
     def forget(self, measure: Measure) -> None:
         """Count from nothing again; what the bet on harm was worth at its best stays."""
-        for counts in (self._hits, self._all_hits, self._of, self._counted, self._counted_hits):
+        for counts in (self._hits, self._all_hits, self._of, self._counted, self._counted_hits, self._all_of):
             counts[measure] = 0
 
     def counts(self) -> dict[Measure, Count]:
@@ -128,6 +139,8 @@ class Tally:
                 harm_now=self._harm_now(measure),
                 whole=self._whole[measure],
                 whole_matters=self._whole_matters[measure],
+                all_of=self._all_of[measure],
+                allowed=self._allowed.get(measure),
             )
             for measure in self._hits
         }
@@ -139,12 +152,17 @@ class Tally:
 
     def _worths(self, measure: Measure) -> tuple[float, float]:
         """Of the bet on harm, and of the one on more than is excused."""
-        count = Count(self._hits[measure], self._all_hits[measure], self._of[measure])
+        count = Count(
+            self._hits[measure], self._all_hits[measure], self._of[measure], allowed=self._allowed.get(measure)
+        )
         harm = worth_of_harm(measure, count, self._share, self._limits)
         return harm, worth_that_matters(measure, count, self._share, self._limits)
 
     def _purses_of(self, measure: Measure) -> Purses:
-        drawn = [(chance, Count(*counts)) for chance, counts in zip(self._chances, self._drawn[measure], strict=True)]
+        drawn = [
+            (chance, Count(hits, all_hits, of))
+            for chance, (hits, all_hits, of) in zip(self._chances, self._drawn[measure], strict=True)
+        ]
         return purses_of_harm(drawn, self._limits, self._begun.get(measure, ONE_COIN))
 
     def purses(self) -> dict[Measure, Purses]:

@@ -8,6 +8,7 @@ from prefect import get_run_logger
 from blocks.errors import Unavailable
 from blocks.ports import Fleet, Outcome, Pool, Reading, Replica, RequestLog, Router, Server, Slot, Split
 from flows.policy.gates import Ruling
+from flows.policy.judge import speaks
 from flows.tasks import act
 from flows.tasks.waiting import pause
 
@@ -86,7 +87,7 @@ def hold_stage(
 
 @act(task_run_name="measure-traffic-of-{service}")
 def measure_rate(log: RequestLog, service: str, within_seconds: float) -> float | None:
-    """Requests that end in a second now, of both slots; None where the log cannot be read, or has a gap."""
+    """Requests to a model that end in a second now, of both slots; None where the log cannot be read, or has a gap."""
     begun = time.monotonic()
     try:
         cursor = log.requests(service, after=None).cursor
@@ -95,8 +96,9 @@ def measure_rate(log: RequestLog, service: str, within_seconds: float) -> float 
             elapsed = time.monotonic() - begun
             if not reading.is_complete:
                 return None
-            if len(reading.outcomes) >= RATE_REQUESTS or elapsed >= within_seconds:
-                return len(reading.outcomes) / elapsed
+            requests = sum(map(speaks, reading.outcomes))
+            if requests >= RATE_REQUESTS or elapsed >= within_seconds:
+                return requests / elapsed
             pause(min(POLL_SECONDS, within_seconds - elapsed))
     except Unavailable as error:
         get_run_logger().warning("The request log cannot be read: %s", error)

@@ -16,7 +16,7 @@ from benchmarks.gates_worlds import DRIFT_SECONDS, Borne, Harm, Rates, Stream, T
 from blocks.ports import Outcome
 from flows.policy.gates import rule
 from flows.policy.judge import Carried, Judge
-from flows.policy.measures import EACH_TOKEN, FIRST_TOKEN, TIMES, Time, budget_of_stage
+from flows.policy.measures import EACH_TOKEN, FIRST_TOKEN, TIMES, UNPROMISED, Time, budget_of_stage
 from tests import limits
 
 LIMITS = limits.LIMITS.model_copy(update={"token_p95_ms": 100, "minimum_seconds": 60, "deadline_seconds": 3600})
@@ -24,6 +24,7 @@ WORLDS = (
     World("nameless"),
     World("sticky", users=400, always_failing_percent_of_users=1, drifts=True, is_autocorrelated=True),
     World("bursty", users=20_000, is_bursty=True, tail="Pareto", failing_percent=0.6),
+    World("uneven", users=4000, activity_tail=1.1, users_spread=0.7, has_an_outage=True, failing_percent=0.3),
 )
 HARMS = (
     Harm(),
@@ -122,7 +123,7 @@ def flat(carried: Carried) -> list[float]:
         for purses in carried.slowness.get(time, ()):
             numbers += purses
     for measure, purses in sorted(carried.purses.items()):
-        if measure not in {"refused", "left"}:
+        if measure not in UNPROMISED:
             numbers += [*purses.harm, *purses.more, *purses.often]
     return numbers
 

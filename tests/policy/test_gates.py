@@ -20,6 +20,8 @@ from flows.policy.measures import (
     Limits,
     Measure,
     Timing,
+    Weighed,
+    allowed_alone,
     parts_of,
     worth_of_harm,
     worth_that_matters,
@@ -321,10 +323,46 @@ def test_gates_that_cannot_be_are_refused_in_words(change: dict[str, Any], words
         Limits(**{**LIMITS.model_dump(), **change})
 
 
+def test_alone_what_nobody_promised_has_a_gate_once_it_is_known() -> None:
+    """By what was shown before; a stage of an older ledger has none, and the board does not show what nobody knows."""
+    seen = Count(30, 30, 60, allowed=0.1, harm=30.0, harm_now=13.0)
+    alone = replace(with_count(GOOD, "refused", seen), share=1.0, budget=0.0375, slow_ms=())
+    few, known = (LIMITS.model_copy(update={"minimum_requests": of}) for of in (61, 60))
+    assert rule(alone, few, 5).verdict == "hold"
+    ruling = rule(alone, known, 5)
+    assert ruling.verdict == "roll back"
+    assert "30 of 60 requests were refused (50.0 %), 10 % are excused by what was shown before; if it did no more" in (
+        ruling.reason
+    )
+    refused = next(near for near in nearness(alone, known) if near.gate == "refused")
+    assert refused.harm is not None
+    assert refused.harm == pytest.approx(13.0 / -log(0.01 * 0.0375 * ALONE["refused"]))
+    # What was worth so much at its best, in a stranger's minute, is outweighed by now.
+    assert rule(with_count(alone, "refused", replace(seen, harm_now=0.0)), known, 5).verdict == "hold"
+    old = with_count(alone, "refused", replace(seen, allowed=None, harm=0.0, harm_now=0.0))
+    assert rule(old, known, 50).verdict == "promote"
+    assert "refused" not in [near.gate for near in nearness(old, known)]
+
+
+def test_what_is_excused_alone_is_twice_what_was_shown() -> None:
+    """And that is taken for as much as it may be, never for less than a tenth; of nothing nothing is known."""
+    assert allowed_alone(0, 0, LIMITS) is allowed_alone(3, 3, LIMITS) is None
+    assert allowed_alone(0, 5000, LIMITS) == 0.1
+    assert allowed_alone(0, 5000, LIMITS.model_copy(update={"error_percent": 20})) == 0.2
+    much, little = allowed_alone(1000, 10_000, LIMITS), allowed_alone(10, 100, LIMITS)
+    assert much is not None
+    assert little is not None
+    assert 0.2 < much < 0.24 < little < 1
+
+
 def test_evidence_comes_back_from_json_as_it_was() -> None:
     """The ledger keeps it, and what is ruled on it again is the same."""
     harm = replace(
-        with_count(GOOD, "failed", Count(8, 20, 400, 400, 8, 9, 9)),
+        with_count(
+            with_count(GOOD, "failed", Count(8, 20, 400, 400, 8, 9, 9, set_aside=9, set_aside_hits=2)),
+            "later than p90",
+            Count(38, 760, 400, weighed=Weighed(1.5, 30.25, 20.125), all_of=8000, allowed=0.1),
+        ),
         cells={"a": CellCount(3, {"failed": 1})},
         users=3,
         each_token=Timing(3, (6, 8, 10, 12, 15, 18, 22), (1.0, 2.0, None, None)),

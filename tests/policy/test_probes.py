@@ -68,6 +68,14 @@ def test_probes_are_sent_where_users_will_not_tell_in_time() -> None:
     assert probes_missing(NOBODY, LIMITS, 50, probed(0), 0) == 0
 
 
+def test_bad_luck_that_users_cannot_make_up_for_in_time_asks_for_probes() -> None:
+    """Nine hundred requests by the deadline are plenty without a failure, and with eight they are too few."""
+    for hits, thin in ((0, False), (8, True)):
+        count = Count(hits=hits, all_hits=hits, of=450, counted=450, counted_hits=hits)
+        some = replace(NOBODY, requests=450, counts={"failed": count})
+        assert is_too_thin(some, LIMITS, 500) == thin
+
+
 def test_enough_probes_are_enough() -> None:
     """Good ones take all doubt of what is to be learned, and then no more are sent; each failure asks for more."""
     assert probes_missing(FEW, LIMITS, 500, probed(180), 1000) == 0

@@ -53,6 +53,20 @@ def test_a_stage_from_before_tokens_were_judged_is_ruled_on_as_it_was() -> None:
     assert (again.verdict, again.reason) == (kept["verdict"], kept["reason"])
 
 
+@pytest.mark.parametrize(("rate", "verdict"), [(0.002, "promote"), (0.05, "roll back")])
+def test_a_stage_from_before_users_had_weights_is_ruled_on_as_it_was(rate: float, verdict: str) -> None:
+    """Each answer counts as one there, nothing was set aside, and nobody counted who left in the middle."""
+    kept = stage(1, rate).model_dump(mode="json")
+    counts = kept["evidence"]["counts"]
+    del counts["left midway"]
+    for count in counts.values():
+        for name in ("all_of", "weighed", "set_aside", "set_aside_hits", "allowed"):
+            del count[name]
+        count["counted"], count["counted_hits"] = count["of"], count["hits"]
+    again = replay(Stage.model_validate(kept), {})
+    assert (again.verdict, again.reason) == (kept["verdict"], kept["reason"]) == (verdict, kept["reason"])
+
+
 def test_other_gates_say_what_they_would_have_said() -> None:
     """A release that failed 5 % would have been let go on where up to 10 % never matters."""
     kept = stage(1, 0.05)
