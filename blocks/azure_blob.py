@@ -29,10 +29,11 @@ from azure.core.exceptions import (
 from azure.identity import DefaultAzureCredential
 from azure.storage.blob import BlobBlock, BlobServiceClient, ContainerClient
 from prefect.blocks.core import Block
-from pydantic import Field, SecretStr
+from pydantic import ConfigDict, Field, SecretStr
 
 from blocks import statuses
 from blocks.errors import Conflict, Refused, Unavailable
+from blocks.fields import BareEndpoint, Secret
 from blocks.ports import Found, Objects, Part, PartLimits, StoredObject, Unfinished
 
 TIMEOUT_SECONDS = 60
@@ -49,14 +50,14 @@ class AzureStore(Block):
 
     _block_type_name = "Azure Blob Storage"
     _block_type_slug = "azure-blob-store"
+    model_config = ConfigDict(hide_input_in_errors=True)
 
     container: str = Field(title="Container", description="The container's name.")
-    account_url: str = Field(
+    account_url: BareEndpoint = Field(
         title="Account",
-        pattern=r"^https?://.*[^/]$",
         description="The address of the storage account, such as https://mymodels.blob.core.windows.net.",
     )
-    account_key: SecretStr | None = Field(
+    account_key: Secret = Field(
         default=None,
         title="Account key",
         description="A key or SAS token of the account; left empty, Azure's library finds an identity by itself.",

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from awscrt.checksums import crc64nvme
 from prefect.blocks.core import Block
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from blocks.errors import Conflict, Refused, Unavailable
 from blocks.ports import Found, Objects, Part, PartLimits, StoredObject, Unfinished
@@ -29,6 +29,7 @@ class DirectoryStore(Block):
 
     _block_type_name = "Directory Store"
     _block_type_slug = "directory-store"
+    model_config = ConfigDict(hide_input_in_errors=True)
 
     directory: Path = Field(
         title="Directory",

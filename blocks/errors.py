@@ -1,8 +1,16 @@
-"""The ways a port says no. Each message names the thing, the value and the next step."""
+"""The ways a port says no. Each message names the thing, the value and the next step, and holds no secret."""
+
+from blocks.cleaning import without_secrets
 
 
 class SkyferryError(Exception):
-    """Anything that Skyferry itself has to say about what went wrong."""
+    """Anything that Skyferry itself has to say about what went wrong.
+
+    Whatever a message was made of, no secret that a block knows stands in it, nor what an address holds of one.
+    """
+
+    def __init__(self, *said: object) -> None:
+        super().__init__(*(without_secrets(word) if isinstance(word, str) else word for word in said))
 
 
 class Unavailable(SkyferryError):
@@ -31,7 +39,7 @@ class CellSaidNo(SkyferryError):
 
     def __init__(self, cell: str, reason: str) -> None:
         super().__init__(cell, reason)
-        self.cell, self.reason = cell, reason
+        self.cell, self.reason = self.args
 
     def __str__(self) -> str:
         return f"{self.cell} said no: {self.reason}"

@@ -25,11 +25,12 @@ from google.cloud.storage import Blob, Bucket, Client
 from google.cloud.storage.exceptions import DataCorruption
 from google.oauth2.service_account import Credentials
 from prefect.blocks.core import Block
-from pydantic import Field, SecretStr
+from pydantic import ConfigDict, Field, SecretStr
 from requests.exceptions import RequestException
 
 from blocks import statuses
 from blocks.errors import Conflict, Refused, Unavailable
+from blocks.fields import Endpoint, ServiceAccount
 from blocks.ports import Found, Objects, Part, PartLimits, StoredObject, Unfinished
 
 OWN = ".skyferry-uploads/"
@@ -49,9 +50,10 @@ class GoogleStore(Block):
 
     _block_type_name = "Google Cloud Storage"
     _block_type_slug = "google-cloud-storage-store"
+    model_config = ConfigDict(hide_input_in_errors=True)
 
     bucket: str = Field(title="Bucket", description="The bucket's name.")
-    service_account: SecretStr | None = Field(
+    service_account: ServiceAccount = Field(
         default=None,
         title="Service account",
         description="The JSON key of a service account; left empty, Google's library finds credentials by itself.",
@@ -59,9 +61,8 @@ class GoogleStore(Block):
     project: str | None = Field(
         default=None, title="Project", description="The project that is asked; left empty, the credentials' own."
     )
-    endpoint_url: str | None = Field(
+    endpoint_url: Endpoint = Field(
         default=None,
-        pattern=r"^https?://",
         title="Endpoint",
         description="The address of an emulator, which is asked without credentials.",
     )

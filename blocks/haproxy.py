@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Annotated, Literal, Self, cast
 
 from prefect.blocks.core import Block
-from pydantic import BaseModel, BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
 from blocks.addresses import canonical
 from blocks.answers import GENERATING
 from blocks.errors import Refused, Unavailable
+from blocks.fields import PrivateKey
 from blocks.ports import Outcome, Reading, RequestKind, Server, Slot, Split, pace_ms
 
 TIMEOUT_SECONDS = 10
@@ -27,6 +28,7 @@ class HAProxyGateway(Block):
 
     _block_type_name = "HAProxy Gateway"
     _block_type_slug = "haproxy-gateway"
+    model_config = ConfigDict(hide_input_in_errors=True)
 
     admin_socket: Path | None = Field(
         default=None,
@@ -35,7 +37,7 @@ class HAProxyGateway(Block):
     )
     admin_address: str | None = Field(
         default=None,
-        pattern=r"^\S+:\d+$",
+        pattern=r"^[^\s@/]+:\d+$",
         title="Admin address",
         description="The host:port of the gateway's mutual-TLS admin front end, where flows run on another host.",
     )
@@ -44,7 +46,7 @@ class HAProxyGateway(Block):
         title="Client certificate",
         description="The certificate, in PEM, that the gateway asks of whoever calls the admin address.",
     )
-    client_key: SecretStr | None = Field(
+    client_key: PrivateKey = Field(
         default=None, title="Client key", description="The private key, in PEM, of the client certificate."
     )
     ca_certificate: str | None = Field(

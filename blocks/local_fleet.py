@@ -12,7 +12,7 @@ from typing import Self
 
 import psutil
 from prefect.blocks.core import Block
-from pydantic import Field, PrivateAttr
+from pydantic import ConfigDict, Field, PrivateAttr
 
 from blocks.errors import EngineEnded, Refused, Unavailable
 from blocks.files import alone, write_private, write_whole
@@ -33,6 +33,7 @@ class LocalFleet(Block):
 
     _block_type_name = "Local Fleet"
     _block_type_slug = "local-fleet"
+    model_config = ConfigDict(hide_input_in_errors=True)
 
     directory: Path = Field(
         title="Directory",

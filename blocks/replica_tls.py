@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from pydantic import BaseModel, Field, SecretStr, model_validator
 
+from blocks.cleaning import mask_from_now_on
 from blocks.errors import Refused
 
 SERVER_NAME = "replica.skyferry.internal"
@@ -113,7 +114,9 @@ def release_key(authority: Authority, release: str) -> str:
 
 
 def key_from(secret: str, release: str) -> str:
-    return hmac.new(secret.encode(), release.encode(), hashlib.sha256).hexdigest()
+    key = hmac.new(secret.encode(), release.encode(), hashlib.sha256).hexdigest()
+    mask_from_now_on(key)
+    return key
 
 
 def context_trusting(certificate: str) -> ssl.SSLContext:

@@ -22,10 +22,11 @@ from botocore.exceptions import ConnectionError as NoConnectionError
 from botocore.handlers import add_expect_header
 from botocore.parsers import ResponseParserError
 from prefect.blocks.core import Block
-from pydantic import Field, SecretStr
+from pydantic import ConfigDict, Field, SecretStr
 
 from blocks import statuses
 from blocks.errors import Conflict, Refused, SkyferryError, Unavailable, Unsupported
+from blocks.fields import Endpoint, KeyId, Secret
 from blocks.ports import Found, Objects, Part, PartLimits, StoredObject, Unfinished
 from blocks.s3_checksums import CHECKSUMS, Algorithm, Checksum
 
@@ -87,21 +88,21 @@ class S3Store(Block):
 
     _block_type_name = "S3 Store"
     _block_type_slug = "s3-store"
+    model_config = ConfigDict(hide_input_in_errors=True)
 
     bucket: str = Field(title="Bucket", description="The bucket's name.")
-    endpoint_url: str | None = Field(
+    endpoint_url: Endpoint = Field(
         default=None,
-        pattern=r"^https?://",
         title="Endpoint",
         description="The address of a store other than Amazon's.",
     )
     region: str = Field(default="us-east-1", title="Region", description="The region that the bucket is in.")
-    access_key_id: str | None = Field(
+    access_key_id: KeyId = Field(
         default=None,
         title="Access key id",
         description="Who asks; left empty, boto3 finds credentials in the environment, a profile or a role.",
     )
-    secret_access_key: SecretStr | None = Field(
+    secret_access_key: Secret = Field(
         default=None,
         title="Secret access key",
         description="The secret of the access key id; left empty together with it.",

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import yaml
 from prefect.blocks.core import Block
-from pydantic import BaseModel, Field, TypeAdapter, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
 from blocks.directory_store import DirectoryStore
+from blocks.fields import ShownAddress
 from blocks.google_storage import GoogleStore
 from blocks.haproxy import HAProxyGateway
 from blocks.hugging_face import HuggingFaceHub
@@ -59,13 +60,14 @@ class Service(Block):
 
     _block_type_name = "Service"
     _block_type_slug = "service"
+    model_config = ConfigDict(hide_input_in_errors=True)
 
     name: str = Field(
         title="Name",
         description="The name of the service, as the gateway and the ledger know it.",
         pattern=r"^[a-z][a-z0-9-]{0,30}$",
     )
-    endpoint: str = Field(
+    endpoint: ShownAddress = Field(
         title="Endpoint",
         description="The address that users call, up to and with /v1; it is shown in reports.",
     )

@@ -17,9 +17,10 @@ from typing import Any, Self
 
 import yaml
 from prefect.blocks.core import Block
-from pydantic import Field, PrivateAttr, SecretStr, field_validator
+from pydantic import ConfigDict, Field, PrivateAttr, field_validator
 
 from blocks.errors import CellSaidNo, Refused, SkyferryError, Unavailable, Unexplained
+from blocks.fields import Secret
 from blocks.files import alone, write_whole
 from blocks.google_storage import GoogleStore
 from blocks.mirrors import MirroredFile, files_of, manifest_of
@@ -52,6 +53,7 @@ class SkyPilotFleet(Block):
 
     _block_type_name = "SkyPilot Fleet"
     _block_type_slug = "skypilot-fleet"
+    model_config = ConfigDict(hide_input_in_errors=True)
 
     directory: Path = Field(
         title="Directory",
@@ -76,7 +78,7 @@ class SkyPilotFleet(Block):
         description="What vouches for the replicas; without it they speak plain HTTP and ask for no key, "
         "which is for loopback only.",
     )
-    api_server: SecretStr | None = Field(
+    api_server: Secret = Field(
         default=None,
         title="API server",
         description="The address of SkyPilot's API server, with the password if it has one in it; left empty, "

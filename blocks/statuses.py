@@ -4,13 +4,12 @@ Stores have codes of their own beside it, each in spellings of its own, or none 
 store's place: so the status decides, and a code only adds what the status leaves open.
 """
 
-import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 
 from blocks.errors import Refused, SkyferryError, Unavailable
+from blocks.waits import told_to_wait
 
 PASSING = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS})
 """Among the answers that begin with 4."""
@@ -42,21 +41,6 @@ def may_pass(status: int) -> bool:
     return status in PASSING or (status >= HTTPStatus.INTERNAL_SERVER_ERROR and status not in LASTING)
 
 
-def wait_told(headers: Mapping[str, str], now: datetime | None = None) -> float | None:
-    """For how many seconds whoever answered wants to be left alone, as `Retry-After` says, in either of its forms.
-
-    Names of headers are in lower case. None where nothing is said, or nothing that can be understood.
-    """
-    told = headers.get("retry-after", "").strip()
-    if re.fullmatch(r"[0-9]+(\.[0-9]+)?", told):
-        return float(told)
-    try:
-        until = parsedate_to_datetime(told)
-    except ValueError:
-        return None
-    return max(0.0, (until.replace(tzinfo=until.tzinfo or UTC) - (now or datetime.now(UTC))).total_seconds())
-
-
 NOT_THE_STORE = (
     "what answered is not the store, but something before it, or in its place; see that the store runs there"
 )
@@ -80,7 +64,7 @@ def translation(
     """
     words = f"{status} {words}".strip()
     if may_pass(status) or passes:
-        return Unavailable(f"{said}: {words}; {later}", after_seconds=wait_told(headers))
+        return Unavailable(f"{said}: {words}; {later}", after_seconds=told_to_wait(headers, datetime.now(UTC)))
     if HTTPStatus.MULTIPLE_CHOICES <= status < HTTPStatus.BAD_REQUEST:
         step = step or REDIRECTED
     return Refused(f"{said}: {words}; {step or NEXT_STEPS.get(status, 'correct the settings')}")

@@ -24,6 +24,8 @@ from deployments.local.deeper import write_deeper
 REPO = "HuggingFaceTB/SmolLM2-135M-Instruct-GGUF"
 LARGE_BYTES = 1 << 20
 LARGE_SUFFIXES = {".gguf", ".safetensors"}
+PAGE_FILES = 1000
+"""So many the real hub lists at a time, and about so many it names in a model's description."""
 
 
 @dataclass(frozen=True)
@@ -132,17 +134,23 @@ class Shelf:
                 "gated": False,
                 "tags": [f"license:{card['license']}"] if "license" in card else [],
                 "cardData": card,
-                "siblings": [f.as_sibling() if with_blobs else {"rfilename": f.path} for f in revision.files],
+                "siblings": [f.as_sibling() if with_blobs else {"rfilename": f.path} for f in revision.files][
+                    : PAGE_FILES + 1
+                ],
             },
             headers={"X-Repo-Commit": revision.commit},
         )
 
     def tree(self, request: Request) -> Response:
-        """All files, as with `recursive=true`: nothing that Skyferry uses asks for one level."""
+        """A page of all files, as with `recursive=true`: nothing that Skyferry uses asks for one level."""
         revision = self.revision(request)
-        return JSONResponse(
-            [file.as_tree_entry() for file in revision.files], headers={"X-Repo-Commit": revision.commit}
-        )
+        begun = int(request.query_params.get("cursor", "0"))
+        ends = begun + PAGE_FILES
+        headers = {"X-Repo-Commit": revision.commit}
+        if ends < len(revision.files):
+            headers["Link"] = f'<{request.url.include_query_params(cursor=ends)}>; rel="next"'
+        page = [file.as_tree_entry() for file in revision.files[begun:ends]]
+        return JSONResponse(page, headers=headers)
 
     def resolve(self, request: Request) -> Response:
         revision = self.revision(request)

@@ -9,13 +9,25 @@ from typing import Any
 from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.logging.loggers import task_run_logger
 from prefect.tasks import exponential_backoff
 
 from blocks.errors import Unavailable
+from flows.tasks.patience import LONGEST_OBEYED_SECONDS
+from flows.tasks.waiting import pause
 
 
-def _can_pass(_task: Task[Any, Any], _run: TaskRun, state: State[Any]) -> bool:
-    return isinstance(state.result(raise_on_failure=False), Unavailable)
+def _can_pass(task: Task[Any, Any], run: TaskRun, state: State[Any]) -> bool:
+    """Waits for as long as it was told to; Prefect's own, shorter wait comes on top, so that not all come at once."""
+    error = state.result(raise_on_failure=False)
+    if not isinstance(error, Unavailable):
+        return False
+    if error.after_seconds is not None:
+        if error.after_seconds > LONGEST_OBEYED_SECONDS:
+            return False  # to come back earlier would be worse than not at all; the error says when
+        task_run_logger(run, task).info("Waiting for %.0f s, as it was told: %s", error.after_seconds, error)
+        pause(error.after_seconds)
+    return True
 
 
 act = partial(
@@ -26,4 +38,4 @@ act = partial(
     retry_condition_fn=_can_pass,
     cache_policy=NO_CACHE,  # what was done an hour ago may have been undone since
 )
-"""Makes a function a task that is tried again on Unavailable, after about 1, 2, 4 and 8 seconds."""
+"""Makes a function a task that is tried again on Unavailable, after about 1, 2, 4 and 8 seconds, or as it was told."""

@@ -140,5 +140,6 @@ def test_more_parts_than_are_composed_at_once(google_store: GoogleStore) -> None
 
 def test_the_key_is_not_shown() -> None:
     """The block's text has no secret in it."""
-    store = GoogleStore.model_validate({"bucket": "mirrors", "service_account": "very-secret"})
+    account = {"client_email": "me@example.org", "private_key": "very-secret", "token_uri": "https://example.org"}
+    store = GoogleStore.model_validate({"bucket": "mirrors", "service_account": json.dumps(account)})
     assert "very-secret" not in f"{store!r} {store} {store.model_dump_json()}"

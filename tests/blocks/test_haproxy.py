@@ -249,7 +249,7 @@ def test_a_worker_that_was_replaced_has_taken_its_log_along() -> None:
 TLS = {
     "admin_address": "gateway.example.org:8405",
     "client_certificate": "certificate",
-    "client_key": SecretStr("the-private-key"),
+    "client_key": SecretStr("-----BEGIN PRIVATE KEY-----\nthe-private-key"),
     "ca_certificate": "authority",
 }
 

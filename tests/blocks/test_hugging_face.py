@@ -1,6 +1,5 @@
 """How the Hugging Face block says no, and that it keeps its token to itself."""
 
-import json
 from pathlib import Path
 
 import httpx
@@ -12,11 +11,11 @@ from blocks.hugging_face import HuggingFaceHub
 from blocks.ports import Model, ModelFile
 from blocks.processes import free_port
 from deployments.local.hub import REPO, fill_hub
+from tests.hubs import describing, entry, serving
 from tests.servers import canned_server, local_hub
 
 FILE = ModelFile("model.gguf", 4, None, "0" * 40)
 MODEL = Model("org/model", "1" * 40, (FILE,), None)
-INFO = {"id": MODEL.repo, "sha": MODEL.commit, "siblings": []}
 
 
 def hub_at(address: str, token: str | None = None) -> HuggingFaceHub:
@@ -67,20 +66,6 @@ def test_a_server_that_is_no_hub_is_refused() -> None:
         hub_at(server.address).look_up(MODEL.repo, "main")
 
 
-def test_files_without_size_or_hash_are_refused() -> None:
-    """What cannot be checked is not mirrored."""
-    body = json.dumps({**INFO, "siblings": [{"rfilename": "model.gguf"}]}).encode()
-    with canned_server(200, body=body) as server, pytest.raises(Refused, match=r"model\.gguf"):
-        hub_at(server.address).look_up(MODEL.repo, "main")
-
-
-def test_a_gated_model_is_asked_for_before_it_is_read() -> None:
-    """Everybody may look at a gated model, so the look-up asks whether this token may read it."""
-    with canned_server(200, body=json.dumps({**INFO, "gated": "auto"}).encode()) as server:
-        hub_at(server.address).look_up(MODEL.repo, "main")
-    assert [path for _, path, _ in server.requests][1:] == ["/api/models/org/model/auth-check"]
-
-
 def test_the_token_stays_with_the_hub() -> None:
     """The hub sees the token; the host that it redirects to does not."""
     with (
@@ -94,14 +79,14 @@ def test_the_token_stays_with_the_hub() -> None:
 
 def test_no_token_is_borrowed() -> None:
     """Without a token of its own the block sends none, whatever this machine has stored."""
-    with canned_server(200, body=json.dumps(INFO).encode()) as server:
+    with serving(describing(entry("a.txt"))) as server:
         hub_at(server.address).look_up(MODEL.repo, "main")
-    assert "authorization" not in server.requests[0][2]
+    assert not any("authorization" in asked.headers for asked in server.asked)
 
 
 def test_an_endpoint_without_scheme_is_refused_by_the_form() -> None:
     """A host name alone is caught where it is typed."""
-    with pytest.raises(ValueError, match="endpoint"):
+    with pytest.raises(Refused, match="endpoint is no address"):
         HuggingFaceHub(endpoint="huggingface.co")
 
 

@@ -197,7 +197,7 @@ def test_the_secret_is_not_shown() -> None:
 
 def test_a_store_needs_a_scheme() -> None:
     """A host name alone is caught where it is typed."""
-    with pytest.raises(ValueError, match="endpoint_url"):
+    with pytest.raises(Refused, match="endpoint_url"):
         S3Store(bucket="mirrors", endpoint_url="localhost:8333")
 
 

@@ -1,36 +1,7 @@
 """What an HTTP status means, whoever answers."""
 
-from datetime import UTC, datetime
-
-import pytest
-
 from blocks.errors import Refused, Unavailable
-from blocks.statuses import may_pass, translation, wait_told
-
-NOW = datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)
-
-
-@pytest.mark.parametrize(
-    ("told", "seconds"),
-    [
-        ("7", 7.0),
-        (" 7 ", 7.0),
-        ("1.5", 1.5),
-        ("Thu, 01 Jan 2026 12:00:25 GMT", 25.0),
-        ("Thu, 01 Jan 2026 11:00:00 GMT", 0.0),
-        ("Thu, 01 Jan 2026 12:00:25", 25.0),
-        ("", None),
-        ("soon", None),
-        ("-5", None),
-        ("²", None),
-        ("inf", None),
-        ("Thu, 99 Jan 2026 99:00:25 GMT", None),
-    ],
-)
-def test_a_wait_is_told_in_seconds_or_as_a_date(told: str, seconds: float | None) -> None:
-    """What cannot be understood is not said."""
-    assert wait_told({"retry-after": told}, NOW) == seconds
-    assert wait_told({}, NOW) is None
+from blocks.statuses import may_pass, translation
 
 
 def test_the_status_says_what_may_pass() -> None:

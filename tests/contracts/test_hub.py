@@ -16,7 +16,8 @@ WEIGHTS = Random(1).randbytes((20 << 20) + 7)  # noqa: S311 - the same bytes in 
 CARD = b"---\nlicense: apache-2.0\n---\n# "
 OLD = {"README.md": CARD + b"old", "model.gguf": WEIGHTS, "sub folder/config.json": b"{}\n"}
 NEW = {**OLD, "README.md": CARD + b"new"}
-MODELS = {REPO: {"v1": OLD, "v2": NEW}, "org/bare": {"v1": {"empty.txt": b""}}}
+MANY = {f"part-{number % 7}/{number:04}.txt": b"%d" % number for number in range(2300)}
+MODELS = {REPO: {"v1": OLD, "v2": NEW}, "org/bare": {"v1": {"empty.txt": b""}}, "org/many": {"v1": MANY}}
 
 
 @pytest.fixture(params=["fake", pytest.param("hugging face", marks=pytest.mark.server)], scope="module")
@@ -67,6 +68,12 @@ def test_the_license_is_told(hub: Hub) -> None:
     """The licence is the model card's; None where no card names one."""
     assert hub.look_up(REPO, "v1").license == "apache-2.0"
     assert hub.look_up("org/bare", "v1").license is None
+
+
+def test_a_model_of_many_files_has_them_all(hub: Hub) -> None:
+    """However many pages the hub lists them on: a mirror without some of them would be no mirror."""
+    found = hub.look_up("org/many", "v1").files
+    assert {file.path: file.size_bytes for file in found} == {path: len(body) for path, body in MANY.items()}
 
 
 def test_an_empty_file_is_read(hub: Hub) -> None:

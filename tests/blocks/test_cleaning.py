@@ -1,0 +1,64 @@
+"""Foreign texts: whatever they hold, what is made of them is short, of one line, and without a secret."""
+
+import pickle
+
+import pytest
+
+from blocks.cleaning import cleaned, mask_from_now_on, without_secrets
+from blocks.errors import CellSaidNo, Refused, Unavailable
+
+
+@pytest.mark.parametrize(
+    ("said", "left"),
+    [
+        ("no route to https://me:pa55word@hub.example/x", "no route to https://hub.example/x"),
+        ("https://token@hub.example and HTTPS://a:b@c@hub.example", "https://hub.example and HTTPS://hub.example"),
+        ("postgresql+asyncpg://me:pa55word@db/x", "postgresql+asyncpg://db/x"),
+        ("GET https://cdn.example/a?X-Amz-Signature=abc&X=1 failed", "GET https://cdn.example/a?… failed"),
+        (
+            "Max retries exceeded with url: /c/b?sv=1&sig=abc%3D (Caused by x)",
+            "Max retries exceeded with url: /c/b?… (Caused by x)",
+        ),
+        ("b'Authorization: Bearer abcdefgh12345678'", "b'Authorization: Bearer (a secret)'"),
+        ("Proxy-Authorization: Basic bWU6cGE1NXdvcmQ=", "Proxy-Authorization: Basic (a secret)"),
+        ("the token hf_abcdefghijklmnopqrst is wrong", "the token hf (a secret) is wrong"),
+        ("two\r\nlines\x1b[31m and\x00 a\tbell\x07", "two lines[31m and a bell"),
+        ("turned \u202etxt.exe", "turned txt.exe"),
+        ("why? because a=b", "why? because a=b"),
+        ("me@example.org stays", "me@example.org stays"),
+    ],
+)
+def test_what_is_no_business_of_a_log_is_left_out(said: str, left: str) -> None:
+    """Users and passwords in addresses, queries, tokens, and characters that write over what a log says."""
+    assert cleaned(said) == left
+
+
+def test_a_long_text_is_cut_and_says_so() -> None:
+    """A page of HTML in place of an answer does not fill the log; nor does a megabyte take long."""
+    assert cleaned("x" * 2_000_000, 10) == "xxxxxxxxxx… (2000000 characters in all)"
+
+
+def test_a_secret_is_masked_before_it_is_cut() -> None:
+    """Half a secret is none the less one."""
+    mask_from_now_on("correct-horse-battery")
+    assert "horse" not in cleaned("x" * 490 + " correct-horse-battery")
+
+
+def test_a_secret_that_a_block_knows_stands_in_no_error() -> None:
+    """Nor as it stands in an address; an error keeps its lines, and whoever pickles it gets the same one."""
+    mask_from_now_on("s3cr/et+key==")
+    for error in (
+        Refused("no: s3cr/et+key==\nand s3cr%2Fet%2Bkey%3D%3D"),
+        Unavailable("no: s3cr/et+key==\nand s3cr%2Fet%2Bkey%3D%3D", after_seconds=3),
+    ):
+        assert str(error) == "no: (a secret)\nand (a secret)"
+        again = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own, as Prefect does it
+        assert (str(again), vars(again)) == (str(error), vars(error))
+    said = CellSaidNo("aws", "key s3cr/et+key== is refused")
+    assert (said.reason, str(said)) == ("key (a secret) is refused", "aws said no: key (a secret) is refused")
+
+
+def test_short_words_are_no_secrets() -> None:
+    """Masked, they would make other words unreadable."""
+    mask_from_now_on("key")
+    assert without_secrets("a key is missing") == "a key is missing"
