@@ -129,9 +129,21 @@ class Stack:
                 Daemon("worker", home.run),
                 [
                     *(*prefect, "worker", "start"),
-                    *("--pool", "local", "--type", "process", "--name", "local", "--limit", "4"),
+                    *("--pool", "local", "--work-queue", "default", "--type", "process"),
+                    *("--name", "local", "--limit", "4"),
                 ],
                 "work pool local",
+                port=None,
+                answers=lambda: True,
+            ),
+            Part(
+                "urgent worker",
+                Daemon("urgent-worker", home.run),
+                [
+                    *(*prefect, "worker", "start"),
+                    *("--pool", "local", "--work-queue", "urgent", "--type", "process", "--name", "urgent"),
+                ],
+                "work pool local, queue urgent",
                 port=None,
                 answers=lambda: True,
             ),
@@ -151,7 +163,8 @@ class Stack:
         # Taken out of this environment: of all the processes to come, only the gateway needs it.
         key = os.environ.pop(FALLBACK_KEY, "")
         self._prepare(key)
-        *servers, worker = self.parts
+        servers = [part for part in self.parts if part.port is not None]
+        workers = [part for part in self.parts if part.port is None]
         for part in servers:
             # All of them first: they get ready side by side.
             secret = {FALLBACK_KEY: key} if part.title == "gateway" else {}
@@ -163,8 +176,9 @@ class Stack:
         self.settings.seaweed(self.home).wait_until_ready()
         say("registering blocks and deployments")
         self._register()
-        worker.daemon.start(worker.command, env=self.env)
-        wait_until_healthy(worker)
+        for worker in workers:
+            worker.daemon.start(worker.command, env=self.env)
+            wait_until_healthy(worker)
 
     def down(self, say: Say) -> None:
         """End every process that carries this stack's mark: flow runs first, then the worker, and the server last."""

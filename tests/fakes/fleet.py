@@ -4,7 +4,7 @@ What changes while replicas start is no `dict`: Prefect walks through those of a
 """
 
 from collections import Counter, UserDict, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import count
 
@@ -36,11 +36,14 @@ class FakeFleet:
     stopped: list[str] = field(default_factory=list)
     """The names of the replicas that were stopped while they ran, in turn."""
     has_keys: bool = False
+    on_launch: Callable[[ReplicaOrder], None] = lambda _: None
+    """What happens while a launch goes on."""
     _logs: UserDict[str, str] = field(default_factory=UserDict)
     _ports: Iterator[int] = field(default_factory=lambda: count(9000))
 
     def launch(self, order: ReplicaOrder, offer: Offer) -> Replica:
         self.orders.append(order)
+        self.on_launch(order)
         if self.launch_failures:
             raise self.launch_failures.popleft()
         if order.name not in self.running:
@@ -98,6 +101,8 @@ class FakeEngine:
     """By address, in place of an answer that is right."""
     generated: Counter[str] = field(default_factory=Counter)
     """Tokens, by address."""
+    hung: set[str] = field(default_factory=set)
+    """Addresses that say they are well and complete nothing."""
     failing_completions: int = 0
     """So many of the next completions raise Unavailable."""
 
@@ -116,6 +121,8 @@ class FakeEngine:
             raise Unavailable(f"{replica.name} was told to fail")
         if not self.is_healthy(replica):
             raise Unavailable(f"nothing answers at {replica.address}")
+        if replica.address in self.hung:
+            raise Unavailable(f"{replica.name} hangs")
         self.generated[replica.address] += 1
         return "hello"
 
