@@ -1,13 +1,15 @@
 """Put replicas under traffic, and take them out again without a request lost."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 
 from prefect import get_run_logger, unmapped
-from prefect.futures import wait
 
 from blocks.errors import Unavailable
-from blocks.ports import Replica, Slot
+from blocks.ports import Replica, Server, Slot
 from blocks.service import Service
+from flows.policy.way_back import alone_answering
+from flows.tasks.engine import who_is_healthy
 from flows.tasks.fleet import list_replicas, stop_replica, wait_until_idle
 from flows.tasks.gateway import attach, detach, drain, hand_over_key, list_servers
 
@@ -19,13 +21,44 @@ def put_in_slot(service: Service, slot: Slot, release: str, replicas: Sequence[R
         attach(service.gateway, service.name, slot, replica)
 
 
+class LastToAnswer(Unavailable):
+    """Who was to be stopped answers users, and nobody else does."""
+
+
+def see_that_others_answer(service: Service, going: Sequence[Replica]) -> None:
+    """LastToAnswer where users are answered by those that are to go, and by nobody who stays."""
+    servers = list_servers(service.gateway, service.name)
+    addresses = {replica.address for replica in going}
+    if addresses.isdisjoint(server.address for server in servers):
+        return  # no request reaches them
+    alone = alone_answering(servers, healthy_replicas(service), addresses)
+    if last := sorted(replica.name for replica in going if replica.address in alone):
+        raise LastToAnswer(f"nobody but {', '.join(last)} answers the users of {service.name}, so they go on")
+
+
+def healthy_replicas(service: Service) -> frozenset[str]:
+    """The addresses of the service's replicas whose engines say that they are well."""
+    return who_is_healthy(service.engine, [r for r in list_replicas(service.fleet, service.name) if r.address])
+
+
 def stop_replicas(
-    service: Service, replicas: Sequence[Replica], *, drain_timeout_seconds: float, even_if_busy: bool = False
+    service: Service,
+    replicas: Sequence[Replica],
+    *,
+    drain_timeout_seconds: float,
+    even_if_busy: bool = False,
+    even_if_last: bool = False,
+    within_seconds: float | None = None,
 ) -> tuple[Replica, ...]:
     """Drain, wait until nothing is in flight, stop, verify gone; returns those that stayed because they were busy.
 
     One that is still busy after the timeout, or cannot be asked, takes traffic again, unless `even_if_busy`.
+    LastToAnswer, with none of them touched, where nobody else answers users, unless `even_if_last`. Unavailable where
+    one is not stopped `within_seconds`, for whoever has no more time to look on; what stops it goes on.
     """
+    begun = time.monotonic()
+    if not even_if_last:
+        see_that_others_answer(service, replicas)
     servers = {server.address: server for server in list_servers(service.gateway, service.name)}
     placed = [servers[replica.address] for replica in replicas if replica.address in servers]
     for server in placed:
@@ -39,20 +72,37 @@ def stop_replicas(
         server = servers.get(replica.address)
         if server is not None and server.state != "draining":
             attach(service.gateway, service.name, server.slot, replica)
-    stopping = {r: stop_replica.submit(service.fleet, r) for r in replicas if r not in stayed}
-    wait([*stopping.values()])
+    left = None if within_seconds is None else within_seconds - (time.monotonic() - begun)
+    _stop_and_detach(service, [replica for replica in replicas if replica not in stayed], servers, left)
+    return stayed
+
+
+def _stop_and_detach(
+    service: Service, replicas: Sequence[Replica], servers: Mapping[str, Server], within_seconds: float | None
+) -> None:
+    """All of them side by side; the gateway forgets those that are gone, and no other."""
+    begun = time.monotonic()
+    stopping = {replica: stop_replica.submit(service.fleet, replica) for replica in replicas}
+    for stopped in stopping.values():
+        # Prefect's own wait for several futures with a timeout does not note that they are done.
+        stopped.wait(None if within_seconds is None else max(0.0, within_seconds - (time.monotonic() - begun)))
     for replica, stopped in stopping.items():
         if stopped.state.is_completed() and (server := servers.get(replica.address)) is not None:
             detach(service.gateway, service.name, server.slot, server.address)
     for stopped in stopping.values():
-        stopped.result()  # raises what kept it from being stopped
-    return stayed
+        if stopped.state.is_final():
+            stopped.result()  # raises what kept it from being stopped
+    if late := sorted(replica.name for replica, stopped in stopping.items() if not stopped.state.is_final()):
+        raise Unavailable(
+            f"{', '.join(late)} did not stop in the time that was left; run scale-down later, which ends what the "
+            f"ledger has given up"
+        )
 
 
-def stop_release(service: Service, release: str, *, drain_timeout_seconds: float, even_if_busy: bool = False) -> None:
+def stop_release(service: Service, release: str, *, drain_timeout_seconds: float) -> None:
     """Stop every replica of a release; Unavailable where some are still busy, which are then left alone."""
     replicas = [r for r in list_replicas(service.fleet, service.name) if r.release == release]
-    stayed = stop_replicas(service, replicas, drain_timeout_seconds=drain_timeout_seconds, even_if_busy=even_if_busy)
+    stayed = stop_replicas(service, replicas, drain_timeout_seconds=drain_timeout_seconds)
     if stayed:
         names = ", ".join(replica.name for replica in stayed)
         raise Unavailable(

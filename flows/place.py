@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from prefect import get_run_logger
-from prefect.futures import PrefectFuture, as_completed, wait
+from prefect.futures import PrefectFuture, as_completed
 
 from blocks.errors import CellSaidNo, EngineEnded, NotReady, Refused, SkyferryError, Unexplained
 from blocks.mirrors import Manifest
@@ -92,12 +92,18 @@ def survey(service: Service, need: Need, rules: PlacementRules) -> Survey:
 
 
 def plan_fleet(
-    service: Service, model: Model, engine: EngineSettings, rules: PlacementRules, *, is_only_a_plan: bool
+    service: Service,
+    model: Model,
+    engine: EngineSettings,
+    rules: PlacementRules,
+    *,
+    release: str = "",
+    is_only_a_plan: bool,
 ) -> Placement:
     """Where the replicas of a model would go, from its mirror or else from the hub; nothing is started or written.
 
-    Refused where they can go nowhere. A cell that would refuse to launch anything, as without credentials, counts only
-    where `is_only_a_plan`.
+    Those of the `release` that stand already stay where they are. Refused where the others can go nowhere. A cell that
+    would refuse to launch anything, as without credentials, counts only where `is_only_a_plan`.
     """
     prefix = mirror_prefix(model.repo, model.commit)
     if (manifest := read_manifest(service.store, prefix)) is not None:
@@ -105,8 +111,16 @@ def plan_fleet(
     else:
         need = _need_of_model(service, model, engine)
     view = survey(service, need, rules)
-    neighbours = list_replicas(service.fleet, service.name)
-    placement = view.plan(service, rules, service.replicas, neighbours=neighbours, is_only_a_plan=is_only_a_plan)
+    replicas = list_replicas(service.fleet, service.name)
+    standing = [replica for replica in replicas if replica.release == release]
+    placement = view.plan(
+        service,
+        rules,
+        max(0, service.replicas - len(standing)),
+        standing=standing,
+        neighbours=[replica for replica in replicas if replica.release != release],
+        is_only_a_plan=is_only_a_plan,
+    )
     board = Board(f"placement-{service.name}", f"Where {service.replicas} replicas of {model.repo} would run")
     title = f"Where {service.replicas} replicas of {model.repo} would run: nothing is started yet"
     board.show(placement_board(title, need, placement), at_once=True)
@@ -114,9 +128,14 @@ def plan_fleet(
 
 
 def start_replicas(
-    service: Service, release: Release, timeout_seconds: float, *, lost: Sequence[Replica] = ()
+    service: Service,
+    release: Release,
+    timeout_seconds: float,
+    *,
+    lost: Sequence[Replica] = (),
+    wanted: int | None = None,
 ) -> Sequence[Started]:
-    """All replicas of a release by day, ready and in its slot, and nothing in that slot that runs no more.
+    """So many replicas of a release, or all by day, ready and in its slot, and nothing in it that runs no more.
 
     Where those that were `lost` stood, the next launch is taken to be less likely to succeed. NotAll where some of a
     live release's are there now, and others cannot be had.
@@ -124,7 +143,8 @@ def start_replicas(
     if release.state == "under way" and not release.stages:
         # Whatever an earlier release left in the split, this one begins without traffic.
         traffic_to_live(service, read_record(service.store, service.name))
-    started, error = _place(service, release, timeout_seconds, lost)
+    wanted = service.replicas if wanted is None else wanted
+    started, error = _place(service, release, timeout_seconds, lost, wanted)
     running = [replica for replica in list_replicas(service.fleet, service.name) if replica.release == release.id]
     ready = {one.replica.name for one in started}
     put_in_slot(service, release.slot, release.id, [replica for replica in running if replica.name in ready])
@@ -136,7 +156,7 @@ def start_replicas(
         if not one.was_running:
             amend(service.store, service.name, partial(note_start, seconds=one.seconds))
     if error is not None and started and release.state == "live":
-        raise NotAll(started, service.replicas, error) from error
+        raise NotAll(started, wanted, error) from error
     if error is not None:
         raise error
     return started
@@ -155,7 +175,7 @@ def mend(service: Service, release: Release, had: Sequence[Replica], timeout_sec
 
 
 def _place(
-    service: Service, release: Release, timeout_seconds: float, lost: Sequence[Replica]
+    service: Service, release: Release, timeout_seconds: float, lost: Sequence[Replica], wanted: int
 ) -> tuple[list[Started], SkyferryError | None]:
     """Adopt the replicas of the release that stand, and start each of the others in the best cell that does not say no.
 
@@ -174,7 +194,10 @@ def _place(
         neighbours=tuple(replica for replica in standing if replica.release != release.id),
         board=Board(f"placement-{service.name}", f"Where the replicas of {release.id} run, and why there"),
     )
-    placing.run(replica_orders(release, service.replicas), {replica.name: replica for replica in standing})
+    by_name = {replica.name: replica for replica in standing}
+    # Whatever their numbers are, those that stand count first: else one beside them would be one too many.
+    orders = sorted(replica_orders(release, service.replicas), key=lambda order: order.name not in by_name)
+    placing.run(orders[:wanted], by_name)
     return placing.started, placing.error
 
 
@@ -272,8 +295,8 @@ class _Placing:
                 rules, cap = self.release.placement, self.service.max_dollars_per_hour
                 check_caps(running, self.neighbours, rules, cap)
         finally:
-            # Also when this run is cancelled: what is still starting would be nobody's.
-            wait(list(self._starting))
+            # Nobody waits here for what still starts: a cancelled run has 30 s, and whatever starts for a release that
+            # the ledger gives up meanwhile stops itself.
             self.started.sort(key=lambda one: one.replica.name)
             self._show()
 

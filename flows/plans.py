@@ -35,6 +35,15 @@ ReadyTimeout = Annotated[
         description="A replica that answers nothing by then is taken down again, and the run fails.",
     ),
 ]
+LateHours = Annotated[
+    float,
+    Field(
+        gt=0,
+        title="Late, at most (hours)",
+        description="A run that was planned for an hour and begins later than this after it is refused; one that a "
+        "person starts is never late.",
+    ),
+]
 OrphanedAfterHours = Annotated[
     float,
     Field(
@@ -272,6 +281,7 @@ class ScaleDownPlan(Plan):
         description="Stop such a replica all the same, for one that hangs would stay for ever; its requests are lost.",
     )
     dry_run: bool = Field(default=False, title="Dry run", description="Show what would be stopped, and stop nothing.")
+    late_hours: LateHours = 2
 
 
 class ReapPlan(Plan):
@@ -299,7 +309,14 @@ class ScaleUpPlan(Plan):
     )
     time_zone: TimeZone = Field(default="UTC", title="Time zone", description="The time zone of that time of day.")
     ready_timeout_seconds: ReadyTimeout = 1800
+    late_hours: LateHours = 12
 
     @property
     def zone(self) -> ZoneInfo:
         return ZoneInfo(self.time_zone)
+
+
+class ReconcilePlan(Plan):
+    """Bring back what was asked for and is missing."""
+
+    ready_timeout_seconds: ReadyTimeout = 1800

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Literal
 
-from prefect import flow, get_run_logger, pause_flow_run
-from prefect.exceptions import FlowPauseTimeout
+from prefect import flow, get_run_logger
 from prefect.input import RunInput
 from pydantic import Field, ValidationError
 
@@ -25,7 +24,7 @@ from flows.tasks.artifacts import Board
 from flows.tasks.fleet import list_replicas
 from flows.tasks.gateway import give_share, list_servers, measure_rate, read_split, wait_for_way_back
 from flows.tasks.ledger import amend, read_record, record_of
-from flows.tasks.runs import ended_run_of, own_run_id
+from flows.tasks.runs import Unanswered, ask_a_person, ended_run_of, own_run_id
 from flows.tasks.service import open_service
 from flows.undo import RolledBack, users_keep_what_they_had
 
@@ -45,6 +44,7 @@ class Approval(RunInput):
 def promote_canary(plan: PromotePlan) -> Release:
     """Give the release under way more of the traffic stage by stage, from the split that stands."""
     service = open_service(plan.service)
+    limits = limits_of(service, plan)  # what is refused ends no release that stands ready
     release = _take_over(service)
     candidates: Sequence[Replica] = ()
     with users_keep_what_they_had(service):
@@ -53,7 +53,7 @@ def promote_canary(plan: PromotePlan) -> Release:
             get_run_logger().info("The first release of %s has no users to lose: it gets all traffic.", service.name)
             give_share(service.gateway, service.name, release.slot, 100)
         else:
-            candidates = _promote_by_stages(service, release, live, plan)
+            candidates = _promote_by_stages(service, release, live, plan, limits)
         record = amend(service.store, service.name, partial(go_live, run_id=own_run_id()))
     # Outside the guard: a release that its users have and that has lost a machine is no reason to take it back.
     release = record.release(release.id)
@@ -67,11 +67,12 @@ def _take_over(service: Service) -> Release:
     return held_by(amend(service.store, service.name, step), own_run_id())
 
 
-def _promote_by_stages(service: Service, release: Release, live: Release, plan: PromotePlan) -> Sequence[Replica]:
+def _promote_by_stages(
+    service: Service, release: Release, live: Release, plan: PromotePlan, limits: Limits
+) -> Sequence[Replica]:
     """The replicas that the last stage began with."""
     board = Board(f"canary-board-{service.name}", f"The canary of {service.name}, stage by stage")
     standing = read_split(service.gateway, service.name).share_of(release.slot)
-    limits = limits_of(service, plan)
     carried = Carried.after(stage.evidence for stage in release.stages if stage.evidence is not None)
     candidates = _replicas_of(service, release.id)
     stable = Stable(live, _replicas_of(service, live.id), had=_servers_in(service, live.slot))
@@ -131,7 +132,9 @@ def _see_a_way_back(
 
 
 def _servers_in(service: Service, slot: Slot) -> int:
-    return sum(server.slot == slot for server in list_servers(service.gateway, service.name))
+    """Without those that a flow takes out just now, as the night does: they will not be there to come back to."""
+    servers = list_servers(service.gateway, service.name)
+    return sum(server.slot == slot and server.state != "draining" for server in servers)
 
 
 def limits_of(service: Service, plan: PromotePlan) -> Limits:
@@ -159,12 +162,11 @@ def _cells(replicas: Sequence[Replica]) -> dict[str, str]:
 def _ask_a_person(release: Release, share: int, timeout_seconds: int) -> None:
     evidence = "\n".join(f"- {s.share_percent} %: {s.verdict}: {s.reason}" for s in release.stages) or "- none yet"
     question = f"**Give {release.id} {share} % of the traffic?** Its stages so far:\n\n{evidence}"
+    form = Approval.with_initial_data(description=question)
     try:
-        answer = pause_flow_run(
-            wait_for_input=Approval.with_initial_data(description=question), timeout=timeout_seconds, poll_interval=2
-        )
-    except FlowPauseTimeout as error:
-        raise RolledBack(f"rolled back before {share} %: nobody answered within {timeout_seconds} s") from error
+        answer = ask_a_person(form, f"approval-before-{share}", timeout_seconds)
+    except Unanswered as error:
+        raise RolledBack(f"rolled back before {share} %: {error}") from error
     # The server checks an answer against the form's schema; check it here too, where an old form may have answered.
     if answer.decision == "roll back":
         raise RolledBack(f"rolled back before {share} %: a person said so")

@@ -6,6 +6,8 @@ from functools import partial
 
 from prefect import flow
 
+from blocks.errors import Refused
+from blocks.mirrors import mirror_prefix
 from blocks.ports import Hub, Model
 from blocks.service import Service
 from flows.place import plan_fleet, start_replicas
@@ -15,7 +17,7 @@ from flows.policy.ledger import Release, open_release, release_id
 from flows.policy.placement import Placement
 from flows.tasks.gateway import list_servers, read_split
 from flows.tasks.ledger import amend, read_record
-from flows.tasks.mirror import check_writable, choose_files, look_up
+from flows.tasks.mirror import check_writable, choose_files, look_up, read_manifest
 from flows.tasks.runs import ended_run_of, own_run_id
 from flows.tasks.service import open_service
 from flows.undo import users_keep_what_they_had
@@ -28,7 +30,7 @@ def provision_fleet(plan: ProvisionPlan) -> Release | Placement:
     if plan.plan_only:
         model = look_up(service.hub, plan.repo, plan.revision)
         return plan_fleet(service, model, plan.engine, plan.placement, is_only_a_plan=True)
-    release = open_in_ledger(service, plan)
+    release = open_in_ledger(service, plan, needs_mirror=True)
     if release.state == "live":
         return release
     with users_keep_what_they_had(service):
@@ -43,8 +45,11 @@ def _as_mirrored(hub: Hub, model: Model, plan: FleetPlan) -> Model:
     return replace(model, files=choose_files(hub, model, **plan.wanted).files)
 
 
-def open_in_ledger(service: Service, plan: FleetPlan) -> Release:
-    """The release that the plan describes: begun now, taken over from a run that died, or live already."""
+def open_in_ledger(service: Service, plan: FleetPlan, *, needs_mirror: bool = False) -> Release:
+    """The release that the plan describes: begun now, taken over from a run that died, or live already.
+
+    Refused, with nothing begun, where what the plan asks for cannot be; where it `needs_mirror`, also without one.
+    """
     check_writable(service.store)
     model = look_up(service.hub, plan.repo, plan.revision)
     # A gateway that is down would only be missed once the replicas run.
@@ -52,9 +57,16 @@ def open_in_ledger(service: Service, plan: FleetPlan) -> Release:
     record = read_record(service.store, service.name)
     check_nobody_else_serves(record, service.name, list_servers(service.gateway, service.name))
     wanted = release_id(service.name, plan.repo, model.commit, plan.engine)
-    if wanted not in {release.id for release in (record.live, record.under_way) if release is not None}:
-        # What no cell can hold, or the caps do not allow, would only be found out once the model is mirrored.
-        plan_fleet(service, _as_mirrored(service.hub, model, plan), plan.engine, plan.placement, is_only_a_plan=False)
+    is_live = record.live is not None and record.live.id == wanted
+    is_on_its_way = record.under_way is not None and record.under_way.id == wanted and record.under_way.stages
+    if not is_live and not is_on_its_way:
+        # What no cell can hold, or the caps do not allow, would only be found out once the model is mirrored; and of a
+        # release that stands ready already, it would be found out by the guard, which ends it.
+        as_mirrored = _as_mirrored(service.hub, model, plan)
+        plan_fleet(service, as_mirrored, plan.engine, plan.placement, release=wanted, is_only_a_plan=False)
+    prefix = mirror_prefix(model.repo, model.commit)
+    if needs_mirror and read_manifest(service.store, prefix) is None:
+        raise Refused(f"{prefix} is no complete mirror; run mirror-model for {model.repo} first")
     ended = ended_run_of(record.under_way)
     step = partial(
         open_release,

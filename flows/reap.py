@@ -4,16 +4,18 @@ import time
 from dataclasses import dataclass
 
 from prefect import flow, get_run_logger
-from prefect.artifacts import create_markdown_artifact
 
 from blocks.ports import Replica, Unfinished
 from blocks.service import Service
 from flows.boards import decision_table, uploads_table
-from flows.drain import stop_replicas
+from flows.drain import healthy_replicas, stop_replicas
 from flows.plans import ReapPlan
 from flows.policy.collect import which_are_orphans
 from flows.policy.reap import what_to_reap
+from flows.policy.scale import spare_what_alone_answers
+from flows.tasks.artifacts import show
 from flows.tasks.fleet import list_replicas
+from flows.tasks.gateway import list_servers
 from flows.tasks.ledger import read_record
 from flows.tasks.mirror import abort_upload, list_uploads
 from flows.tasks.service import open_service
@@ -37,23 +39,26 @@ def reap_orphans(plan: ReapPlan) -> Orphans:
 
 def _reap_replicas(service: Service, plan: ReapPlan) -> tuple[Replica, ...]:
     """Those of which the ledger knows nothing good."""
+    record = read_record(service.store, service.name)
     decisions = what_to_reap(
-        list_replicas(service.fleet, service.name),
-        read_record(service.store, service.name),
-        now=time.time(),
-        grace_seconds=plan.grace_seconds,
+        list_replicas(service.fleet, service.name), record, now=time.time(), grace_seconds=plan.grace_seconds
     )
+    if record.has_users:
+        servers = list_servers(service.gateway, service.name)
+        decisions = spare_what_alone_answers(decisions, servers, healthy_replicas(service))
     orphans = tuple(decision.replica for decision in decisions if decision.stop)
-    create_markdown_artifact(
+    show(
+        f"orphans-{service.name}",
+        f"{len(orphans)} of {len(decisions)} replicas belong to nobody",
         decision_table(decisions, dry_run=plan.dry_run),
-        key=f"orphans-{service.name}",
-        description=f"{len(orphans)} of {len(decisions)} replicas belong to nobody",
     )
     if plan.dry_run:
         return orphans
     for orphan in orphans:
         get_run_logger().warning("%s in %s belongs to nobody and is stopped.", orphan.name, orphan.cell)
-    stop_replicas(service, orphans, drain_timeout_seconds=DRAIN_SECONDS, even_if_busy=True)
+    stop_replicas(
+        service, orphans, drain_timeout_seconds=DRAIN_SECONDS, even_if_busy=True, even_if_last=not record.has_users
+    )
     return orphans
 
 
@@ -62,12 +67,12 @@ def _reap_uploads(service: Service, plan: ReapPlan) -> tuple[Unfinished, ...]:
     now = time.time()
     found = [(store, upload) for store in service.stores for upload in list_uploads(store)]
     orphans = which_are_orphans((upload for _, upload in found), now, plan.orphaned_after_hours * 3600)
-    create_markdown_artifact(
+    show(
+        f"orphaned-uploads-{service.name}",
+        f"{len(orphans)} of {len(found)} uploads belong to nobody",
         uploads_table(
             [(store.url_of(upload.key), upload) for store, upload in found], orphans, now=now, dry_run=plan.dry_run
         ),
-        key=f"orphaned-uploads-{service.name}",
-        description=f"{len(orphans)} of {len(found)} uploads belong to nobody",
     )
     if not plan.dry_run:
         for store, upload in found:

@@ -3,7 +3,7 @@
 from functools import partial
 
 from prefect import flow, get_run_logger
-from prefect.artifacts import create_link_artifact, create_markdown_artifact
+from prefect.artifacts import create_link_artifact
 
 from blocks.service import Service
 from flows.boards import release_report
@@ -11,10 +11,10 @@ from flows.drain import stop_release
 from flows.mirror import mirror_model
 from flows.place import start_replicas
 from flows.plans import MirrorPlan, PromotePlan, ProvisionPlan, ReleasePlan
-from flows.policy.ledger import Release, begin_stopping, held_by, retire
+from flows.policy.ledger import Release, ask_for, begin_stopping, held_by, retire
 from flows.promote import limits_of, promote_canary
 from flows.provision import open_in_ledger, provision_fleet
-from flows.tasks.artifacts import only_for_show
+from flows.tasks.artifacts import only_for_show, show
 from flows.tasks.ledger import amend, read_record
 from flows.tasks.runs import own_run_id
 from flows.tasks.service import open_service
@@ -36,6 +36,7 @@ def release_model(plan: ReleasePlan) -> Release:
         if release.state == "live":
             # It stands already; its replicas may not, after a restart of their machine, nor may its traffic, where the
             # run that made it live was killed or lost the ledger's answer.
+            amend(service.store, service.name, partial(ask_for, replicas=None))
             start_replicas(service, release, plan.ready_timeout_seconds)
             if (record := read_record(service.store, service.name)).under_way is None:
                 traffic_to_live(service, record)
@@ -73,12 +74,10 @@ def retire_the_old(service: Service, keep_warm_seconds: float) -> None:
 def report(service: Service, release: str) -> Release:
     """Show how the release stands, and where users reach it."""
     standing = read_record(service.store, service.name).release(release)
-    create_markdown_artifact(
-        release_report(standing, service.endpoint),
-        key=f"release-report-{service.name}",
-        description=f"Release {release} is {standing.state}",
-    )
-    create_link_artifact(
-        service.endpoint, key=f"endpoint-{service.name}", description=f"Where users call {service.name}"
-    )
+    text = release_report(standing, service.endpoint)
+    show(f"release-report-{service.name}", f"Release {release} is {standing.state}", text)
+    with only_for_show():
+        create_link_artifact(
+            service.endpoint, key=f"endpoint-{service.name}", description=f"Where users call {service.name}"
+        )
     return standing

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import datetime
+from functools import partial
 
 from prefect import flow, get_run_logger
 from prefect.deployments import run_deployment
@@ -10,10 +11,11 @@ from prefect.runtime import deployment
 from blocks.errors import Refused
 from flows.place import start_replicas
 from flows.plans import ScaleUpPlan
+from flows.policy.ledger import ask_for
 from flows.policy.scale import next_time, when_to_start
 from flows.tasks.fleet import Started
-from flows.tasks.ledger import read_record
-from flows.tasks.runs import own_run_id
+from flows.tasks.ledger import amend, read_record
+from flows.tasks.runs import own_run_id, see_that_it_is_not_late
 from flows.tasks.service import open_service
 
 
@@ -21,6 +23,7 @@ from flows.tasks.service import open_service
 def scale_up(plan: ScaleUpPlan) -> Sequence[Started]:
     """Start the live release's missing replicas; with `ready_by`, as late as earlier starts say is early enough."""
     service = open_service(plan.service)
+    see_that_it_is_not_late("scale-up", plan.late_hours)
     record = read_record(service.store, service.name)
     if record.live is None:
         raise Refused(f"service {service.name!r} has no live release to scale up; release a model first")
@@ -29,6 +32,8 @@ def scale_up(plan: ScaleUpPlan) -> Sequence[Started]:
         start_at = when_to_start(next_time(plan.ready_by, now), record.start_seconds)
         if start_at > now:
             return _run_again_at(start_at, plan)
+    # First: what cannot be had now, reconcile goes on trying to bring back.
+    amend(service.store, service.name, partial(ask_for, replicas=None))
     return start_replicas(service, record.live, plan.ready_timeout_seconds)
 
 

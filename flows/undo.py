@@ -1,24 +1,30 @@
 """Whatever fails, users keep what they had, and what was started for the candidate is stopped."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
 from prefect import get_run_logger
 
-from blocks.errors import SkyferryError, Unavailable
+from blocks.errors import SkyferryError
+from blocks.ports import Replica
 from blocks.service import Service
-from flows.drain import put_in_slot, stop_release
-from flows.policy.ledger import Release, ServiceRecord, back_out, what_to_back_out
-from flows.policy.way_back import alone_answers
-from flows.tasks.engine import who_is_healthy
+from flows.drain import LastToAnswer, put_in_slot, stop_replicas
+from flows.policy.ledger import Release, ServiceRecord, back_out, replica_orders, what_to_back_out
 from flows.tasks.fleet import list_replicas
-from flows.tasks.gateway import give_share, list_servers
+from flows.tasks.gateway import give_share
 from flows.tasks.ledger import amend, read_record
 from flows.tasks.runs import own_run_id
 
 LAST_RESORT_SECONDS = 15.0
-"""How long the busy replicas of a candidate may still take to finish: Prefect kills a cancelled run after 30 s."""
+"""How long the busy replicas of a candidate may still take to finish."""
+KILLED_AFTER_SECONDS = 30.0
+"""From SIGTERM to SIGKILL: so long Prefect leaves a run that was cancelled, and so long its guard has for all it does.
+"""
+STOPPING_SECONDS = 8.0
+"""Of those, what is kept for the fleet to hear of every replica that is to stop, and for the run to say how it ended.
+"""
 
 
 class RolledBack(SkyferryError):
@@ -32,6 +38,8 @@ def users_keep_what_they_had(service: Service) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
+        ended_from_outside = not isinstance(error, Exception)
+        deadline = time.monotonic() + KILLED_AFTER_SECONDS if ended_from_outside else None
         get_run_logger().warning("Users keep what they had: %s", error)
         try:
             record = read_record(service.store, service.name)
@@ -44,36 +52,51 @@ def users_keep_what_they_had(service: Service) -> Iterator[None]:
             # Somebody else has ended the release, maybe just before this run moved traffic once more.
             traffic_to_live(service, record)
         elif record.under_way.run_id == own_run_id():
-            ended_from_outside = not isinstance(error, Exception)
-            roll_back_to_stable(service, "its run was ended from outside" if ended_from_outside else str(error))
+            reason = "its run was ended from outside" if ended_from_outside else str(error)
+            roll_back_to_stable(service, reason, deadline=deadline)
         raise
 
 
-def roll_back_to_stable(service: Service, reason: str) -> ServiceRecord:
+def roll_back_to_stable(service: Service, reason: str, *, deadline: float | None = None) -> ServiceRecord:
     """Give all traffic to the release that stays, record the decision, then stop the other's replicas.
 
-    Unavailable where only those answer users: the gateway sends to them what the release that stays cannot take.
+    What still starts is stopped by its name: from the ledger's word on, each start that is done stops its own replica.
+    `deadline`, on the monotonic clock, is when this process will be killed. LastToAnswer where only those that would
+    be stopped answer users: the gateway sends to them what the release that stays cannot take.
     """
     before = read_record(service.store, service.name)
     bad = what_to_back_out(before)
-    if bad.state == "under way":
-        traffic_to_live(service, before)
+    if bad.state == "under way" and before.live is not None:
+        # No more than one word to the gateway comes before the ledger's: asking a cloud for its machines takes time.
+        give_share(service.gateway, service.name, before.live.slot, 100)
     # Where the live release goes, the ledger comes first: from then on nobody stops the warm one any more.
     record = amend(service.store, service.name, partial(back_out, release=bad.id, reason=reason))
     traffic_to_live(service, record)
-    if record.live is not None and _alone_answers(service, bad, record.live):
-        raise Unavailable(
-            f"{reason}; no replica of {record.live.id} is up, so those of {bad.id} go on answering in its place: run "
-            f"scale-up, which starts {record.live.id}'s, and then scale-down, which stops these"
+    left = None if deadline is None else max(0.0, deadline - time.monotonic() - STOPPING_SECONDS)
+    try:
+        stop_replicas(
+            service,
+            _launched_or_to_be(service, bad),
+            even_if_busy=True,
+            even_if_last=not record.has_users,
+            drain_timeout_seconds=LAST_RESORT_SECONDS if left is None else min(LAST_RESORT_SECONDS, left),
+            within_seconds=None if left is None else left + STOPPING_SECONDS / 2,
         )
-    stop_release(service, bad.id, even_if_busy=True, drain_timeout_seconds=LAST_RESORT_SECONDS)
+    except LastToAnswer as last:
+        stays = record.live.id if record.live else service.name
+        raise LastToAnswer(
+            f"{reason}; no replica of {stays} is up, so those of {bad.id} go on answering in its place: run "
+            f"scale-up, which starts {stays}'s, and then scale-down, which stops these"
+        ) from last
     return record
 
 
-def _alone_answers(service: Service, goes: Release, stays: Release) -> bool:
-    placed = [replica for replica in list_replicas(service.fleet, service.name) if replica.address]
-    healthy = who_is_healthy(service.engine, placed)
-    return alone_answers(list_servers(service.gateway, service.name), healthy, goes.slot, stays.slot)
+def _launched_or_to_be(service: Service, release: Release) -> list[Replica]:
+    """Its replicas as the fleet lists them, and those that may be on their way without being listed yet."""
+    listed = [r for r in list_replicas(service.fleet, service.name) if r.release == release.id]
+    names = {replica.name for replica in listed}
+    orders = [order for order in replica_orders(release, service.replicas) if order.name not in names]
+    return [*listed, *(Replica(order.name, order.service, order.release, cell="", address="") for order in orders)]
 
 
 def traffic_to_live(service: Service, record: ServiceRecord) -> None:

@@ -145,9 +145,22 @@ class Stack:
                 Daemon("worker", home.run),
                 [
                     *(*prefect, "worker", "start"),
-                    *("--pool", "local", "--type", "process", "--name", "local", "--limit", "4"),
+                    *("--pool", "local", "--work-queue", "default", "--type", "process"),
+                    *("--name", "local", "--limit", "4"),
                 ],
                 "work pool local",
+                port=None,
+                answers=lambda: True,
+                env=self.client_env,
+            ),
+            Part(
+                "urgent worker",
+                Daemon("urgent-worker", home.run),
+                [
+                    *(*prefect, "worker", "start"),
+                    *("--pool", "local", "--work-queue", "urgent", "--type", "process", "--name", "urgent"),
+                ],
+                "work pool local, queue urgent",
                 port=None,
                 answers=lambda: True,
                 env=self.client_env,
@@ -167,7 +180,8 @@ class Stack:
         """Start what is not running yet, and put blocks and deployments in place."""
         # Taken out of this environment: of all the processes to come, only the gateway needs it.
         key = os.environ.pop(FALLBACK_KEY, "")
-        *servers, worker = self.parts
+        servers = [part for part in self.parts if part.port is not None]
+        workers = [part for part in self.parts if part.port is None]
         _refuse_taken_ports(servers)
         self._prepare(key)
         for part in servers:
@@ -181,8 +195,9 @@ class Stack:
         self.settings.seaweed(self.home).wait_until_ready()
         say("registering blocks and deployments")
         self._register()
-        worker.daemon.start(worker.command, env=worker.env)
-        wait_until_healthy(worker)
+        for worker in workers:
+            worker.daemon.start(worker.command, env=worker.env)
+            wait_until_healthy(worker)
 
     def down(self, say: Say) -> None:
         """End every process that carries this stack's mark: flow runs first, then the worker, and the server last."""

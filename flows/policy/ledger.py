@@ -69,12 +69,31 @@ class Release(Frozen):
         return mirror_prefix(self.repo, self.commit)
 
 
+class Shortage(Frozen):
+    """Fewer replicas than were asked for, and what has been tried."""
+
+    since: datetime
+    tries: int
+    last_try_at: datetime
+    reason: str
+    """Why the last try did not end it."""
+
+
 class ServiceRecord(Frozen):
     """All that is known of a service's releases, oldest first."""
 
     releases: tuple[Release, ...] = ()
     start_seconds: tuple[float, ...] = ()
     """How long the last replicas took from launch to ready."""
+    wanted: int | None = None
+    """How many replicas of the live release were asked for last; None is the service's number by day."""
+    shortage: Shortage | None = None
+    """None while as many run as were asked for."""
+
+    @property
+    def has_users(self) -> bool:
+        """Whether anybody counts on an answer: a release is live, and nobody has asked for no replica of it."""
+        return self.live is not None and self.wanted != 0
 
     def in_state(self, state: State) -> Release | None:
         return next((release for release in reversed(self.releases) if release.state == state), None)
@@ -217,14 +236,35 @@ def note_start(record: ServiceRecord, seconds: float) -> ServiceRecord:
     return record.model_copy(update={"start_seconds": (*record.start_seconds, seconds)[-KEPT_STARTS:]})
 
 
+def ask_for(record: ServiceRecord, replicas: int | None) -> ServiceRecord:
+    """So many of the live release are to run from now on, whatever was asked for before; None: as many as by day."""
+    return record.model_copy(update={"wanted": replicas, "shortage": None})
+
+
+def note_shortage(record: ServiceRecord, reason: str, now: datetime) -> ServiceRecord:
+    """Another try to bring back what was asked for was in vain."""
+    before = record.shortage
+    shortage = Shortage(
+        since=before.since if before else now,
+        tries=before.tries + 1 if before else 1,
+        last_try_at=now,
+        reason=reason,
+    )
+    return record.model_copy(update={"shortage": shortage})
+
+
+def end_shortage(record: ServiceRecord) -> ServiceRecord:
+    return record.model_copy(update={"shortage": None})
+
+
 def go_live(record: ServiceRecord, run_id: str) -> ServiceRecord:
-    """The candidate has all traffic: it is live, and the one before it retires."""
+    """The candidate has all traffic: it is live, with as many replicas as by day, and the one before it retires."""
     if record.under_way is None and record.live is not None and record.live.run_id == run_id:
         return record
     release = held_by(record, run_id)
     if record.live is not None:
         record = record.with_release(record.live.model_copy(update={"state": "retiring"}))
-    return record.with_release(release.model_copy(update={"state": "live"}))
+    return ask_for(record.with_release(release.model_copy(update={"state": "live"})), None)
 
 
 def begin_stopping(record: ServiceRecord, release: str) -> ServiceRecord:

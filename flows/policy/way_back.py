@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
-from blocks.ports import Load, Server, Slot
+from blocks.ports import Load, Server
 from flows.policy.gates import Ruling
 
 
@@ -29,16 +29,17 @@ def what_bars_the_way_back(
     return "; ".join(bars)
 
 
-def alone_answers(servers: Sequence[Server], healthy: Collection[str], goes: Slot, stays: Slot) -> bool:
-    """Whether users are answered by the slot that is to go, and by nobody in the one that is to stay.
+def alone_answering(servers: Sequence[Server], healthy: Collection[str], going: Collection[str]) -> frozenset[str]:
+    """Of the addresses that are to go, those that answer users while nobody who stays does; none where somebody does.
 
     `healthy` are the addresses whose engines say so themselves: the gateway notices a death, and a start, a second
     late. What is to stay has to be up for both; of what is to go either is enough, for it can still be stopped later.
+    In which slot a server stands is no matter: a slot without any is answered for by the other one.
     """
-    staying = {server.address for server in servers if server.slot == stays and server.state == "up"}
-    going = {server.address: server.state for server in servers if server.slot == goes and server.state != "draining"}
-    answering = {address for address, state in going.items() if state == "up" or address in healthy}
-    return bool(answering) and staying.isdisjoint(healthy)
+    staying = {server.address for server in servers if server.address not in going and server.state == "up"}
+    leaving = {s.address: s.state for s in servers if s.address in going and s.state != "draining"}
+    answering = {address for address, state in leaving.items() if state == "up" or address in healthy}
+    return frozenset(answering) if staying.isdisjoint(healthy) else frozenset()
 
 
 def held_without_way_back(ruling: Ruling, bars: str, elapsed_seconds: float, deadline_seconds: float) -> Ruling:

@@ -28,8 +28,8 @@ class Board:
     """One markdown artifact of this flow run, written over from time to time as things change."""
 
     def __init__(self, key: str, description: str) -> None:
-        # In a sync caller these functions return the id itself, and no coroutine, whatever their types say.
-        self._id = cast("UUID", create_markdown_artifact("", key=key, description=description))
+        self._key, self._description = key, description
+        self._id: UUID | None = None
         self._shown_at = 0.0
 
     def show(self, markdown: str, *, at_once: bool = False) -> None:
@@ -37,8 +37,20 @@ class Board:
         if not at_once and time.monotonic() - self._shown_at < REFRESH_SECONDS:
             return
         self._shown_at = time.monotonic()
-        with only_for_show(), get_client(sync_client=True) as client:
-            client.update_artifact(self._id, ArtifactUpdate(data=markdown))
+        with only_for_show():
+            if self._id is None:
+                # In a sync caller these functions return the id itself, and no coroutine, whatever their types say.
+                made = create_markdown_artifact(markdown, key=self._key, description=self._description)
+                self._id = cast("UUID", made)
+                return
+            with get_client(sync_client=True) as client:
+                client.update_artifact(self._id, ArtifactUpdate(data=markdown))
+
+
+def show(key: str, description: str, markdown: str) -> None:
+    """One markdown artifact of this flow run that does not change any more."""
+    with only_for_show():
+        create_markdown_artifact(markdown, key=key, description=description)
 
 
 @contextmanager
@@ -66,10 +78,12 @@ class TransferProgress:
     def __enter__(self) -> Self:
         self._begun = self._shown = self._logged = time.monotonic()
         self._logger = get_run_logger()
-        self._ids = [
-            cast("UUID", create_progress_artifact(0.0, key=self._key(target), description=self._words(target)))
-            for target in self._targets
-        ]
+        self._ids: list[UUID] = []
+        with only_for_show():
+            self._ids = [
+                cast("UUID", create_progress_artifact(0.0, key=self._key(target), description=self._words(target)))
+                for target in self._targets
+            ]
         return self
 
     def __exit__(
@@ -91,7 +105,7 @@ class TransferProgress:
                 self._logger.info("%s", self._words(target))
 
     def _show(self) -> None:
-        for target, artifact in zip(self._targets, self._ids, strict=True):
+        for target, artifact in zip(self._targets, self._ids, strict=False):  # none where they could not be made
             size_bytes = self._size_bytes(target)
             # A file that is sent again counts again: the bar may then be ahead, and it ends at 100.
             done = 100.0 if not size_bytes else min(100.0, 100 * target.done_bytes / size_bytes)

@@ -6,6 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Self
 
+from blocks.errors import Unavailable
 from blocks.ports import Engine, Load, Prompt, Replica
 from flows.policy.probes import Pair
 from flows.tasks import act
@@ -26,6 +27,21 @@ def who_is_healthy(engine: Engine, replicas: Sequence[Replica]) -> frozenset[str
     with ThreadPoolExecutor(READERS) as askers:
         answers = askers.map(engine.is_healthy, replicas)
         return frozenset(replica.address for replica, says_so in zip(replicas, answers, strict=True) if says_so)
+
+
+def who_is_silent(engine: Engine, replicas: Sequence[Replica]) -> tuple[Replica, ...]:
+    """Those that give no completion, whatever they say of their health; side by side, for the same reason."""
+
+    def is_silent(replica: Replica) -> bool:
+        try:
+            engine.complete(replica)
+        except Unavailable:
+            return True
+        return False
+
+    with ThreadPoolExecutor(READERS) as askers:
+        answers = askers.map(is_silent, replicas)
+        return tuple(replica for replica, silent in zip(replicas, answers, strict=True) if silent)
 
 
 class LoadReader:

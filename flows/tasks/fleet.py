@@ -1,7 +1,8 @@
 """Start and stop replicas."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import count
 
 from blocks.errors import CellSaidNo, EngineEnded, NotReady, Refused, SkyferryError, Unavailable
 from blocks.ports import Engine, Fleet, Offer, Pool, Records, Replica, ReplicaOrder
@@ -10,6 +11,8 @@ from flows.tasks.ledger import record_of
 from flows.tasks.waiting import pause
 
 POLL_SECONDS = 0.5
+LOOKS_A_QUESTION = 10
+"""Each so many looks at a replica that starts, the ledger is asked whether it is still wanted."""
 
 
 @dataclass(frozen=True)
@@ -31,26 +34,39 @@ def start_replica(
     which nothing answers in time, EngineEnded where the engine ended by itself; Refused, with nothing left behind,
     where the release was given up before or meanwhile.
     """
-    begun = time.monotonic()
-    _check_standing(records, order)
+    _check_asked_for(fleet, records, order)
     was_running = _standing(fleet, order) is not None
+    try:
+        started = _launch_and_wait(fleet, engine, records, order, offer, timeout_seconds)
+    except Refused:
+        # Whoever gave it up has stopped what stood by then, and may have spared it for those whom it answers.
+        if not was_running:
+            fleet.stop(order.name)
+        raise
+    return replace(started, was_running=was_running)
+
+
+def _launch_and_wait(
+    fleet: Fleet, engine: Engine, records: Records, order: ReplicaOrder, offer: Offer, timeout_seconds: float
+) -> Started:
+    begun = time.monotonic()
     replica = fleet.launch(order, offer)
-    while not (replica.address and engine.is_healthy(replica)):
+    for look in count():
+        if look % LOOKS_A_QUESTION == 0:
+            _check_asked_for(fleet, records, order)
+        if replica.address and engine.is_healthy(replica):
+            break
         standing = _standing(fleet, order)
         if standing is None:
-            _check_standing(records, order)
+            _check_asked_for(fleet, records, order)
             raise _why_gone(fleet, order, offer)
         if time.monotonic() - begun > timeout_seconds:
             raise _why_late(fleet, order, offer, standing, timeout_seconds)
         replica = standing  # some clouds give the address later
         pause(POLL_SECONDS)
     engine.complete(replica)
-    try:
-        _check_standing(records, order)
-    except Refused:
-        fleet.stop(order.name)
-        raise
-    return Started(replica, time.monotonic() - begun, was_running)
+    _check_asked_for(fleet, records, order)
+    return Started(replica, time.monotonic() - begun, was_running=False)
 
 
 def _why_gone(fleet: Fleet, order: ReplicaOrder, offer: Offer) -> SkyferryError:
@@ -85,11 +101,22 @@ def _standing(fleet: Fleet, order: ReplicaOrder) -> Replica | None:
     return next((replica for replica in fleet.replicas(order.service) if replica.name == order.name), None)
 
 
-def _check_standing(records: Records, order: ReplicaOrder) -> None:
-    """A start may take long, and whoever gives the release up stops only the replicas that there are by then."""
-    state = record_of(records, order.service).release(order.release).state
+def _check_asked_for(fleet: Fleet, records: Records, order: ReplicaOrder) -> None:
+    """A start may take long, and whoever gives the release up stops only the replicas that there are by then.
+
+    Whoever asks for fewer replicas of a live one, as the night does, likewise.
+    """
+    record = record_of(records, order.service)
+    state = record.release(order.release).state
     if state not in {"under way", "live"}:
         raise Refused(f"release {order.release} is {state}, so {order.name} is not started")
+    if state == "live" and record.wanted is not None:
+        others = [r for r in fleet.replicas(order.service) if r.release == order.release and r.name != order.name]
+        if len(others) >= record.wanted:
+            raise Refused(
+                f"{record.wanted} replicas of {order.release} are asked for by now, and {len(others)} run, so "
+                f"{order.name} is not started; run scale-up for as many as by day"
+            )
 
 
 @act(task_run_name="list-replicas-of-{service}")
@@ -99,7 +126,12 @@ def list_replicas(fleet: Fleet, service: str) -> tuple[Replica, ...]:
 
 @act(task_run_name="wait-until-idle-{replica.name}")
 def wait_until_idle(pool: Pool, engine: Engine, replica: Replica, timeout_seconds: float) -> bool:
-    """True once both the gateway and the engine say that nothing is in flight; unknown counts as busy."""
+    """True once both the gateway and the engine say that nothing is in flight; unknown counts as busy.
+
+    Nobody sends a request to a replica that has no address yet.
+    """
+    if not replica.address:
+        return True
     deadline = time.monotonic() + timeout_seconds
     while not (_gateway_is_idle(pool, replica) and _engine_is_idle(engine, replica)):
         if time.monotonic() > deadline:

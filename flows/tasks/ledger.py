@@ -6,10 +6,10 @@ from typing import TypeVar
 
 import stamina
 from prefect.runtime import task_run
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
-from blocks.errors import Conflict
-from blocks.ports import Records
+from blocks.errors import Conflict, Unavailable
+from blocks.ports import Found, Records
 from flows.policy.ledger import ServiceRecord, ledger_key
 from flows.tasks import act
 
@@ -18,8 +18,22 @@ D = TypeVar("D", bound=BaseModel)
 
 def document_of(records: Records, key: str, kind: type[D]) -> D:
     """What stands under that key now, or an empty one."""
-    found = records.get(key)
-    return kind() if found is None else kind.model_validate_json(found.body)
+    return _parsed(records.get(key), key, kind)
+
+
+def _parsed(found: Found | None, key: str, kind: type[D]) -> D:
+    """Unavailable where it is no such document: to whoever needs it, that is as good as a store that is away."""
+    if found is None:
+        return kind()
+    try:
+        return kind.model_validate_json(found.body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"])) or "its text"
+        raise Unavailable(
+            f"{key} in the service's store is no {kind.__name__} ({where}: {first['msg']}, {error.error_count()} "
+            f"mistakes in all); put an earlier version of this object back, or mend it"
+        ) from error
 
 
 def step_on(records: Records, key: str, kind: type[D], step: Callable[[D], D]) -> D:
@@ -27,7 +41,7 @@ def step_on(records: Records, key: str, kind: type[D], step: Callable[[D], D]) -
     for attempt in stamina.retry_context(on=Conflict, attempts=8, wait_initial=0.05, wait_max=1):
         with attempt:
             found = records.get(key)
-            before = kind() if found is None else kind.model_validate_json(found.body)
+            before = _parsed(found, key, kind)
             after = step(before)
             if after != before:
                 records.put(key, after.model_dump_json(indent=1).encode(), replacing=found.etag if found else None)

@@ -4,7 +4,7 @@ What changes while replicas start is no `dict`: Prefect walks through those of a
 """
 
 from collections import Counter, UserDict, deque
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Self
@@ -44,6 +44,8 @@ class FakeFleet:
     has_keys: bool = False
     installation: str = ""
     inherited: frozenset[str] = frozenset()
+    on_launch: Callable[[ReplicaOrder], None] = lambda _: None
+    """What happens while a launch goes on."""
     _ended: UserDict[tuple[str, str], Replica] = field(default_factory=UserDict)
     _logs: UserDict[str, str] = field(default_factory=UserDict)
     _ports: Iterator[int] = field(default_factory=lambda: count(9000))
@@ -53,6 +55,7 @@ class FakeFleet:
 
     def launch(self, order: ReplicaOrder, offer: Offer) -> Replica:
         self.orders.append(order)
+        self.on_launch(order)
         if self.launch_failures:
             raise self.launch_failures.popleft()
         key = self._key_of(order.name)
@@ -126,6 +129,8 @@ class FakeEngine:
     """By address, in place of an answer that is right."""
     generated: Counter[str] = field(default_factory=Counter)
     """Tokens, by address."""
+    hung: set[str] = field(default_factory=set)
+    """Addresses that say they are well and complete nothing."""
     failing_completions: int = 0
     """So many of the next completions raise Unavailable."""
 
@@ -144,6 +149,8 @@ class FakeEngine:
             raise Unavailable(f"{replica.name} was told to fail")
         if not self.is_healthy(replica):
             raise Unavailable(f"nothing answers at {replica.address}")
+        if replica.address in self.hung:
+            raise Unavailable(f"{replica.name} hangs")
         self.generated[replica.address] += 1
         return "hello"
 

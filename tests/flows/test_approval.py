@@ -4,18 +4,22 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import copy_context
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import UUID
 
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateName
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from pydantic import ValidationError
 
 from blocks.errors import SkyferryError
 from blocks.ports import Split
 from flows.plans import PromotePlan
 from flows.promote import promote_canary
+from tests.faults import faulty_proxy
 from tests.flows.conftest import World
 from tests.flows.test_steps import provision
 
@@ -23,19 +27,20 @@ PATIENCE_SECONDS = 60
 
 
 @contextmanager
-def answering(answer: dict[str, str]) -> Iterator[Future[UUID]]:
+def answering(answer: dict[str, str], after_seconds: float = 0) -> Iterator[Future[UUID]]:
     """Somebody who waits until a run pauses and then sends that answer, as the UI does."""
     with ThreadPoolExecutor(1) as person:
-        yield person.submit(_answer, answer)
+        yield person.submit(copy_context().run, _answer, answer, after_seconds)
 
 
-def _answer(answer: dict[str, str]) -> UUID:
+def _answer(answer: dict[str, str], after_seconds: float) -> UUID:
     paused = FlowRunFilter(state=FlowRunFilterState(name=FlowRunFilterStateName(any_=["Paused"])))
     deadline = time.monotonic() + PATIENCE_SECONDS
     with get_client(sync_client=True) as client:
         while not (runs := client.read_flow_runs(flow_run_filter=paused)):
             assert time.monotonic() < deadline, "no run has paused"
             time.sleep(0.2)
+        time.sleep(after_seconds)
         client.resume_flow_run(runs[0].id, run_input=answer)
         return runs[0].id
 
@@ -70,6 +75,52 @@ def test_nobody_who_answers_is_no_consent(live: World) -> None:
         promote_canary(plan(approval_timeout_seconds=1))
     assert live.gateway.split("chat") == Split(0)
     assert live.record.under_way is None
+
+
+@contextmanager
+def server_away_after(looks: int, times: int) -> Iterator[list[str]]:
+    """Prefect's server answers so many looks at a run that waits for a person, and then breaks off the next ones."""
+    url = urlsplit(PREFECT_API_URL.value() or "")
+    lost: list[str] = []
+    asked = False
+    seen = 0
+
+    def break_off(method: str, path: str) -> None:
+        nonlocal asked, seen
+        asked = asked or path.endswith("/input")
+        if asked and method == "GET" and "/flow_runs/" in path:
+            seen += 1
+            if seen > looks and len(lost) < times:
+                lost.append(path)
+                raise ConnectionError
+
+    with (
+        faulty_proxy(url.netloc) as proxy,
+        temporary_settings({PREFECT_API_URL: f"http://{proxy.address}/api", PREFECT_CLIENT_MAX_RETRIES: 0}),
+    ):
+        proxy.on_request = break_off
+        yield lost
+
+
+@pytest.mark.parametrize("looks", [0, 1])
+def test_a_server_that_is_away_while_a_person_decides_is_waited_for(live: World, looks: int) -> None:
+    """It was a roll-back with «[Errno 111]» for a reason; now the answer counts that comes once it is back."""
+    provision("v2")
+    with answering({"decision": "promote"}, after_seconds=1), server_away_after(looks, times=3) as lost:
+        assert promote_canary(plan()).state == "live"
+    assert len(lost) == 3
+    assert live.gateway.splits[-2:] == [1000, 10_000]
+
+
+def test_a_server_that_stays_away_is_no_consent(live: World) -> None:
+    """After the stated time, and not before; the reason says both things."""
+    provision("v2")
+    with (
+        server_away_after(0, times=1_000_000),
+        pytest.raises(SkyferryError, match=r"nobody answered within 3 s; Prefect's server could not be asked"),
+    ):
+        promote_canary(plan(approval_timeout_seconds=3))
+    assert live.gateway.split("chat") == Split(0)
 
 
 def test_asking_before_a_stage_that_there_is_not_is_refused() -> None:

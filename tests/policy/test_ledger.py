@@ -9,6 +9,7 @@ from blocks.ports import EngineSettings
 from flows.policy.ledger import (
     ServiceRecord,
     Stage,
+    ask_for,
     back_out,
     begin_stopping,
     go_live,
@@ -206,3 +207,18 @@ def test_replicas_have_names_that_a_retry_finds() -> None:
     release = with_live().live
     assert release is not None
     assert [order.name for order in replica_orders(release, 2)] == [f"{release.id}-0", f"{release.id}-1"]
+
+
+def test_a_ledger_of_the_version_before_is_read() -> None:
+    """It says nothing of the number asked for, so that is the one by day."""
+    old = with_live().model_dump(exclude={"wanted", "shortage"}, mode="json")
+    read = ServiceRecord.model_validate(old)
+    assert (read.wanted, read.shortage, read.has_users) == (None, None, True)
+
+
+def test_users_count_on_a_live_release_unless_none_was_asked_for() -> None:
+    """Before the first release, and at zero by intent, there is nobody to protect; a new release has users again."""
+    assert not NOTHING.has_users
+    at_zero = ask_for(with_live(), 0)
+    assert not at_zero.has_users
+    assert go_live(opened(at_zero, "v2"), "run").has_users

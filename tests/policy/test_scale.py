@@ -8,7 +8,7 @@ import pytest
 
 from blocks.ports import EngineSettings, Replica, Server
 from flows.policy.ledger import Release, ServiceRecord, State
-from flows.policy.scale import next_time, what_to_stop, when_to_start
+from flows.policy.scale import next_time, spare_what_alone_answers, what_to_stop, when_to_start
 
 
 def release(name: str, state: State) -> Release:
@@ -50,8 +50,16 @@ def stopped(
     *keep: str,
     warm: Sequence[str] = (),
     to_zero: bool = False,
+    hung: Sequence[Replica] = (),
+    is_way_back: bool = False,
 ) -> list[str]:
-    decisions = what_to_stop(replicas, servers, RECORD, wanted, keep, warm, to_zero=to_zero)
+    """As scale-down has it: the engines of those that are up say that they are well, unless they are `hung`."""
+    healthy = {server.address for server in servers} - {replica.address for replica in hung}
+    decisions = what_to_stop(
+        replicas, servers, RECORD, wanted, keep, warm, healthy=healthy, to_zero=to_zero, is_way_back=is_way_back
+    )
+    if not to_zero:
+        decisions = spare_what_alone_answers(decisions, servers, healthy)
     assert [decision.replica for decision in decisions] == replicas
     assert all(decision.reason for decision in decisions)
     return [decision.replica.name for decision in decisions if decision.stop]
@@ -68,6 +76,17 @@ def test_the_night_keeps_the_wanted_number() -> None:
 def test_the_last_healthy_one_stays() -> None:
     """With one healthy replica of three, that one stays and the others go."""
     assert stopped(LIVE, up(LIVE[2]), 1) == ["live-0", "live-1"]
+
+
+def test_the_one_that_stays_is_well_by_its_own_word() -> None:
+    """The gateway sees a death a second late: of two that are up for it, the one whose engine answers stays."""
+    assert stopped(LIVE[:2], up(*LIVE[:2]), 1, hung=LIVE[:1]) == ["live-0"]
+
+
+def test_while_a_candidate_has_a_share_its_stable_is_whole() -> None:
+    """Its replicas are the candidate's way back, whatever the night wants; what an ended release left still goes."""
+    bad = replica("bad", 0)
+    assert stopped([*LIVE, bad], up(*LIVE, bad), 1, is_way_back=True) == ["bad-0"]
 
 
 def test_what_answers_for_a_dead_release_stays() -> None:
@@ -119,3 +138,9 @@ def test_the_start_is_timed_from_the_slowest_start_before() -> None:
     ready_by = datetime(2026, 1, 1, 7, tzinfo=UTC)
     assert when_to_start(ready_by, (60, 120)) == ready_by - timedelta(seconds=180)
     assert when_to_start(ready_by, ()) == ready_by - timedelta(minutes=15)
+
+
+def test_a_start_is_timed_by_what_passes_and_not_by_the_clock_on_the_wall() -> None:
+    """In the night in which the clock goes from two to three, an hour and a half before half past three is at one."""
+    ready_by = datetime(2026, 3, 29, 3, 30, tzinfo=ZoneInfo("Europe/Berlin"))
+    assert when_to_start(ready_by, (3600,)).astimezone(UTC) == datetime(2026, 3, 29, 0, 0, tzinfo=UTC)

@@ -6,7 +6,7 @@ import pytest
 
 from blocks.ports import Load, Server
 from flows.policy.gates import Ruling
-from flows.policy.way_back import alone_answers, held_without_way_back, what_bars_the_way_back
+from flows.policy.way_back import alone_answering, held_without_way_back, what_bars_the_way_back
 
 State = Literal["up", "down", "draining"]
 
@@ -81,7 +81,15 @@ def test_a_pass_waits_for_the_way_back_until_the_deadline() -> None:
     ],
 )
 def test_who_answers_alone(stays: State, goes: State, *, stays_well: bool, goes_well: bool, alone: bool) -> None:
-    """The slot that goes does where it has a replica that is up or well, and the one that stays none that is both."""
+    """What goes does where it has a replica that is up or well, and what stays none that is both."""
     servers = [Server("blue", "127.0.0.1:1", stays, 0), Server("green", "127.0.0.1:2", goes, 0)]
     healthy = {server.address for server, well in zip(servers, (stays_well, goes_well), strict=True) if well}
-    assert alone_answers(servers, healthy, goes="green", stays="blue") is alone
+    assert alone_answering(servers, healthy, {"127.0.0.1:2"}) == ({"127.0.0.1:2"} if alone else set())
+
+
+def test_a_slot_is_no_matter_to_who_answers() -> None:
+    """Of three in one slot, two go: they alone answer where the third one is down, and it need not be theirs."""
+    servers = [UP, Server("blue", "127.0.0.1:3", "up", 0), DOWN]
+    assert alone_answering(servers, {UP.address}, {UP.address, "127.0.0.1:3"}) == {UP.address, "127.0.0.1:3"}
+    assert alone_answering(servers, {UP.address, "127.0.0.1:3"}, {UP.address}) == frozenset()
+    assert alone_answering(servers, {UP.address, "127.0.0.1:3"}, {"127.0.0.1:9"}) == frozenset()

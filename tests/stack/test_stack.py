@@ -151,6 +151,40 @@ def test_a_shell_that_has_read_env_finds_prefect(stack: RunningStack) -> None:
     assert "local" in listed.stdout
 
 
+@pytest.mark.usefixtures("first_release")
+def test_a_roll_back_waits_behind_no_mirror(stack: RunningStack) -> None:
+    """More long mirrors than may run at once: what takes traffic back has a place of its own, and runs now."""
+    hub = next(part.daemon.find() for part in stack.stack.parts if part.title == "model hub")
+    assert hub is not None
+    hub.suspend()
+    try:
+        mirrors = [stack.start("mirror-model", repo=REPO, revision="r2") for _ in range(3)]
+        wait_until(
+            "two mirrors run", lambda: sum(stack.state(run).is_running() for run in mirrors) == 2, PATIENCE_SECONDS
+        )
+        refused = stack.end_of(stack.start("roll-back", reason="users complain"))
+        assert "there is nothing to roll back to" in (refused.message or "")
+        assert not any(stack.state(run).is_final() for run in mirrors)
+        assert sum(stack.state(run).is_running() for run in mirrors) == 2
+    finally:
+        hub.resume()
+    assert stack.end_of(mirrors[0]).is_completed()
+
+
+@pytest.mark.usefixtures("first_release")
+def test_a_replica_that_dies_comes_back_by_itself(stack: RunningStack) -> None:
+    """Nobody looks, and within a minute or two as many answer as were asked for."""
+    begun = stack.replica_processes
+    begun[0].kill()
+    wait_until(
+        "two replicas are up",
+        lambda: [state for _, _, state in stack.servers] == ["up", "up"] and len(stack.replica_processes) == 2,
+        2 * PATIENCE_SECONDS,
+    )
+    assert begun[1].is_running()
+    assert stack.complete().is_success
+
+
 def test_up_finds_the_stack_that_runs(stack: RunningStack) -> None:
     """The second `up` starts nothing and prints the same addresses."""
     before = stack.pids
