@@ -60,9 +60,7 @@ def _sound(path: str) -> str:
     return path
 
 
-class MirroredFile(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
+class MirroredFile(BaseModel, frozen=True):
     path: Annotated[str, AfterValidator(_sound)]
     size_bytes: int = Field(ge=0, le=LARGEST_FILE_BYTES)
     sha256: str = Field(pattern=SHA256)

@@ -8,9 +8,10 @@ from flows.policy.mirror import Selection, what_to_mirror
 from flows.policy.weights import code_named_in, may_name_code
 
 
-def selected(*paths: str, is_large: bool = True, **wanted: bool) -> Selection:
+def selected(*paths: str, is_large: bool = True, pickle_weights: bool = False, python_code: bool = False) -> Selection:
     files = (ModelFile(path, 1000, "5" * 64 if is_large else None, "6" * 40) for path in paths)
-    return what_to_mirror(Model("a/b", "c" * 40, tuple(files), None), **wanted)
+    model = Model("a/b", "c" * 40, tuple(files), None)
+    return what_to_mirror(model, pickle_weights=pickle_weights, python_code=python_code)
 
 
 def paths(*names: str, **wanted: bool) -> list[str]:
