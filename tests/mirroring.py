@@ -22,7 +22,9 @@ QUICK = Patience(first_wait_seconds=0.01, longest_wait_seconds=0.05)
 
 
 def opened(store: Store, model: Model) -> Target:
-    found = survey.fn(store, model.files, mirror_prefix(model.repo, model.commit))
+    prefix = mirror_prefix(model.repo, model.commit)
+    # Tried again as the flow's tasks are.
+    found = QUICK.try_to("survey", lambda: survey.fn(store, model.files, prefix))
     return Target(
         store.url_of(""),
         store,
@@ -61,7 +63,9 @@ def mirror(hub: Hub, stores: Sequence[Store], repo: str, revision: str = "main",
     )
     for target in targets:
         if target.error is None:
-            target.manifest = write_manifest.fn(target.store, target.prefix, manifest)
+            target.manifest = QUICK.try_to(
+                "write the manifest", lambda target=target: write_manifest.fn(target.store, target.prefix, manifest)
+            )
     return targets
 
 
