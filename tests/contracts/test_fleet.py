@@ -325,13 +325,13 @@ def test_half_a_mirror_is_refused(tmp_path: Path) -> None:
 def test_weights_that_do_not_fit_the_disk_are_refused_before_they_come(tmp_path: Path) -> None:
     """With the room that there is and the room that they take."""
     store = FakeStore()
-    publish(store, "m/", {"m.gguf": b"weights"})
-    manifest = store.get("m/skyferry-manifest.json")
+    publish(store, HOME, {"m.gguf": b"weights"})
+    manifest = store.get(HOME + "skyferry-manifest.json")
     assert manifest is not None
     huge = manifest.body.replace(b'"size_bytes": 7', b'"size_bytes": 4398046511104')
-    store.put("m/skyferry-manifest.json", huge, replacing=manifest.etag)
+    store.put(HOME + "skyferry-manifest.json", huge, replacing=manifest.etag)
     with pytest.raises(Refused, match=r"GiB free and m\.gguf takes 4096\.0 GiB; make room there"):
-        fetch_weights(store, "m/", tmp_path)
+        fetch_weights(store, HOME, tmp_path)
     assert [path for path in tmp_path.iterdir() if path.suffix != ".lock"] == []
 
 

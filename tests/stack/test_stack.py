@@ -98,7 +98,7 @@ def test_every_port_asks_who_is_there(stack: RunningStack, first_release: object
     found = doors(stack.home.path)
     parts = {settings.ui_port: "Prefect server", settings.hub_port: "model hub", settings.gateway_port: "gateway"}
     parts |= dict.fromkeys(asdict(settings.store_ports).values(), "object store")
-    replicas = {int(replica.address.rpartition(":")[2]) for replica in stack.stack.fleet.replicas(SERVICE)}
+    replicas = {int(replica.address.rpartition(":")[2]) for replica in stack.stack.fleet.every_replica()}
     parts |= dict.fromkeys(replicas, "replica")
     assert {door.port for door in found} >= set(parts)
     assert {door.host for door in found} == {HOST}
