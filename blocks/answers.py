@@ -51,6 +51,20 @@ STATUS_OF: Mapping[str, int] = {
 Verdict = Literal["no", "empty", "cut", "error"]
 """What was amiss."""
 
+Form = Literal["stream", "json", "none"]
+"""How an answer is to be read; none where it cannot be."""
+
+
+def form_of(content_type: str, content_encoding: str) -> Form:
+    """By its head. What is packed cannot be read, and no replica is asked to pack anything."""
+    said = content_type.lower()
+    if content_encoding.lower() not in {"", "identity"}:
+        return "none"
+    return (
+        "stream" if said.startswith("text/event-stream") else "json" if said.startswith("application/json") else "none"
+    )
+
+
 BOM = b"\xef\xbb\xbf"
 
 _TOO_DEEP = object()
