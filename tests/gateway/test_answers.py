@@ -4,8 +4,10 @@ import json
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
+import httpx
 import pytest
 
 from blocks.ports import Outcome
@@ -62,6 +64,16 @@ def test_a_good_status_without_an_answer_is_none(gateway: RunningGateway, status
     gateway.ask(path="/v1/embeddings", status=status)
     chat, embedding = gateway.outcomes(start, 2)
     assert (chat.cut_short or chat.is_empty, embedding.cut_short or embedding.is_empty) == (True, False)
+
+
+@pytest.mark.parametrize("status", [0, 20, 99])
+def test_a_status_that_no_http_knows_is_no_good_one(gateway: RunningGateway, status: int) -> None:
+    """HAProxy hands it on, and no user's client takes it for an answer."""
+    start = gateway.cursor()
+    with suppress(httpx.HTTPError):
+        gateway.ask(status=status)
+    (outcome,) = gateway.outcomes(start, 1)
+    assert outcome.cut_short
 
 
 def test_a_body_that_tells_no_length_is_looked_into_as_well(gateway: RunningGateway) -> None:
