@@ -12,7 +12,7 @@ import pytest
 
 from blocks.ports import Outcome
 from deployments.gateway.config import ROUTES
-from tests.gateway.examples import EXAMPLES, Example
+from tests.gateway.examples import EXAMPLES, LONG_RESPONSE, Example
 from tests.gateway.replica import Replica
 from tests.gateway.running import RunningGateway, running_gateway, wait_until
 from tests.tiny_gguf import tiny_replica
@@ -103,6 +103,18 @@ def test_what_is_no_answer_by_its_type_is_a_bad_one(gateway: RunningGateway, kin
     gateway.ask(pieces=[body], type=kind)
     (outcome,) = gateway.outcomes(start, 1)
     assert (outcome.cut_short, outcome.is_empty) == (is_bad, False)
+
+
+def test_what_is_too_long_to_be_looked_into_is_told_by_its_name(gateway: RunningGateway) -> None:
+    """A user's long instructions, which come back at once, are not the first token, and end no answer short."""
+    start = gateway.cursor()
+    for pieces in (LONG_RESPONSE, ["".join(LONG_RESPONSE)]):
+        gateway.ask(path="/v1/responses", pieces=pieces, type="text/event-stream", seconds_per_piece=0.1)
+    for outcome in gateway.outcomes(start, 2):
+        assert (outcome.tokens, outcome.cut_short, outcome.is_empty) == (1, False, False)
+    first, _ = gateway.outcomes(start, 2)
+    assert first.first_token_ms is not None
+    assert first.first_token_ms >= 90
 
 
 HOSTILE = {
