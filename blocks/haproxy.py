@@ -225,7 +225,9 @@ class LogLine(BaseModel, frozen=True):
         had_it_all = self.kind in GENERATING and phase in "D-" and self.tokens is not None and self.amiss == "no"
         # An answer that tells no length, as to a user of HTTP/1.0, ends with its connection: there HAProxy takes a user
         # who goes for a good end.
-        went_unseen = self.end == "--" and self.whole == "-" and self.kind in GENERATING
+        went_unseen = (
+            self.end == "--" and self.whole == "-" and self.kind in GENERATING and self.status < HTTPStatus.BAD_REQUEST
+        )
         user_left = (who in "Cc" or went_unseen) and not had_it_all
         status = -1 if user_left and phase not in "D-" else self.status
         answered = status != -1 and self.unanswered is None

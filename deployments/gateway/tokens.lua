@@ -67,6 +67,7 @@ function Tokens:begin_answer(txn, message)
     return
   end
   local headers = message:get_headers()
+  self.is_open_ended = not headers["content-length"] and not headers["transfer-encoding"]
   local type = headers["content-type"] and headers["content-type"][0]:lower() or ""
   local is_stream, is_json = type:find("^text/event%-stream") ~= nil, type:find("^application/json") ~= nil
   local answer = Answer.new(txn:get_var("txn.kind"), is_stream)
@@ -101,7 +102,7 @@ function Tokens:http_end(txn, message)
   if message.channel:is_resp() then
     self.is_whole = true
     -- Of an answer that tells no length HAProxy makes an end where its user goes.
-    self.is_left = not txn.req:may_recv()
+    self.is_left = self.is_open_ended and not self.is_uploading and not txn.req:may_recv()
   elseif self.is_uploading and not self.first then
     self.began = self.began + milliseconds() - (self.found or milliseconds())
   end
@@ -125,7 +126,8 @@ end
 
 function Tokens:judge(txn)
   local amiss, error_status = self.is_stray and "error" or "no", nil
-  if self.answer and (self.answer.is_stream or self.is_whole or self.answer.is_long) then
+  local is_all_here = self.is_whole and not self.is_left
+  if self.answer and (self.answer.is_stream or is_all_here or self.answer.is_long) then
     amiss, error_status = self.answer:verdict()
     if self.answer.is_stream then
       txn:set_var("txn.tokens", self.answer.tokens)

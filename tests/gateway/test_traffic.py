@@ -575,14 +575,19 @@ class Caller:
     """A user word for word, on a connection of their own."""
 
     def __init__(
-        self, gateway: RunningGateway, body: bytes, *, length: int | None = None, version: str = "1.1"
+        self,
+        gateway: RunningGateway,
+        body: bytes,
+        *,
+        length: int | None = None,
+        version: str = "1.1",
+        headers: str = "",
     ) -> None:
         host, port = gateway.settings.services["chat"].split(":")
         self.connection = socket.create_connection((host, int(port)))
         self.connection.settimeout(10)
-        head = (
-            f"POST /v1/chat/completions HTTP/{version}\r\nhost: chat\r\ncontent-length: {length or len(body)}\r\n\r\n"
-        )
+        line = f"POST /v1/chat/completions HTTP/{version}\r\n"
+        head = f"{line}host: chat\r\ncontent-length: {length or len(body)}\r\n{headers}\r\n"
         self.connection.sendall(head.encode() + body)
 
     def hear(self, tokens: int) -> None:
@@ -616,13 +621,55 @@ def test_a_user_who_leaves_an_answer_without_a_length_has_left(
     user.close()
 
 
-def test_an_answer_without_a_length_may_be_cut_short_all_the_same(gateway: RunningGateway) -> None:
+def test_a_user_who_leaves_half_an_answer_has_left(gateway: RunningGateway) -> None:
+    """Of an answer in one piece that tells no length, half is no broken one."""
+    start = cursor(gateway)
+    pieces = ['{"choices":[', *([" "] * 200), "]}"]
+    asked = {"pieces": pieces, "type": "application/json", "without_length": True}
+    user = Caller(gateway, json.dumps(asked).encode(), version="1.0")
+    user.hear(0)
+    user.connection.recv(1)
+    user.close()
+    (outcome,) = gateway.outcomes(start, 1)
+    assert (outcome.user_left, outcome.cut_short, outcome.is_empty, outcome.status) == (True, False, False, 200)
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+@pytest.mark.parametrize(
+    ("status", "kind"), [(400, "application/json"), (200, "application/json"), (200, "text/event-stream")]
+)
+def test_who_sends_a_long_request_stays_for_the_answer(
+    gateway: RunningGateway, version: str, status: int, kind: str
+) -> None:
+    """A refusal, a broken answer and a stream that is cut all count."""
+    start = cursor(gateway)
+    asked = {"status": 400} if status == 400 else {"pieces": ['{"choices":['], "type": kind, "without_length": True}
+    user = Caller(gateway, json.dumps({**asked, "prompt": "x" * 600_000}).encode(), version=version)
+    while user.connection.recv(1 << 16) and status != 400:
+        pass
+    (outcome,) = gateway.outcomes(start, 1)
+    assert (outcome.user_left, outcome.status, outcome.cut_short) == (False, status, status == 200)
+    user.close()
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_an_answer_without_a_length_may_be_cut_short_all_the_same(gateway: RunningGateway, version: str) -> None:
     """Where the replica ends the connection, and the user is still there."""
     start = cursor(gateway)
-    for ending in ("", "data: [DONE]\n\n"):
-        gateway.ask(pieces=[stream(says("so")), ending], type="text/event-stream")
-    cut, whole = gateway.outcomes(start, 2)
-    assert [(outcome.user_left, outcome.cut_short) for outcome in (cut, whole)] == [(False, True), (False, False)]
+    event_stream, in_one_piece = "text/event-stream", "application/json"
+    for kind, said in (
+        (event_stream, stream(says("so"))),
+        (event_stream, stream(says("so"), "[DONE]")),
+        (in_one_piece, '{"choices":['),
+        (in_one_piece, '{"choices":[]}'),
+    ):
+        asked = {"pieces": [said], "type": kind, "without_length": True}
+        user = Caller(gateway, json.dumps(asked).encode(), version=version, headers="connection: close\r\n")
+        while user.connection.recv(1 << 16):
+            pass
+        user.close()
+    told = [(outcome.user_left, outcome.cut_short, outcome.is_empty) for outcome in gateway.outcomes(start, 4)]
+    assert told == [(False, True, False), (False, False, False), (False, True, False), (False, False, True)]
 
 
 @pytest.mark.parametrize("tokens", [0, 3])
