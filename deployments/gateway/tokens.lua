@@ -117,7 +117,9 @@ end
 function Tokens:events(body, message)
   self.is_held = self.is_held or message:output() > MOST_BEHIND_BYTES
   local before = self.answer.tokens
-  self.answer:read(body)
+  if not self.answer:read(body) then
+    filter.unregister_data_filter(self, message.channel)
+  end
   if self.answer.tokens > before then
     self.last = milliseconds()
     self.first = self.first or self.last

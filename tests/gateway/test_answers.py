@@ -117,6 +117,19 @@ def test_what_is_too_long_to_be_looked_into_is_told_by_its_name(gateway: Running
     assert first.first_token_ms >= 90
 
 
+def test_a_stream_without_an_end_is_looked_into_no_further(gateway: RunningGateway) -> None:
+    """What takes the gateway's time is bounded: 16 MiB. Of words that differ from each other alone there may be any."""
+    start = gateway.cursor()
+    word = 'data: {"choices":[{"delta":{"content":"so"}}]}\n\n'
+    much = word + (": " + "x" * 60_000 + "\n") * 300
+    for body in (word * 400_000 + "data: [DONE]\n\n", much + word, much + 'data: {"error":{"code":500}}\n\n'):
+        # Most of it in one piece, and what comes after it in another.
+        pieces = [body[:-60], body[-60:]]
+        assert len(gateway.ask(pieces=pieces, type="text/event-stream", seconds_per_piece=0.1).content) == len(body)
+    told = [(outcome.tokens, outcome.cut_short, outcome.error_status) for outcome in gateway.outcomes(start, 3)]
+    assert told == [(400_000, False, None), (1, False, None), (1, False, None)]
+
+
 HOSTILE = {
     "a line without an end": "data: " + "x" * 1_000_000,
     "many lines of one event": "data: x\n" * 50_000,
