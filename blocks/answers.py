@@ -17,6 +17,9 @@ GENERATING: frozenset[RequestKind] = frozenset({"chat", "completion", "response"
 KEPT_BYTES = 65536
 """Of an event, or of an answer that is not streamed, no more than this is kept. What is longer is not looked into."""
 
+FIELD_BYTES = 16
+"""The longest that stands before an event's data on its line, and some more."""
+
 DEEPEST = 32
 """What is nested deeper is not looked into."""
 
@@ -24,11 +27,16 @@ GOOD_ENDS = frozenset(
     {
         *("stop", "length", "tool_calls", "function_call", "content_filter"),
         *("end_turn", "max_tokens", "stop_sequence", "tool_use", "pause_turn", "refusal"),
+        "model_context_window_exceeded",
+        "eos_token",  # of older text-generation-inference, which says nothing after it
     }
 )
 BAD_ENDS = frozenset({"abort", "error", "cancelled", "failed"})
-AT_THE_LIMIT = frozenset({"length", "max_tokens", "incomplete"})
+AT_THE_LIMIT = frozenset({"length", "max_tokens", "model_context_window_exceeded", "incomplete"})
 """Where the user's own limit ended it there may be nothing to see."""
+
+GOES_ON = frozenset({"queued", "in_progress"})
+"""A response that its user fetches later; there is nothing to see of it yet."""
 
 ERRORS = range(400, 600)
 """HTTP's."""
@@ -50,6 +58,20 @@ STATUS_OF: Mapping[str, int] = {
 
 Verdict = Literal["no", "empty", "cut", "error"]
 """What was amiss."""
+
+Form = Literal["stream", "json", "none"]
+"""How an answer is to be read; none where it cannot be."""
+
+
+def form_of(content_type: str, content_encoding: str) -> Form:
+    """By its head. What is packed cannot be read, and no replica is asked to pack anything."""
+    said = content_type.lower()
+    if content_encoding.lower() not in {"", "identity"}:
+        return "none"
+    return (
+        "stream" if said.startswith("text/event-stream") else "json" if said.startswith("application/json") else "none"
+    )
+
 
 BOM = b"\xef\xbb\xbf"
 
@@ -123,7 +145,7 @@ class AnswerReader:
         *lines, rest = text.split(b"\n")
         for line in lines:
             self._take_line(line)
-        self._rest = rest[: KEPT_BYTES + 1]
+        self._rest = rest[: KEPT_BYTES + FIELD_BYTES + 1]
 
     def _take_line(self, line: bytes) -> None:
         name, colon, value = line.partition(b":")
@@ -147,22 +169,27 @@ class AnswerReader:
         name, data, is_long = self._name, b"\n".join(self._data), self._size > KEPT_BYTES
         self._name, self._data, self._size = "", [], 0
         if is_long:
-            self._take_long(name)
+            self._take_unread(name)
         elif data.strip() == b"[DONE]":
             self._has_ended = True
         elif isinstance(found := _object_in(data), dict):
             self._take(found, name)
+        elif found is _TOO_DEEP:
+            self._take_unread(name)
         elif name == "error":
             self._fail(None, {})
 
-    def _take_long(self, name: str) -> None:
-        """Only its name can tell."""
-        if name in {"error", "response.failed"}:
+    def _take_unread(self, name: str) -> None:
+        """An event that is too long, or nested too deep, to be looked into: only its name can tell, where it has one.
+
+        What a response begins with and ends in has all of its user's own words and tools in it.
+        """
+        if name in {"error", "response.failed", "response.cancelled"}:
             self._fail(None, {})
         elif name in {"response.completed", "response.incomplete"}:
             self._is_said = self._has_ended = True
-        else:
-            self._say(name or "something")
+        elif name.endswith("delta") or not name.startswith(("response.", "message_", "content_block_")):
+            self._say("something")
 
     def _take_body(self) -> None:
         body = b"".join(self._data)
@@ -279,6 +306,7 @@ class AnswerReader:
             self._fail(response.get("error"), response)
         else:
             self._has_ended = True
+            self._is_said = self._is_said or status in GOES_ON
             self._is_at_limit = self._is_at_limit or status in AT_THE_LIMIT
 
 
@@ -322,6 +350,8 @@ def _is_something(value: object) -> bool:
 def _says_something(said: object) -> bool:
     if isinstance(said, dict):
         return any(_is_something(value) for name, value in said.items() if name not in _NO_WORDS)
+    if isinstance(said, list):
+        return any(map(_is_something, said))
     return _is_something(said)
 
 

@@ -215,6 +215,8 @@ class LogLine(BaseModel, frozen=True):
     kind: Annotated[RequestKind | None, BeforeValidator(_other_for_dash)] = None
     """None where it is not told; a dash where what came was no request that could be read."""
     repeat: Literal["1", "-"] = "-"
+    whole: Literal["1", "-"] | None = None
+    """Whether all of the answer has come; None where it is not told."""
     user: Annotated[str | None, BeforeValidator(_none_for_dash)]
 
     @property
@@ -222,12 +224,20 @@ class LogLine(BaseModel, frozen=True):
         who, phase = self.end
         # Phase D is the answer's body. Before it, HAProxy logs a status that a user who had left never got. And who
         # goes as soon as a stream has said that it is over has missed nothing.
-        had_it_all = self.kind in GENERATING and phase == "D" and self.tokens is not None and self.amiss == "no"
-        user_left = who in "Cc" and not had_it_all
-        status = -1 if user_left and phase != "D" else self.status
+        had_it_all = self.kind in GENERATING and phase in "D-" and self.tokens is not None and self.amiss == "no"
+        # An answer that tells no length, as to a user of HTTP/1.0, ends with its connection: there HAProxy takes a user
+        # who goes for a good end.
+        went_unseen = (
+            self.end == "--" and self.whole == "-" and self.kind in GENERATING and self.status < HTTPStatus.BAD_REQUEST
+        )
+        user_left = (who in "Cc" or went_unseen) and not had_it_all
+        status = -1 if user_left and phase not in "D-" else self.status
         answered = status != -1 and self.unanswered is None
         reached = re.fullmatch(r"[rt]\d+", self.server) is not None and phase not in "QC"
         _, _, slot = self.backend.rpartition("-")
+        # A request that is no HTTP, though that showed only in the middle of it, is refused by HAProxy and by no slot.
+        if who == "P" and HTTPStatus.BAD_REQUEST <= self.status < HTTPStatus.INTERNAL_SERVER_ERROR and phase != "D":
+            slot = ""
         is_answer = answered and status < HTTPStatus.BAD_REQUEST
         error_status = self.error_status if is_answer and self.amiss == "error" else None
         is_refusal = error_status is not None and error_status < HTTPStatus.INTERNAL_SERVER_ERROR

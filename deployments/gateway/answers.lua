@@ -12,6 +12,13 @@ Answer.__index = Answer
 -- Of an event, or of an answer that is not streamed, no more than this is kept. What is longer is not looked into.
 local KEPT_BYTES = 65536
 
+-- Of a stream, no more is taken apart, which takes some 200 ms of a core for each MiB at worst: one without an end would
+-- have a core to itself. What most events of a stream have in common is not taken apart, and counts for nothing.
+local MOST_BYTES = 16 * 1024 * 1024
+
+-- The longest that stands before an event's data on its line, and some more.
+local FIELD_BYTES = 16
+
 -- How often in a stream it is tried to learn what its events have in common.
 local MOST_LESSONS = 8
 
@@ -23,9 +30,11 @@ local GOOD_ENDS = {
   length = true,
   tool_calls = true,
   function_call = true,
+  eos_token = true, -- of older text-generation-inference, which says nothing after it
   content_filter = true,
   end_turn = true,
   max_tokens = true,
+  model_context_window_exceeded = true,
   stop_sequence = true,
   tool_use = true,
   pause_turn = true,
@@ -33,7 +42,10 @@ local GOOD_ENDS = {
 }
 local BAD_ENDS = { abort = true, error = true, cancelled = true, failed = true }
 -- Where the user's own limit ended it there may be nothing to see.
-local AT_THE_LIMIT = { length = true, max_tokens = true, incomplete = true }
+local AT_THE_LIMIT = { length = true, max_tokens = true, model_context_window_exceeded = true, incomplete = true }
+
+-- A response that its user fetches later; there is nothing to see of it yet.
+local GOES_ON = { queued = true, in_progress = true }
 
 -- What names its error and has no number for it.
 local STATUS_OF = {
@@ -55,6 +67,13 @@ local NO_WORDS = { role = true, type = true }
 
 local function is_object(value)
   return type(value) == "table"
+end
+
+local function first(value, other)
+  if value ~= nil then
+    return value
+  end
+  return other
 end
 
 local function is_something(value)
@@ -96,6 +115,7 @@ function Answer.new(kind, is_stream)
     rest = "",
     parts = {},
     size = 0,
+    taken_apart = 0,
     lessons = 0,
   }, Answer)
 end
@@ -127,7 +147,12 @@ end
 
 function Answer:take_usage(usage)
   if is_object(usage) then
-    self.generated = tonumber(usage.completion_tokens) or tonumber(usage.output_tokens) or self.generated
+    for _, count in ipairs({ first(usage.completion_tokens, false), first(usage.output_tokens, false) }) do
+      if type(count) == "number" then
+        self.generated = count
+        return
+      end
+    end
   end
 end
 
@@ -135,7 +160,7 @@ function Answer:take_choices(choices)
   local is_token = false
   for _, choice in ipairs(choices) do
     if is_object(choice) then
-      is_token = is_token or says_something(choice.delta or choice.message) or is_something(choice.text)
+      is_token = is_token or says_something(first(choice.delta, choice.message)) or is_something(choice.text)
       if choice.finish_reason then
         self:end_by(choice.finish_reason)
       end
@@ -151,7 +176,7 @@ function Answer:take_items(items)
   for _, item in ipairs(is_object(items) and items or {}) do
     if is_object(item) then
       local is_plain = item.type == "message" or item.type == "reasoning" or item.type == "text" or item.type == "thinking"
-      local words = item.content or item.summary or item.text or item.thinking
+      local words = first(first(first(item.content, item.summary), item.text), item.thinking)
       if is_something(words) or not is_plain then
         self.is_said = true
       end
@@ -167,13 +192,14 @@ function Answer:take_response(response)
     self:fail(response.error, response)
   else
     self.has_ended = true
+    self.is_said = self.is_said or GOES_ON[response.status]
     self.is_at_limit = self.is_at_limit or AT_THE_LIMIT[response.status]
   end
 end
 
 -- An event's data, or the whole of an answer that is not streamed.
 function Answer:take(object, name)
-  local kind = type(object.type) == "string" and object.type or name or ""
+  local kind = type(object.type) == "string" and object.type ~= "" and object.type or name or ""
   if kind == "error" or object.object == "error" or object.error then
     self:fail(object.error, object)
     return
@@ -200,7 +226,7 @@ function Answer:take(object, name)
     self:take_items(object.content)
     self:end_by(object.stop_reason)
   elseif kind == "content_block_delta" or kind:find(".delta", -6, true) then
-    if says_something(object.delta or object.audio) then
+    if says_something(first(object.delta, object.audio)) then
       self:say()
     end
   end
@@ -226,33 +252,40 @@ function Answer:learn(line)
   end
 end
 
+-- An event that is too long, or nested too deep, to be looked into: only its name can tell, where it has one. What a
+-- response begins with and ends in has all of its user's own words and tools in it.
+function Answer:take_unread(name)
+  if name == "error" or name == "response.failed" or name == "response.cancelled" then
+    self:fail(nil, {})
+  elseif name == "response.completed" or name == "response.incomplete" then
+    self.is_said, self.has_ended = true, true
+  elseif name:find("delta", -5, true) or not (name:find("^response%.") or name:find("^message_") or name:find("^content_block_")) then
+    self:say()
+  end
+end
+
 -- An event whose lines have all come.
 function Answer:dispatch()
   local name, data, is_long = self.name, table.concat(self.parts, "\n"), self.size > KEPT_BYTES
   local line = #self.parts == 1 and not name and self.line
   self.name, self.parts, self.size, self.line = nil, {}, 0, nil
   if is_long then
-    -- Only its name can tell.
-    if name == "error" or name == "response.failed" then
-      self:fail(nil, {})
-    elseif name == "response.completed" or name == "response.incomplete" then
-      self.is_said, self.has_ended = true, true
-    else
-      self:say()
-    end
+    self:take_unread(name or "")
     return
   end
   if data:find("^%s*%[DONE%]%s*$") then
     self.has_ended = true
     return
   end
-  local object = json.read(data)
+  local object, is_deep = json.read(data)
   if is_object(object) then
     local before = self.tokens
     self:take(object, name)
     if line and self.tokens > before and self.lessons < MOST_LESSONS then
       self:learn(line)
     end
+  elseif is_deep then
+    self:take_unread(name or "")
   elseif name == "error" then
     self:fail(nil, {})
   end
@@ -281,7 +314,7 @@ function Answer:take_line(line)
   end
 end
 
--- A piece of a stream, however it is cut.
+-- A piece of a stream, however it is cut; false once it is too much to be looked into.
 function Answer:read(piece)
   if self.ended_in_return and piece:byte(1) == 10 then
     piece = piece:sub(2)
@@ -294,7 +327,7 @@ function Answer:read(piece)
   if not self.has_begun then
     if #text < 3 then
       self.rest = text
-      return
+      return true
     end
     self.has_begun = true
     from = text:find("^\239\187\191") and 4 or 1
@@ -303,6 +336,7 @@ function Answer:read(piece)
   while line_end do
     if not self:is_next_word(text, from, line_end) then
       self:take_line(text:sub(from, line_end - 1))
+      self.taken_apart = self.taken_apart + line_end - from + 1
       from = line_end + 1
     else
       self.tokens = self.tokens + 1
@@ -310,7 +344,9 @@ function Answer:read(piece)
     end
     line_end = text:find("\n", from, true)
   end
-  self.rest = text:sub(from, from + KEPT_BYTES)
+  self.rest = text:sub(from, from + KEPT_BYTES + FIELD_BYTES)
+  self.is_long = self.taken_apart > MOST_BYTES
+  return not self.is_long
 end
 
 -- Whether this line is an event by itself that differs in its word alone from one that was read.
@@ -356,7 +392,7 @@ function Answer:finish_body()
     return
   end
   local object, is_deep = json.read(body)
-  if is_object(object) then
+  if is_object(object) and body:find("^[ \t\r\n]*{") then
     self:take(object)
     -- Of a form that nobody knows nothing is told.
     local is_known = object.choices or object.object == "response" or object.type == "message"
@@ -378,7 +414,7 @@ function Answer:verdict()
   if self.is_broken then
     return "error", self.error_status
   end
-  if not self.generates then
+  if not self.generates or (self.is_stream and self.is_long) then
     return "no"
   end
   if self.is_stream and not self.has_ended then

@@ -41,7 +41,7 @@ TO_REPLICAS = (
     *("anthropic-version", "traceparent"),
 )
 """The headers of users' requests that replicas, and the outside provider, get. An `authorization` only where the slot
-has no key of its own. No `accept-encoding`: what is packed could not be looked into."""
+has no key of its own. An `accept-encoding` is the gateway's: what is packed could not be looked into."""
 
 TO_USERS = ("content-encoding", "content-length", "content-type", "retry-after", "transfer-encoding")
 """The headers of replicas' answers that users get."""

@@ -12,6 +12,12 @@ local LONGEST_WORD = 64
 local byte, find, sub = string.byte, string.find, string.sub
 local LITERALS = { ["true"] = true, ["false"] = false, ["NaN"] = 0, ["Infinity"] = 0, ["-Infinity"] = 0 }
 
+-- What may follow a backslash.
+local ESCAPED = {}
+for letter in ('"\\/bfnrtu'):gmatch(".") do
+  ESCAPED[byte(letter)] = true
+end
+
 local function fail()
   error("no JSON", 0)
 end
@@ -25,6 +31,9 @@ local function string_end(text, at)
     end
     if byte(text, found) == 34 then
       return found
+    end
+    if not ESCAPED[byte(text, found + 1)] then
+      fail()
     end
     at = found + 2
   end
@@ -107,8 +116,12 @@ function read(text, at, depth)
     fail()
   end
   local word = sub(text, at, last)
-  local value = tonumber(word)
-  if value == nil and word ~= "null" then
+  if word == "null" then
+    return nil, last + 1
+  end
+  -- Lua itself takes other numbers as well.
+  local value = find(word, "^-?%d[%d.eE+-]*$") and tonumber(word)
+  if not value then
     value = LITERALS[word]
     if value == nil then
       fail()

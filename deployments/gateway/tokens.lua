@@ -7,6 +7,9 @@ local Answer = require("answers")
 local Tokens = { id = "tokens of an answer", flags = filter.FLT_CFG_FL_HTX }
 Tokens.__index = Tokens
 
+-- Of what a user has yet to be sent; where it is more, it is the user who is slow, and the replica waits as well.
+local MOST_BEHIND_BYTES = 32768
+
 local function milliseconds()
   local now = core.now()
   return now.sec * 1000 + now.usec / 1000
@@ -48,20 +51,29 @@ function Tokens:http_headers(txn, message)
   end
 end
 
+-- No replica is asked to pack anything, and what is packed all the same could be anything.
+local function is_packed(headers)
+  for _, encoding in pairs(headers["content-encoding"] or {}) do
+    if encoding ~= "" and encoding:lower() ~= "identity" then
+      return true
+    end
+  end
+  return false
+end
+
 function Tokens:begin_answer(txn, message)
   local status = tonumber(message:get_stline().code) or 0
   if status >= 400 then
     return
   end
   local headers = message:get_headers()
+  self.is_open_ended = not headers["content-length"] and not headers["transfer-encoding"]
   local type = headers["content-type"] and headers["content-type"][0]:lower() or ""
   local is_stream, is_json = type:find("^text/event%-stream") ~= nil, type:find("^application/json") ~= nil
   local answer = Answer.new(txn:get_var("txn.kind"), is_stream)
-  if status > 299 then
-    -- Elsewhere is no answer either.
+  if status < 200 or status > 299 or is_packed(headers) then
+    -- Elsewhere is no answer either, nor is what HTTP does not know.
     self.is_stray = answer.generates
-  elseif headers["content-encoding"] then
-    self.look = is_stream and self.first_byte or nil
   elseif is_stream then
     self.answer, self.look = answer, self.events
   elseif is_json then
@@ -86,17 +98,14 @@ function Tokens:http_payload(_, message)
 end
 
 -- What the user took to send the rest of a long request is not the replica's time.
-function Tokens:http_end(_, message)
+function Tokens:http_end(txn, message)
   if message.channel:is_resp() then
     self.is_whole = true
+    -- Of an answer that tells no length HAProxy makes an end where its user goes.
+    self.is_left = self.is_open_ended and not self.is_uploading and not txn.req:may_recv()
   elseif self.is_uploading and not self.first then
     self.began = self.began + milliseconds() - (self.found or milliseconds())
   end
-end
-
-function Tokens:first_byte(_, message)
-  self.first = milliseconds()
-  filter.unregister_data_filter(self, message.channel)
 end
 
 function Tokens:whole(body, message)
@@ -105,9 +114,12 @@ function Tokens:whole(body, message)
   end
 end
 
-function Tokens:events(body)
+function Tokens:events(body, message)
+  self.is_held = self.is_held or message:output() > MOST_BEHIND_BYTES
   local before = self.answer.tokens
-  self.answer:read(body)
+  if not self.answer:read(body) then
+    filter.unregister_data_filter(self, message.channel)
+  end
   if self.answer.tokens > before then
     self.last = milliseconds()
     self.first = self.first or self.last
@@ -116,7 +128,8 @@ end
 
 function Tokens:judge(txn)
   local amiss, error_status = self.is_stray and "error" or "no", nil
-  if self.answer and (self.answer.is_stream or self.is_whole or self.answer.is_long) then
+  local is_all_here = self.is_whole and not self.is_left
+  if self.answer and (self.answer.is_stream or is_all_here or self.answer.is_long) then
     amiss, error_status = self.answer:verdict()
     if self.answer.is_stream then
       txn:set_var("txn.tokens", self.answer.tokens)
@@ -134,10 +147,13 @@ function Tokens:end_analyze(txn, channel)
     return
   end
   self:try(self.judge, txn)
+  if self.is_whole and not self.is_left then
+    txn:set_var("txn.whole", 1)
+  end
   if self.first then
     txn:set_var("txn.ttft_ms", string.format("%.1f", math.max(self.first - self.began, 0)))
   end
-  if self.last then
+  if self.last and not self.is_held then
     txn:set_var("txn.last_ms", string.format("%.1f", math.max(self.last - self.began, 0)))
   end
   if self.is_unread then

@@ -6,7 +6,7 @@ import random
 import pytest
 
 from blocks.answers import AnswerReader
-from tests.gateway.examples import EXAMPLES, Example
+from tests.gateway.examples import EXAMPLES, LONG_RESPONSE, Example
 
 
 def read(example: Example, step: int) -> AnswerReader:
@@ -26,6 +26,17 @@ def test_an_answer_is_read_however_it_is_cut(example: Example, step: int) -> Non
     assert reader.error_status == example.error_status
     if example.tokens is not None:
         assert reader.tokens == example.tokens
+
+
+@pytest.mark.parametrize("step", [None, 1, 7, 65536 + 6, 65536 + 7])
+def test_what_is_too_long_to_be_looked_into_is_told_by_its_name(step: int | None) -> None:
+    """Wherever it is cut: no token in what a response begins with, and a good end in what it ends in."""
+    body = "".join(LONG_RESPONSE)
+    pieces = LONG_RESPONSE if step is None else [body[n : n + step] for n in range(0, len(body), step)]
+    reader = AnswerReader("response", is_stream=True)
+    for piece in pieces:
+        reader.read(piece.encode())
+    assert (reader.verdict(), reader.tokens) == ("no", 1)
 
 
 def test_what_is_said_is_kept() -> None:

@@ -240,7 +240,7 @@ def called(arguments: str) -> dict[str, object]:
 )
 def test_what_is_streamed_is_told_as_far_as_it_came(status: int, body: bytes, heard: Answer) -> None:
     """Text, a tool's arguments, thoughts; cut off, aborted as vLLM does at its end, or refused."""
-    with canned_server(status, body=body) as server:
+    with canned_server(status, {"Content-Type": "text/event-stream"}, body) as server:
         answer = OpenAIEngine().ask(at(server.address), Prompt("Say hello.", 8, "text"))
     assert (answer.first_token_ms is not None) == bool(heard.text or heard.tool_arguments or heard.has_thought)
     assert replace(answer, first_token_ms=None, last_token_ms=None, total_ms=0) == heard

@@ -34,4 +34,19 @@ class Example:
         return "".join(f"data: {event}\n\n" for event in self.events) if self.stream is None else self.stream
 
 
+def _of_response(name: str, response: str) -> str:
+    return f'event: {name}\ndata: {{"type":"{name}","response":{{{response}}}}}'
+
+
+LONG = f'"status":"completed","instructions":"{"x" * 70_000}"'
+"""What the user has said stands in what a response begins with and ends in."""
+LONG_RESPONSE = (
+    f"{_of_response('response.created', LONG)}\n\n{_of_response('response.in_progress', LONG)}\n\n",
+    'event: response.output_text.delta\ndata: {"type":"response.output_text.delta","delta":"so"}\n\n',
+    _of_response("response.completed", LONG),
+    "\n",
+    "\n",
+)
+"""In the pieces that it comes in: good, with one token, which is in the second."""
+
 EXAMPLES = tuple(Example(**example) for example in yaml.safe_load(FILE.read_text(encoding="utf-8")))

@@ -4,13 +4,15 @@ import json
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
+import httpx
 import pytest
 
 from blocks.ports import Outcome
 from deployments.gateway.config import ROUTES
-from tests.gateway.examples import EXAMPLES, Example
+from tests.gateway.examples import EXAMPLES, LONG_RESPONSE, Example
 from tests.gateway.replica import Replica
 from tests.gateway.running import RunningGateway, running_gateway, wait_until
 from tests.tiny_gguf import tiny_replica
@@ -64,6 +66,16 @@ def test_a_good_status_without_an_answer_is_none(gateway: RunningGateway, status
     assert (chat.cut_short or chat.is_empty, embedding.cut_short or embedding.is_empty) == (True, False)
 
 
+@pytest.mark.parametrize("status", [0, 20, 99])
+def test_a_status_that_no_http_knows_is_no_good_one(gateway: RunningGateway, status: int) -> None:
+    """HAProxy hands it on, and no user's client takes it for an answer."""
+    start = gateway.cursor()
+    with suppress(httpx.HTTPError):
+        gateway.ask(status=status)
+    (outcome,) = gateway.outcomes(start, 1)
+    assert outcome.cut_short
+
+
 def test_a_body_that_tells_no_length_is_looked_into_as_well(gateway: RunningGateway) -> None:
     """In one piece and in several; and of one that is long nothing is told."""
     start = gateway.cursor()
@@ -91,6 +103,31 @@ def test_what_is_no_answer_by_its_type_is_a_bad_one(gateway: RunningGateway, kin
     gateway.ask(pieces=[body], type=kind)
     (outcome,) = gateway.outcomes(start, 1)
     assert (outcome.cut_short, outcome.is_empty) == (is_bad, False)
+
+
+def test_what_is_too_long_to_be_looked_into_is_told_by_its_name(gateway: RunningGateway) -> None:
+    """A user's long instructions, which come back at once, are not the first token, and end no answer short."""
+    start = gateway.cursor()
+    for pieces in (LONG_RESPONSE, ["".join(LONG_RESPONSE)]):
+        gateway.ask(path="/v1/responses", pieces=pieces, type="text/event-stream", seconds_per_piece=0.1)
+    for outcome in gateway.outcomes(start, 2):
+        assert (outcome.tokens, outcome.cut_short, outcome.is_empty) == (1, False, False)
+    first, _ = gateway.outcomes(start, 2)
+    assert first.first_token_ms is not None
+    assert first.first_token_ms >= 90
+
+
+def test_a_stream_without_an_end_is_looked_into_no_further(gateway: RunningGateway) -> None:
+    """What takes the gateway's time is bounded: 16 MiB. Of words that differ from each other alone there may be any."""
+    start = gateway.cursor()
+    word = 'data: {"choices":[{"delta":{"content":"so"}}]}\n\n'
+    much = word + (": " + "x" * 60_000 + "\n") * 300
+    for body in (word * 400_000 + "data: [DONE]\n\n", much + word, much + 'data: {"error":{"code":500}}\n\n'):
+        # Most of it in one piece, and what comes after it in another.
+        pieces = [body[:-60], body[-60:]]
+        assert len(gateway.ask(pieces=pieces, type="text/event-stream", seconds_per_piece=0.1).content) == len(body)
+    told = [(outcome.tokens, outcome.cut_short, outcome.error_status) for outcome in gateway.outcomes(start, 3)]
+    assert told == [(400_000, False, None), (1, False, None), (1, False, None)]
 
 
 HOSTILE = {

@@ -150,7 +150,7 @@ USERS = {
         "0",
     ),
 }
-WANTED = {"host", "content-length", "content-type", "accept", "traceparent", "anthropic-version"}
+WANTED = {"host", "content-length", "content-type", "accept", "accept-encoding", "traceparent", "anthropic-version"}
 
 
 @pytest.mark.parametrize("key", [None, "the-slots"])
@@ -161,6 +161,7 @@ def test_a_replica_gets_what_it_needs_and_no_more(gateway: RunningGateway, blue:
     (seen,) = blue.seen
     assert seen.keys() == {*WANTED, "authorization"}
     assert seen["authorization"] == ("Bearer the-slots" if key else "Bearer users-own")
+    assert seen["accept-encoding"] == "identity"
 
 
 def test_a_user_gets_of_a_replicas_headers_what_an_answer_needs(gateway: RunningGateway) -> None:
@@ -212,3 +213,12 @@ def test_a_request_that_does_not_arrive_is_told_so(tmp_path: Path, head: str) ->
         assert_own_error(say(gateway, f"{GOOD}\r\nhost: chat\r\n{head}\r\n\r\n".encode()), 408)
         (outcome,) = gateway.outcomes(start, 1)
         assert outcome.slot is None
+
+
+def test_a_long_request_that_turns_out_to_be_none_is_no_slots(gateway: RunningGateway) -> None:
+    """Its head and 256 KiB of it had reached a replica, when what followed was no HTTP."""
+    start = gateway.cursor()
+    head = f"{GOOD}\r\nhost: chat\r\ntransfer-encoding: chunked\r\n\r\n4b000\r\n".encode()
+    assert_own_error(say(gateway, head + b"x" * 0x4B000 + b"\r\n", 0.2, b"no chunk\r\n"), 400)
+    (outcome,) = gateway.outcomes(start, 1)
+    assert (outcome.slot, outcome.status) == (None, 400)

@@ -190,7 +190,9 @@ def test_the_outside_provider_gets_its_own_key_and_nobody_elses(tmp_path: Path) 
             assert answer.json() == {"from": "outside"}
             (seen,) = provider.seen
             assert (seen["authorization"], seen["host"]) == ("Bearer the-gateways-100%-own", "localhost")
-            assert seen.keys() == {"authorization", "host", "accept", "content-type", "content-length"}
+            assert seen.keys() == {
+                *("authorization", "host", "accept", "accept-encoding", "content-type", "content-length")
+            }
             (outcome,) = gateway.outcomes(start, 1)
             assert (outcome.slot, outcome.address, outcome.by_fallback) == ("blue", None, True)
             written = "".join(path.read_text() for path in gateway.settings.run_directory.iterdir() if path.is_file())
@@ -483,16 +485,28 @@ def test_time_per_token_is_what_lies_between_the_first_and_the_last(gateway: Run
     assert (second.tokens, second.per_token_ms) == (3, None)
 
 
-def test_what_is_packed_is_not_looked_into(gateway: RunningGateway) -> None:
-    """Its first byte is its first token, and it is no empty answer."""
+@pytest.mark.parametrize("kind", ["text/event-stream", "application/json"])
+def test_what_is_packed_is_no_good_answer(gateway: RunningGateway, kind: str) -> None:
+    """Nobody asks a replica to pack, and behind it could be any error; it reaches the user as it is."""
     start = cursor(gateway)
-    with httpx.stream(
-        "POST", gateway.url(), json={"pieces": ["x", "y"], "type": "text/event-stream", "encoding": "zstd"}
-    ) as answer:
-        assert b"".join(answer.iter_raw()) == b"xy"
-    (outcome,) = gateway.outcomes(start, 1)
-    assert outcome.first_token_ms is not None
-    assert (outcome.tokens, outcome.per_token_ms, outcome.is_empty) == (None, None, False)
+    for encoding in ("zstd", "GZIP", "x, gzip"):
+        asked = {"pieces": ["x", "y"], "type": kind, "encoding": encoding}
+        with httpx.stream("POST", gateway.url(), json=asked) as answer:
+            assert b"".join(answer.iter_raw()) == b"xy"
+    gateway.ask(path="/v1/embeddings", pieces=["x"], type=kind, encoding="br")
+    *chats, embedding = gateway.outcomes(start, 4)
+    assert [(outcome.cut_short, outcome.is_empty) for outcome in chats] == [(True, False)] * 3
+    assert not embedding.cut_short
+
+
+def test_what_is_called_unpacked_is_looked_into(gateway: RunningGateway) -> None:
+    """With such a header no error hides."""
+    start = cursor(gateway)
+    for body in (stream(says("so"), "[DONE]"), stream(says("so"), '{"error":{"code":500}}')):
+        gateway.ask(pieces=[body], type="text/event-stream", encoding="Identity")
+    good, bad = gateway.outcomes(start, 2)
+    assert (good.cut_short, good.tokens) == (False, 1)
+    assert (bad.cut_short, bad.error_status) == (True, 500)
 
 
 def test_a_line_without_an_end_is_let_through(gateway: RunningGateway) -> None:
@@ -513,6 +527,22 @@ def test_no_token_is_counted_twice_for_a_user_who_reads_slowly(gateway: RunningG
         assert user.post(gateway.url(), json={"pieces": [body], "type": "text/event-stream"}).text == body
     (outcome,) = gateway.outcomes(start, 1)
     assert outcome.tokens == 2000
+
+
+def test_a_user_who_reads_slowly_makes_no_replica_slow(gateway: RunningGateway) -> None:
+    """Once they are far behind, the replica waits as well, and its tokens are not timed; the first one is."""
+    start = cursor(gateway)
+    body = stream(*(says("x" * 4000) for _ in range(3000)), "[DONE]")
+    narrow = httpx.HTTPTransport(socket_options=[(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)])
+    with (
+        httpx.Client(transport=narrow, timeout=30) as user,
+        user.stream("POST", gateway.url(), json={"pieces": [body], "type": "text/event-stream"}) as answer,
+    ):
+        wait_until("the gateway is as full as it can be", lambda: backlog(gateway) > 200_000)
+        assert sum(map(len, answer.iter_raw())) == len(body)
+    (outcome,) = gateway.outcomes(start, 1)
+    assert (outcome.tokens, outcome.per_token_ms, outcome.cut_short) == (3000, None, False)
+    assert outcome.first_token_ms is not None
 
 
 def test_an_answer_that_breaks_off_is_told_from_a_good_one(gateway: RunningGateway) -> None:
@@ -544,11 +574,20 @@ def test_a_user_who_leaves_is_no_failure_of_the_replica(gateway: RunningGateway,
 class Caller:
     """A user word for word, on a connection of their own."""
 
-    def __init__(self, gateway: RunningGateway, body: bytes, *, length: int | None = None) -> None:
+    def __init__(
+        self,
+        gateway: RunningGateway,
+        body: bytes,
+        *,
+        length: int | None = None,
+        version: str = "1.1",
+        headers: str = "",
+    ) -> None:
         host, port = gateway.settings.services["chat"].split(":")
         self.connection = socket.create_connection((host, int(port)))
         self.connection.settimeout(10)
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: chat\r\ncontent-length: {length or len(body)}\r\n\r\n"
+        line = f"POST /v1/chat/completions HTTP/{version}\r\n"
+        head = f"{line}host: chat\r\ncontent-length: {length or len(body)}\r\n{headers}\r\n"
         self.connection.sendall(head.encode() + body)
 
     def hear(self, tokens: int) -> None:
@@ -565,6 +604,72 @@ class Caller:
 
     def say_no_more(self) -> None:
         self.connection.shutdown(socket.SHUT_WR)
+
+
+@pytest.mark.parametrize("leave", [Caller.close, Caller.reset, Caller.say_no_more])
+def test_a_user_who_leaves_an_answer_without_a_length_has_left(
+    gateway: RunningGateway, leave: Callable[[Caller], None]
+) -> None:
+    """Such as HTTP/1.0 gets, by which many a proxy asks: the replica has cut nothing short, and HAProxy sees no end."""
+    start = cursor(gateway)
+    pieces = [stream(says("so")), *([": still here\n\n"] * 200)]
+    user = Caller(gateway, json.dumps({"pieces": pieces, "type": "text/event-stream"}).encode(), version="1.0")
+    user.hear(1)
+    leave(user)
+    (outcome,) = gateway.outcomes(start, 1)
+    assert (outcome.user_left, outcome.cut_short, outcome.status, outcome.tokens) == (True, False, 200, 1)
+    user.close()
+
+
+def test_a_user_who_leaves_half_an_answer_has_left(gateway: RunningGateway) -> None:
+    """Of an answer in one piece that tells no length, half is no broken one."""
+    start = cursor(gateway)
+    pieces = ['{"choices":[', *([" "] * 200), "]}"]
+    asked = {"pieces": pieces, "type": "application/json", "without_length": True}
+    user = Caller(gateway, json.dumps(asked).encode(), version="1.0")
+    user.hear(0)
+    user.connection.recv(1)
+    user.close()
+    (outcome,) = gateway.outcomes(start, 1)
+    assert (outcome.user_left, outcome.cut_short, outcome.is_empty, outcome.status) == (True, False, False, 200)
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+@pytest.mark.parametrize(
+    ("status", "kind"), [(400, "application/json"), (200, "application/json"), (200, "text/event-stream")]
+)
+def test_who_sends_a_long_request_stays_for_the_answer(
+    gateway: RunningGateway, version: str, status: int, kind: str
+) -> None:
+    """A refusal, a broken answer and a stream that is cut all count."""
+    start = cursor(gateway)
+    asked = {"status": 400} if status == 400 else {"pieces": ['{"choices":['], "type": kind, "without_length": True}
+    user = Caller(gateway, json.dumps({**asked, "prompt": "x" * 600_000}).encode(), version=version)
+    while user.connection.recv(1 << 16) and status != 400:
+        pass
+    (outcome,) = gateway.outcomes(start, 1)
+    assert (outcome.user_left, outcome.status, outcome.cut_short) == (False, status, status == 200)
+    user.close()
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_an_answer_without_a_length_may_be_cut_short_all_the_same(gateway: RunningGateway, version: str) -> None:
+    """Where the replica ends the connection, and the user is still there."""
+    start = cursor(gateway)
+    event_stream, in_one_piece = "text/event-stream", "application/json"
+    for kind, said in (
+        (event_stream, stream(says("so"))),
+        (event_stream, stream(says("so"), "[DONE]")),
+        (in_one_piece, '{"choices":['),
+        (in_one_piece, '{"choices":[]}'),
+    ):
+        asked = {"pieces": [said], "type": kind, "without_length": True}
+        user = Caller(gateway, json.dumps(asked).encode(), version=version, headers="connection: close\r\n")
+        while user.connection.recv(1 << 16):
+            pass
+        user.close()
+    told = [(outcome.user_left, outcome.cut_short, outcome.is_empty) for outcome in gateway.outcomes(start, 4)]
+    assert told == [(False, True, False), (False, False, False), (False, True, False), (False, False, True)]
 
 
 @pytest.mark.parametrize("tokens", [0, 3])
@@ -613,6 +718,12 @@ def test_what_a_user_takes_to_ask_is_not_the_replicas_time(gateway: RunningGatew
     assert outcome.first_token_ms is not None
     assert outcome.first_token_ms < 300
     assert outcome.total_ms > 440
+
+
+def backlog(gateway: RunningGateway) -> int:
+    """Bytes of an answer that the gateway has and its user has yet to take."""
+    found = re.findall(r" o=(\d+) p=\d+ i=(\d+)", gateway.by_socket._ask("show sess all"))
+    return max((sum(map(int, parts)) for parts in found), default=0)
 
 
 def waiting(gateway: RunningGateway) -> int:
