@@ -34,6 +34,11 @@ class Home:
         return self.run / "flow-runs"
 
     @property
+    def temporary(self) -> Path:
+        """In place of /tmp, where any user may have made a directory that Prefect's workers keep things in."""
+        return self.path / "tmp"
+
+    @property
     def env_file(self) -> Path:
         """What a shell reads so that `prefect` finds this stack."""
         return self.path / "env"
