@@ -20,6 +20,8 @@ def write_private(path: Path, text: str) -> None:
     draft.unlink(missing_ok=True)
     with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(text)
+        file.flush()
+        os.fsync(file.fileno())  # a key that a loss of power takes is a store that nobody opens any more
     draft.replace(path)
 
 

@@ -50,8 +50,8 @@ class Daemon:
             # A pid is used again after a while; together with the start time it names one process.
             if process.create_time() == known["created"] and process.status() != psutil.STATUS_ZOMBIE:
                 return process
-        except (FileNotFoundError, psutil.NoSuchProcess):
-            pass
+        except (FileNotFoundError, psutil.Error, ValueError, LookupError, TypeError):
+            pass  # where the machine lost its power the file may be empty
         return min(marked(self.pid_file), key=lambda process: process.create_time(), default=None)
 
     def start(self, command: Sequence[str], *, env: Mapping[str, str], cwd: Path | None = None) -> psutil.Process:
@@ -91,10 +91,11 @@ class Daemon:
 
 
 def marked(path: Path) -> Iterator[psutil.Process]:
-    """Processes started as the daemon of that pid file, or of any pid file under that directory."""
+    """Processes of this user, started as the daemon of that pid file, or of any pid file under that directory."""
     for process in psutil.process_iter():
         try:
-            mark = process.environ().get(MARK)
+            # Root can read everybody's, and anybody can write what they like into their own.
+            mark = process.environ().get(MARK) if process.uids().real == os.getuid() else None
         except (psutil.Error, OSError):
             continue
         if mark is not None and Path(mark).is_relative_to(path) and process.status() != psutil.STATUS_ZOMBIE:

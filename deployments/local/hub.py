@@ -6,6 +6,7 @@ A model is a directory, `<organisation>/<name>/<revision>/`; its last revision b
 import argparse
 import hashlib
 import importlib.util
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -22,6 +23,7 @@ from starlette.routing import Route
 from deployments.local.deeper import write_deeper
 
 REPO = "HuggingFaceTB/SmolLM2-135M-Instruct-GGUF"
+NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 LARGE_BYTES = 1 << 20
 LARGE_SUFFIXES = {".gguf", ".safetensors"}
 PAGE_FILES = 1000
@@ -117,6 +119,9 @@ class Shelf:
         raise Missing("RevisionNotFound", f"Invalid rev id: {wanted}")
 
     def _revisions(self, repo: str) -> Iterator[Revision]:
+        # Anybody may ask, and beside this directory lie the stack's keys: `..` and `*` name no model.
+        if NAME.fullmatch(repo) is None:
+            return
         for directory in sorted(self.directory.glob(f"{repo}/*/")):
             sources = sorted(path for path in directory.rglob("*") if path.is_file())
             yield Revision(directory.name, directory, tuple(_file(directory, source) for source in sources))

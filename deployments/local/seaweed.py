@@ -3,6 +3,7 @@
 import json
 import sysconfig
 import time
+from contextlib import suppress
 from dataclasses import astuple, dataclass, fields
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
@@ -112,6 +113,7 @@ class SeaweedFS:
         ports = self.ports
         return [
             "env",
+            f"--chdir={self.directory}",  # where its sockets are: a whole path may be too long for one
             "GOMEMLIMIT=400MiB",  # else an upload of a gigabyte makes it 800 MiB large, for no more speed
             f"{sysconfig.get_path('scripts')}/weed",
             f"-config_dir={self.security_directory}",
@@ -130,9 +132,11 @@ class SeaweedFS:
             "-volume.preStopSeconds=0",
             f"-filer.port={ports.filer}",
             f"-filer.port.grpc={ports.filer_grpc}",
+            "-filer.localSocket=filer.sock",  # in /tmp, whoever had that name first would keep it from starting
             "-s3",
             f"-s3.port={ports.s3}",
             f"-s3.port.grpc={ports.s3_grpc}",
+            "-s3.localSocket=s3.sock",
             "-s3.port.iceberg=0",
             "-s3.port.lance=0",
             "-s3.iam=false",  # a second interface on the port of S3, of which nothing here makes use
@@ -141,10 +145,11 @@ class SeaweedFS:
         ]
 
     def remove_sockets(self) -> None:
-        """What it leaves behind where it is killed, in this place whatever TMPDIR says."""
+        """What it leaves behind where it is killed, in this place whatever TMPDIR says; nobody else's."""
         for port in astuple(self.ports):
             for socket in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):  # noqa: S108 - SeaweedFS chose it
-                socket.unlink()
+                with suppress(OSError):
+                    socket.unlink()
 
     def wait_until_ready(self, timeout_seconds: float = 60) -> None:
         """Return once the bucket is there and takes an object; Unavailable after the timeout."""

@@ -1,7 +1,11 @@
 """Where the embedded stack lives, which ports it has, and the credentials that it made for itself."""
 
 import json
+import os
+import pwd
 import secrets
+import shlex
+import stat
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Self
@@ -24,6 +28,32 @@ class Home:
     path: Path
 
     @property
+    def stack_file(self) -> Path:
+        """The settings of the stack, and its keys."""
+        return self.path / "stack.json"
+
+    @property
+    def lock_file(self) -> Path:
+        """Whoever starts or ends the stack holds it."""
+        return self.run / "lock"
+
+    def refuse_others(self) -> None:
+        """Refused where another user may write: what lies here says what this one runs, and where it sends keys."""
+        if not self.path.exists():
+            return
+        for path in (self.path, *self.path.iterdir()):
+            known = path.lstat()
+            if known.st_uid != os.getuid():
+                raise Refused(
+                    f"{path} belongs to the user {_name_of(known.st_uid)}; run this as that user, or name a directory "
+                    f"of your own with --data"
+                )
+            if known.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not path.is_symlink():
+                raise Refused(
+                    f"others may write to {path}; if all in it is yours, run: chmod go-w {shlex.quote(str(path))}"
+                )
+
+    @property
     def run(self) -> Path:
         """Pid files and logs."""
         return self.path / "run"
@@ -32,6 +62,11 @@ class Home:
     def flow_runs(self) -> Path:
         """What marks the processes of flow runs, which have no pid file; see `blocks.processes`."""
         return self.run / "flow-runs"
+
+    @property
+    def temporary(self) -> Path:
+        """In place of /tmp, where any user may have made a directory that Prefect's workers keep things in."""
+        return self.path / "tmp"
 
     @property
     def env_file(self) -> Path:
@@ -95,11 +130,17 @@ class StackSettings:
 
     @classmethod
     def read(cls, home: Home) -> Self | None:
+        home.refuse_others()
         try:
-            known = json.loads((home.path / "stack.json").read_text())
+            known = json.loads(home.stack_file.read_text())
+            return cls(**{"api_key": "", **known, "store_ports": Ports(**known["store_ports"])})
         except FileNotFoundError:
             return None
-        return cls(**{"api_key": "", **known, "store_ports": Ports(**known["store_ports"])})
+        except (ValueError, TypeError, LookupError) as error:
+            raise Refused(
+                f"{home.stack_file} cannot be understood ({type(error).__name__}: {error}): it is damaged, or of a "
+                f"later version; put a copy of it back, or name another directory with --data"
+            ) from error
 
     def seaweed(self, home: Home) -> SeaweedFS:
         return SeaweedFS(home.store, self.store_ports, self.access_key_id, self.secret_access_key)
@@ -132,8 +173,15 @@ class StackSettings:
             key = had.api_key or secrets.token_urlsafe(24)
             settled = replace(had, ui_port=ui, gateway_port=gateway, hub_port=hub, api_key=key)
         home.path.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_private(home.path / "stack.json", json.dumps(asdict(settled), indent=1))
+        write_private(home.stack_file, json.dumps(asdict(settled), indent=1))
         return settled
+
+
+def _name_of(user: int) -> str:
+    try:
+        return pwd.getpwuid(user).pw_name
+    except KeyError:
+        return str(user)
 
 
 def _free_of(*wished: int | None) -> int:

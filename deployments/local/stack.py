@@ -92,6 +92,10 @@ class Stack:
         return self.env | ({"PREFECT_API_AUTH_STRING": self.settings.api_auth} if self.settings.api_key else {})
 
     @property
+    def worker_env(self) -> dict[str, str]:
+        return self.client_env | {"TMPDIR": str(self.home.temporary)}
+
+    @property
     def server_env(self) -> dict[str, str]:
         return self.env | {"PREFECT_SERVER_API_AUTH_STRING": self.settings.api_auth}
 
@@ -151,7 +155,7 @@ class Stack:
                 "work pool local",
                 port=None,
                 answers=lambda: True,
-                env=self.client_env,
+                env=self.worker_env,
             ),
             Part(
                 "urgent worker",
@@ -163,7 +167,7 @@ class Stack:
                 "work pool local, queue urgent",
                 port=None,
                 answers=lambda: True,
-                env=self.client_env,
+                env=self.worker_env,
             ),
         )
 
@@ -224,7 +228,7 @@ class Stack:
 
     def _prepare(self, fallback_key: str) -> None:
         home = self.home
-        for directory in (home.run, home.prefect, home.store, home.hub, home.gateway, home.fleet):
+        for directory in (*(home.run, home.prefect, home.store, home.hub, home.gateway, home.fleet, home.temporary),):
             directory.mkdir(parents=True, exist_ok=True)
             directory.chmod(0o700)  # Prefect keeps the key to its secrets beside its database
         fill_hub(self.home.hub)

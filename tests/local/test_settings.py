@@ -1,17 +1,23 @@
 """What the embedded stack keeps of itself."""
 
 import json
+import re
 import socket
 import stat
+import subprocess
+import sysconfig
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from blocks.errors import Refused
+from blocks.files import alone
 from blocks.processes import free_port
 from deployments.local.settings import HOST, Home, StackSettings
 from deployments.local.stack import Stack
+from tests.gateway.running import wait_until
 from tests.stack.conftest import skyferry
 
 
@@ -99,3 +105,23 @@ def test_a_port_that_the_store_needs_is_named(tmp_path: Path) -> None:
         pytest.raises(Refused, match=rf"port {had.store_ports.filer} .* is in use by .*, and the store in .* needs it"),
     ):
         StackSettings.settle(home, None, None)
+
+
+@pytest.mark.server
+def test_one_at_a_time_starts_or_ends_a_stack(tmp_path: Path) -> None:
+    """Of two `up` at once one failed at what the other had just made, and a `down` beside an `up` left its half."""
+    home = Home(tmp_path)
+    worker = Stack(home, StackSettings.settle(home, None, None)).parts[-1].daemon
+    worker.start(["sleep", "infinity"], env={})
+    down = [f"{sysconfig.get_path('scripts')}/skyferry", "down", "--data", str(tmp_path)]
+    try:
+        with ExitStack() as held:
+            held.enter_context(alone(home.lock_file))
+            ending = subprocess.Popen(down, stdout=subprocess.DEVNULL)
+            waits = re.compile(rf"-> FLOCK +ADVISORY +WRITE +{ending.pid} ")
+            wait_until("it waits", lambda: waits.search(Path("/proc/locks").read_text()) is not None, 60)
+            assert worker.find() is not None
+        assert ending.wait() == 0
+        assert worker.find() is None
+    finally:
+        worker.stop()

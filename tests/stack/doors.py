@@ -23,6 +23,8 @@ PATHS = (
         "/ui-settings",
     ),
     *("/api/models/maker/tiny", "/content/maker/tiny/r1/tiny.gguf"),
+    # Out of the hub's directory.
+    *("/api/models/%2e%2e/store", "/%2e%2e/store/resolve/security/store.key", "/api/models/*/*"),
     *("/health", "/metrics", "/props", "/slots", "/v1/models", "/v1/chat/completions", "/completion", "/tokenize"),
     # Of SeaweedFS: S3, master, volume, filer.
     *("/", "/skyferry", "/skyferry/ledger/chat.json", "/healthz", "/status", "/stats/disk", "/debug/pprof/"),
