@@ -107,15 +107,17 @@ class Carried:
     def after(cls, stages: Iterable[Evidence]) -> Self:
         """What the ledger still knows of a release's stages, where a flow takes it up: no bets, and no users.
 
-        Older stages do not know of how many requests their hits were, and say nothing.
+        Older stages do not know of how many requests their hits were, nor what was answered, and say nothing.
         """
         shown: dict[Measure, tuple[int, int]] = {}
+        answered: set[RequestKind] = set()
         for stage in stages:
+            answered.update(stage.answered)
             for one in UNPROMISED:
                 count = stage.count(one)
                 if count.all_of:
                     shown[one] = added(shown.get(one, (0, 0)), (count.all_hits, count.all_of))
-        return cls(shown=shown)
+        return cls(shown=shown, answered=frozenset(answered))
 
     def chances(self, share: float) -> tuple[float, ...]:
         """Of being the candidate's at this share: of whom nobody saw, and of who was stable's in each stage so far."""
@@ -385,4 +387,5 @@ class Judge:
             each_token=each,
             tokens=self._tokens,
             stable_tokens=self._stable_tokens,
+            answered=tuple(sorted(self._answered)),
         )

@@ -7,6 +7,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from blocks.ports import RequestKind
 from flows.policy.bets import interval, mean_of, purses, share_at, worth
 
 Measure = Literal[
@@ -262,6 +263,8 @@ class Evidence:
     tokens: int = 0
     """Of the candidate's streamed answers, as far as they were taken in."""
     stable_tokens: int = 0
+    answered: tuple[RequestKind, ...] = ()
+    """Kinds of requests that somebody was answered well to, in this stage or before; older ledgers know of none."""
 
     def count(self, measure: Measure) -> Count:
         return self.counts.get(measure, _NOTHING)

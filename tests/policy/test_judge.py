@@ -474,6 +474,18 @@ def test_an_unknown_kind_that_fails_speaks_beside_stable_and_not_alone() -> None
     assert failed(1.0, known, [replace(fails, kind="chat")]) == 1
 
 
+def test_what_was_answered_is_known_after_a_crash() -> None:
+    """A flow that takes the release up at 100 % does not hold nameless embeddings that fail against a chat model."""
+    before = judge()
+    before.observe(replace(OUTCOME, slot="blue"), 10)
+    fails = replace(OUTCOME, kind="embedding", status=500, first_token_ms=None)
+    for carried in (before.carried(), Carried.after([before.evidence()])):
+        one = Judge(LIMITS, "green", share=1.0, budget=budget_of_stage(4, 5), carried=carried)
+        for _ in range(40):
+            one.observe(fails, 10)
+        assert rule(one.evidence(), LIMITS, 10).verdict == "hold"
+
+
 def test_a_refusal_speaks_once_somebody_was_answered() -> None:
     """A model that embeds at stable and not at the candidate is missed by whoever embeds."""
     one = judge()
