@@ -225,7 +225,10 @@ class Judge:
         take("left midway", place, marks, _LEFT_MIDWAY, mine=mine, hit=False, cell=cell, draw=draw)
         # What was refused was not answered, and is no news of whether answers fail.
         if not refused:
-            self._take_answer(outcome, user, began_seconds, cell, draw, mine=mine, failed=failed)
+            is_promised = not self._answered or outcome.kind in self._answered
+            self._take_answer(
+                outcome, user, began_seconds, cell, draw, mine=mine, failed=failed, is_promised=is_promised
+            )
 
     def _take_answer(
         self,
@@ -237,14 +240,20 @@ class Judge:
         *,
         mine: bool,
         failed: bool,
+        is_promised: bool,
     ) -> None:
-        """Whether it failed, and its times."""
+        """Whether it failed, and its times.
+
+        What is not promised breaks no limit: a kind that nobody was answered to, where others were. Beside stable it is
+        a bet all the same, for whose it is, is chance.
+        """
         take, place = self._tally.take, None if user is None else user % PLACES
-        counts = self._counts_as_good_news(place, mine=mine)
+        counts = self._counts_as_good_news(place, mine=mine) and is_promised
         take("failed", place, self._marks, _FAILED, mine=mine, hit=failed, cell=cell, counts=counts, draw=draw)
         lately = self._round_marks
         take("failed lately", place, lately, _FAILED, mine=mine, hit=failed, cell=None, handicap=self._handicap)
-        self._good_times.take(place, mine=mine, failed=failed, counts=counts)
+        if is_promised:
+            self._good_times.take(place, mine=mine, failed=failed, counts=counts)
         if mine:
             self._leave_a_mark()
         if began_seconds < self._limits.warm_up_seconds:

@@ -474,6 +474,22 @@ def test_an_unknown_kind_that_fails_speaks_beside_stable_and_not_alone() -> None
     assert failed(1.0, known, [replace(fails, kind="chat")]) == 1
 
 
+def test_what_no_model_of_its_kind_answers_holds_no_stage() -> None:
+    """Nameless embeddings that fail in both slots, beside good chats: they break no promise, and are bet on."""
+    one, random = judge(token_p95_ms=None), Random(5)  # noqa: S311 - the same each time, and no secret
+    for number, outcome in zip(range(8000), users(5, rate=0.0, stables=0.0), strict=False):
+        one.observe(outcome, 10)
+        if number % 20 == 0:
+            slot: Slot = "green" if random.random() < 0.05 else "blue"
+            one.observe(replace(OUTCOME, kind="embedding", slot=slot, status=500, first_token_ms=None), 10)
+    evidence = one.evidence()
+    assert rule(evidence, one.limits, 10).verdict == "promote"
+    assert (evidence.count("failed").counted_hits, evidence.count("failed").set_aside) == (0, 0)
+    for _ in range(40):
+        one.observe(replace(OUTCOME, kind="embedding", status=500, first_token_ms=None), 10)
+    assert rule(one.evidence(), one.limits, 10).verdict == "roll back"
+
+
 def test_what_was_answered_is_known_after_a_crash() -> None:
     """A flow that takes the release up at 100 % does not hold nameless embeddings that fail against a chat model."""
     before = judge()
