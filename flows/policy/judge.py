@@ -213,13 +213,15 @@ class Judge:
             return
         self._turn_the_round()
         take, marks = self._tally.take, self._marks
+        if cell is not None:
+            self._cell_requests[cell] = self._cell_requests.get(cell, 0) + 1
         if outcome.user_left and not failed and not refused:
             measure, bit = ("left", _LEFT) if outcome.status == NO_ANSWER else ("left midway", _LEFT_MIDWAY)
             take(measure, place, marks, bit, mine=mine, hit=True, cell=cell, draw=draw)
             return
         if not failed and not refused:
             self._answered.add(outcome.kind)
-        self._add_up(outcome, cell, mine=mine)
+        self._add_up(outcome, mine=mine)
         take("refused", place, marks, _REFUSED, mine=mine, hit=refused, cell=cell, draw=draw)
         take("left", place, marks, _LEFT, mine=mine, hit=False, cell=cell, draw=draw)
         take("left midway", place, marks, _LEFT_MIDWAY, mine=mine, hit=False, cell=cell, draw=draw)
@@ -291,15 +293,13 @@ class Judge:
             self._marks[place] |= _MINE if mine else _STABLES
         return seen if not began_before and (not seen or (is_owner and seen != CANDIDATES)) else None
 
-    def _add_up(self, outcome: Outcome, cell: str | None, *, mine: bool) -> None:
+    def _add_up(self, outcome: Outcome, *, mine: bool) -> None:
         if not mine:
             self._stable_requests += 1
             self._stable_tokens += outcome.tokens or 0
             return
         self._requests += 1
         self._tokens += outcome.tokens or 0
-        if cell is not None:
-            self._cell_requests[cell] = self._cell_requests.get(cell, 0) + 1
 
     def _leave_a_mark(self) -> None:
         """On the trail: every so many requests, and half as often each time that there are too many marks."""

@@ -231,6 +231,7 @@ class CellCount:
     """What the candidate's users saw of one cell."""
 
     requests: int = 0
+    """With those that the user broke off, for a replica that hangs has no others; older ledgers are without."""
     hits: Mapping[Measure, int] = field(default_factory=dict[Measure, int])
 
 

@@ -689,6 +689,20 @@ def test_requests_of_no_slot_and_of_nobody_change_nothing() -> None:
     assert one.evidence() == judge().evidence()
 
 
+@pytest.mark.parametrize("status", [-1, 200])
+def test_a_cell_that_hangs_until_its_users_leave_is_held_back(status: int) -> None:
+    """They leave before its answers begin, or in the middle of them: it has nothing but departures."""
+    one = Judge(LIMITS, "green", share=0.2, budget=0.6, cells=CELLS)
+
+    def with_a_cell_that_hangs() -> Iterator[Outcome]:
+        for outcome in users(3, rate=0.0, share=0.2):
+            hangs = outcome.address == "127.0.0.1:2"
+            yield replace(outcome, status=status, user_left=True) if hangs else outcome
+
+    ruling, _ = play(one, with_a_cell_that_hangs())
+    assert (ruling.verdict, ruling.bad_cells) == ("hold", ("cell-2",))
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_one_bad_cell_of_four_is_held_back_and_the_rest_goes_on(seed: int) -> None:
     """A fifth of its answers fail: it is named, its address is given back, and without it the stage is passed."""
