@@ -202,18 +202,23 @@ def _is_to_blame(cell: CellCount, measure: Measure, evidence: Evidence, limits: 
     if measure == "failed lately":
         measure = "failed"
     count, hits = evidence.count(measure), cell.hits.get(measure, 0)
-    share = cell.requests / evidence.requests
+    share = _part_of_requests(cell, evidence)
     if not hits or worth(hits, count.hits, share, [share_at(share, times) for times in (4, 16, 64)]) < BLAME:
         return False
     rest = Count(count.hits - hits, count.all_hits - hits, max(0, round(count.of * (1 - share))))
     return not _is_harm(measure, rest, 1 - share, bar(evidence, limits, measure), evidence, limits)
 
 
+def _part_of_requests(cell: CellCount, evidence: Evidence) -> float:
+    """Of the candidate's: those that users broke off are in its cells' numbers, and not in its own."""
+    return cell.requests / max(evidence.requests, sum(one.requests for one in evidence.cells.values()))
+
+
 def _is_harm_in_cell(measure: Measure, cell: CellCount, evidence: Evidence, limits: Limits) -> bool:
     others = evidence.count(measure).all_hits - evidence.count(measure).hits
     count = Count(cell.hits[measure], cell.hits[measure] + others, max(cell.hits[measure], cell.requests))
     beyond = bar(evidence, limits, "cells") + log(len(evidence.cells))
-    return _is_harm(measure, count, cell.requests / evidence.requests, beyond, evidence, limits)
+    return _is_harm(measure, count, _part_of_requests(cell, evidence), beyond, evidence, limits)
 
 
 def _is_harm(measure: Measure, count: Count, part: float, beyond: float, evidence: Evidence, limits: Limits) -> bool:
@@ -492,7 +497,7 @@ def _beside(measure: Measure, evidence: Evidence, limits: Limits) -> str:
 def _cell_words(evidence: Evidence, cell: str) -> str:
     count = evidence.cells[cell]
     parts = [f"{hits} of all {evidence.count(measure).hits} {measure}" for measure, hits in count.hits.items() if hits]
-    share = 100 * count.requests / evidence.requests
+    share = 100 * _part_of_requests(count, evidence)
     return f"cell {cell} is held back: of the candidate it has {share:.0f} % of the requests and {', '.join(parts)}"
 
 

@@ -107,15 +107,17 @@ class Carried:
     def after(cls, stages: Iterable[Evidence]) -> Self:
         """What the ledger still knows of a release's stages, where a flow takes it up: no bets, and no users.
 
-        Older stages do not know of how many requests their hits were, and say nothing.
+        Older stages do not know of how many requests their hits were, nor what was answered, and say nothing.
         """
         shown: dict[Measure, tuple[int, int]] = {}
+        answered: set[RequestKind] = set()
         for stage in stages:
+            answered.update(stage.answered)
             for one in UNPROMISED:
                 count = stage.count(one)
                 if count.all_of:
                     shown[one] = added(shown.get(one, (0, 0)), (count.all_hits, count.all_of))
-        return cls(shown=shown)
+        return cls(shown=shown, answered=frozenset(answered))
 
     def chances(self, share: float) -> tuple[float, ...]:
         """Of being the candidate's at this share: of whom nobody saw, and of who was stable's in each stage so far."""
@@ -211,19 +213,24 @@ class Judge:
             return
         self._turn_the_round()
         take, marks = self._tally.take, self._marks
+        if cell is not None:
+            self._cell_requests[cell] = self._cell_requests.get(cell, 0) + 1
         if outcome.user_left and not failed and not refused:
             measure, bit = ("left", _LEFT) if outcome.status == NO_ANSWER else ("left midway", _LEFT_MIDWAY)
             take(measure, place, marks, bit, mine=mine, hit=True, cell=cell, draw=draw)
             return
         if not failed and not refused:
             self._answered.add(outcome.kind)
-        self._add_up(outcome, cell, mine=mine)
+        self._add_up(outcome, mine=mine)
         take("refused", place, marks, _REFUSED, mine=mine, hit=refused, cell=cell, draw=draw)
         take("left", place, marks, _LEFT, mine=mine, hit=False, cell=cell, draw=draw)
         take("left midway", place, marks, _LEFT_MIDWAY, mine=mine, hit=False, cell=cell, draw=draw)
         # What was refused was not answered, and is no news of whether answers fail.
         if not refused:
-            self._take_answer(outcome, user, began_seconds, cell, draw, mine=mine, failed=failed)
+            is_promised = not self._answered or outcome.kind in self._answered
+            self._take_answer(
+                outcome, user, began_seconds, cell, draw, mine=mine, failed=failed, is_promised=is_promised
+            )
 
     def _take_answer(
         self,
@@ -235,14 +242,20 @@ class Judge:
         *,
         mine: bool,
         failed: bool,
+        is_promised: bool,
     ) -> None:
-        """Whether it failed, and its times."""
+        """Whether it failed, and its times.
+
+        What is not promised breaks no limit: a kind that nobody was answered to, where others were. Beside stable it is
+        a bet all the same, for whose it is, is chance.
+        """
         take, place = self._tally.take, None if user is None else user % PLACES
-        counts = self._counts_as_good_news(place, mine=mine)
+        counts = self._counts_as_good_news(place, mine=mine) and is_promised
         take("failed", place, self._marks, _FAILED, mine=mine, hit=failed, cell=cell, counts=counts, draw=draw)
         lately = self._round_marks
         take("failed lately", place, lately, _FAILED, mine=mine, hit=failed, cell=None, handicap=self._handicap)
-        self._good_times.take(place, mine=mine, failed=failed, counts=counts)
+        if is_promised:
+            self._good_times.take(place, mine=mine, failed=failed, counts=counts)
         if mine:
             self._leave_a_mark()
         if began_seconds < self._limits.warm_up_seconds:
@@ -280,15 +293,13 @@ class Judge:
             self._marks[place] |= _MINE if mine else _STABLES
         return seen if not began_before and (not seen or (is_owner and seen != CANDIDATES)) else None
 
-    def _add_up(self, outcome: Outcome, cell: str | None, *, mine: bool) -> None:
+    def _add_up(self, outcome: Outcome, *, mine: bool) -> None:
         if not mine:
             self._stable_requests += 1
             self._stable_tokens += outcome.tokens or 0
             return
         self._requests += 1
         self._tokens += outcome.tokens or 0
-        if cell is not None:
-            self._cell_requests[cell] = self._cell_requests.get(cell, 0) + 1
 
     def _leave_a_mark(self) -> None:
         """On the trail: every so many requests, and half as often each time that there are too many marks."""
@@ -385,4 +396,5 @@ class Judge:
             each_token=each,
             tokens=self._tokens,
             stable_tokens=self._stable_tokens,
+            answered=tuple(sorted(self._answered)),
         )

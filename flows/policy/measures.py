@@ -7,6 +7,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from blocks.ports import RequestKind
 from flows.policy.bets import interval, mean_of, purses, share_at, worth
 
 Measure = Literal[
@@ -230,6 +231,7 @@ class CellCount:
     """What the candidate's users saw of one cell."""
 
     requests: int = 0
+    """With those that the user broke off, for a replica that hangs has no others; older ledgers are without."""
     hits: Mapping[Measure, int] = field(default_factory=dict[Measure, int])
 
 
@@ -262,6 +264,8 @@ class Evidence:
     tokens: int = 0
     """Of the candidate's streamed answers, as far as they were taken in."""
     stable_tokens: int = 0
+    answered: tuple[RequestKind, ...] = ()
+    """Kinds of requests that somebody was answered well to, in this stage or before; older ledgers know of none."""
 
     def count(self, measure: Measure) -> Count:
         return self.counts.get(measure, _NOTHING)

@@ -130,6 +130,7 @@ def _outcome(slot: Slot, replica: Replica, answer: Answer) -> Outcome:
         cut_short=_has_begun(answer) and not answer.is_whole,
         is_empty=False,  # what the answer is has a check of its own
         user_left=False,
+        error_status=answer.error_status,
     )
 
 

@@ -474,6 +474,34 @@ def test_an_unknown_kind_that_fails_speaks_beside_stable_and_not_alone() -> None
     assert failed(1.0, known, [replace(fails, kind="chat")]) == 1
 
 
+def test_what_no_model_of_its_kind_answers_holds_no_stage() -> None:
+    """Nameless embeddings that fail in both slots, beside good chats: they break no promise, and are bet on."""
+    one, random = judge(token_p95_ms=None), Random(5)  # noqa: S311 - the same each time, and no secret
+    for number, outcome in zip(range(8000), users(5, rate=0.0, stables=0.0), strict=False):
+        one.observe(outcome, 10)
+        if number % 20 == 0:
+            slot: Slot = "green" if random.random() < 0.05 else "blue"
+            one.observe(replace(OUTCOME, kind="embedding", slot=slot, status=500, first_token_ms=None), 10)
+    evidence = one.evidence()
+    assert rule(evidence, one.limits, 10).verdict == "promote"
+    assert (evidence.count("failed").counted_hits, evidence.count("failed").set_aside) == (0, 0)
+    for _ in range(40):
+        one.observe(replace(OUTCOME, kind="embedding", status=500, first_token_ms=None), 10)
+    assert rule(one.evidence(), one.limits, 10).verdict == "roll back"
+
+
+def test_what_was_answered_is_known_after_a_crash() -> None:
+    """A flow that takes the release up at 100 % does not hold nameless embeddings that fail against a chat model."""
+    before = judge()
+    before.observe(replace(OUTCOME, slot="blue"), 10)
+    fails = replace(OUTCOME, kind="embedding", status=500, first_token_ms=None)
+    for carried in (before.carried(), Carried.after([before.evidence()])):
+        one = Judge(LIMITS, "green", share=1.0, budget=budget_of_stage(4, 5), carried=carried)
+        for _ in range(40):
+            one.observe(fails, 10)
+        assert rule(one.evidence(), LIMITS, 10).verdict == "hold"
+
+
 def test_a_refusal_speaks_once_somebody_was_answered() -> None:
     """A model that embeds at stable and not at the candidate is missed by whoever embeds."""
     one = judge()
@@ -659,6 +687,20 @@ def test_requests_of_no_slot_and_of_nobody_change_nothing() -> None:
     one = judge()
     one.observe(replace(OUTCOME, slot=None, status=503), 10)
     assert one.evidence() == judge().evidence()
+
+
+@pytest.mark.parametrize("status", [-1, 200])
+def test_a_cell_that_hangs_until_its_users_leave_is_held_back(status: int) -> None:
+    """They leave before its answers begin, or in the middle of them: it has nothing but departures."""
+    one = Judge(LIMITS, "green", share=0.2, budget=0.6, cells=CELLS)
+
+    def with_a_cell_that_hangs() -> Iterator[Outcome]:
+        for outcome in users(3, rate=0.0, share=0.2):
+            hangs = outcome.address == "127.0.0.1:2"
+            yield replace(outcome, status=status, user_left=True) if hangs else outcome
+
+    ruling, _ = play(one, with_a_cell_that_hangs())
+    assert (ruling.verdict, ruling.bad_cells) == ("hold", ("cell-2",))
 
 
 @pytest.mark.parametrize("seed", range(5))

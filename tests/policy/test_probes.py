@@ -109,6 +109,7 @@ def test_probes_stand_in_for_what_is_to_be_learned_but_not_for_users() -> None:
         (Answer(500), RIGHT, TEXT, "20 of 20 requests failed"),
         (Answer(None), RIGHT, TEXT, "20 of 20 requests failed"),
         (replace(RIGHT, is_whole=False), RIGHT, TEXT, "20 of 20 requests failed"),
+        (Answer(200, error_status=503), RIGHT, TEXT, "20 of 20 requests failed"),
         (replace(RIGHT, text=""), RIGHT, TEXT, "wrong where the other's is right the candidate has 20 of 20"),
         (replace(RIGHT, text="no JSON"), replace(RIGHT, text="{}"), JSON, "the candidate has 20 of 20"),
         (replace(RIGHT, text="A"), RIGHT, TEXT, "much shorter than the other's the candidate has 20 of 20"),
@@ -136,6 +137,17 @@ def test_one_probe_that_goes_wrong_by_chance_does_not_hold_a_stage() -> None:
         pairs = [Pair(TEXT, MINE, Answer(200, "", is_whole=True, first_token_ms=50), STABLE, RIGHT)] * wrong
         judge.observe([*pairs, *[Pair(TEXT, MINE, RIGHT, STABLE, RIGHT)] * 180], 10)
         assert rule(FEW, LIMITS, 500, judge.probed()).verdict == verdict
+
+
+def test_a_refusal_in_a_probes_body_is_a_refusal() -> None:
+    """As under a status of its own: a prompt that is too long for both is no failure of the candidate's."""
+    for refused in (Answer(400), Answer(200, error_status=400)):
+        seen = probed(180, refused, refused).evidence
+        assert (seen.count("failed").of, seen.count("failed").hits) == (0, 0)
+        assert rule(FEW, LIMITS, 500, probed(180, refused, refused)).verdict == "hold"
+        once = ProbeJudge(LIMITS, "green", budget=0.06, cells={})
+        once.observe([Pair(TEXT, MINE, RIGHT, STABLE, RIGHT), Pair(TEXT, MINE, refused, STABLE, RIGHT)], 10)
+        assert once.probed().evidence.count("refused").hits == 1
 
 
 def test_what_stable_gets_wrong_as_well_is_no_harm() -> None:
