@@ -238,13 +238,13 @@ class DirectoryStore(Block):
     def _translated(self, act: str) -> Iterator[None]:
         try:
             yield
-        except FileNotFoundError as error:
-            raise Refused(f"{self.directory} did not {act}: it is not there; mirror the model again") from error
+        except FileNotFoundError:
+            raise Refused(f"{self.directory} did not {act}: it is not there; mirror the model again") from None
         except OSError as error:
             said = f"{self.directory} did not {act}: {error.strerror or error}"
             if (step := LASTING.get(error.errno or 0)) is not None:
-                raise Refused(f"{said}; {step}") from error
-            raise Unavailable(f"{said}; see that its file system is there") from error
+                raise Refused(f"{said}; {step}") from None
+            raise Unavailable(f"{said}; see that its file system is there") from None
 
 
 LASTING = {
