@@ -87,7 +87,7 @@ class AzureStore(Block):
                 if not _is_condition(error):
                     raise
                 expected = "no version" if replacing is None else f"version {replacing}"
-                raise Conflict(f"{self.url_of(key)}: expected {expected}, found another; read it again") from error
+                raise Conflict(f"{self.url_of(key)}: expected {expected}, found another; read it again") from None
 
     def write(self, key: str, body: bytes | memoryview) -> bool:
         with self._translated(f"write {key}"):
@@ -172,7 +172,7 @@ class AzureStore(Block):
             except (ResourceExistsError, ResourceModifiedError) as error:
                 if not _is_condition(error):
                     raise
-                raise Conflict(f"{self.url_of(upload.key)} is there already; see what stands there") from error
+                raise Conflict(f"{self.url_of(upload.key)} is there already; see what stands there") from None
 
     def abort(self, upload: Unfinished) -> None:
         """Azure forgets waiting blocks only with a blob: where there is none, one without a byte comes and goes.
@@ -275,11 +275,11 @@ class AzureStore(Block):
         try:
             yield
         except (ServiceRequestError, ServiceResponseError, IncompleteReadError) as error:
-            raise Unavailable(f"{said}: {error}; check that it can be reached") from error
+            raise Unavailable(f"{said}: {error}; check that it can be reached") from None
         except HttpResponseError as error:
             status = error.status_code or 0
             if isinstance(error, ClientAuthenticationError) and not status:  # no answer of the store's: no identity
-                raise Refused(f"{said}: {error.message}; {MAY_NOT}") from error
+                raise Refused(f"{said}: {error.message}; {MAY_NOT}") from None
             headers = {name.lower(): value for name, value in getattr(error.response, "headers", {}).items()}
             is_the_store = status != HTTPStatus.NOT_FOUND or bool(_code(error))
             raise statuses.translation(
@@ -290,7 +290,7 @@ class AzureStore(Block):
                 step=STEPS.get(status),
                 passes=_code(error).lower() in PASSES or not is_the_store,
                 later="try again later" if is_the_store else statuses.NOT_THE_STORE,
-            ) from error
+            ) from None
 
 
 STEPS: Mapping[int, str] = {

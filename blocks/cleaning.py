@@ -16,7 +16,10 @@ MASK = "(a secret)"
 _USERINFO = re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://)[^\s/?#\"'<>]*@")
 _QUERY = re.compile(r"\?[\w.~%+-]+=[^\s\"'<>)\]]*")
 """All of it: signed addresses are known by no list of names."""
-_TOKENS = re.compile(r"(?i)\b(bearer|basic) +[\w.~+/=-]{8,}|\b(hf)_[a-z0-9]{16,}")
+_TOKENS = re.compile(
+    r"(?i)\b(bearer|basic) +[\w.~+/=-]{8,}|\b(hf)_[a-z0-9]{16,}"
+    r"|\b(sig|signature|x-(?:amz|goog)-(?:signature|credential|security-token)) *[=:] *[\w.~+/=%-]{8,}"
+)
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 """All but the ends of lines and tabs, with those that turn the direction of writing."""
 _BLANKS = re.compile(r"\s+")
@@ -25,16 +28,20 @@ _secrets: set[str] = set()
 
 
 def mask_from_now_on(secret: str) -> None:
-    """Have no text of ours hold it, as it stands or as it stands in an address; what is short is left alone."""
-    if len(secret) >= SHORTEST_SECRET:
-        _secrets.update((secret, quote(secret, safe=""), quote_plus(secret)))
+    """Have no text of ours hold it, as it stands or as it stands in an address; what is short is left alone.
+
+    Of one with several lines, as a private key is, each line is a secret: nobody quotes it as it was typed.
+    """
+    for line in secret.splitlines():
+        if len(line) >= SHORTEST_SECRET and not line.startswith("-----"):
+            _secrets.update((line, quote(line, safe=""), quote_plus(line)))
 
 
 def without_secrets(text: str) -> str:
     """The same text, its lines too, without secrets, userinfo, queries of addresses and control characters."""
     for secret in sorted(_secrets, key=len, reverse=True):
         text = text.replace(secret, MASK)
-    text = _TOKENS.sub(lambda found: f"{found[1] or found[2]} {MASK}", text)
+    text = _TOKENS.sub(lambda found: f"{found[1] or found[2] or found[3]} {MASK}", text)
     text = _QUERY.sub("?…", _USERINFO.sub(r"\1", text))
     return _CONTROLS.sub("", text)
 

@@ -33,7 +33,7 @@ class DirectoryStore(Block):
 
     directory: Path = Field(
         title="Directory",
-        description="Where the objects lie; it is made where it is missing, and its parent must exist.",
+        description="Where the objects lie; it has to be there. On what is mounted, name a directory below the mount.",
     )
 
     def get(self, key: str) -> Found | None:
@@ -237,16 +237,20 @@ class DirectoryStore(Block):
     @contextmanager
     def _translated(self, act: str) -> Iterator[None]:
         try:
+            if not self.directory.is_dir():
+                # Made here, it would lie on this machine's own disk, and its ledger would be an empty one.
+                raise Unavailable(f"{self.directory} did not {act}: {AWAY}")
             yield
-        except FileNotFoundError as error:
-            raise Refused(f"{self.directory} did not {act}: it is not there; mirror the model again") from error
+        except FileNotFoundError:
+            raise Refused(f"{self.directory} did not {act}: it is not there; mirror the model again") from None
         except OSError as error:
             said = f"{self.directory} did not {act}: {error.strerror or error}"
             if (step := LASTING.get(error.errno or 0)) is not None:
-                raise Refused(f"{said}; {step}") from error
-            raise Unavailable(f"{said}; see that its file system is there") from error
+                raise Refused(f"{said}; {step}") from None
+            raise Unavailable(f"{said}; see that its file system is there") from None
 
 
+AWAY = "the directory is not there; see that its file system is mounted, or make it where it is new"
 LASTING = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free space there"),
     errno.EROFS: "mount it so that it can be written",

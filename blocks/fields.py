@@ -50,6 +50,8 @@ def _private_key(secret: SecretStr | None, info: ValidationInfo) -> SecretStr | 
         raise _refused(
             info, "is no private key in PEM, which begins with -----BEGIN PRIVATE KEY-----; copy the whole file"
         )
+    if secret is not None:
+        mask_from_now_on(secret.get_secret_value())
     return secret
 
 
@@ -64,6 +66,7 @@ def _account(secret: SecretStr | None, info: ValidationInfo) -> SecretStr | None
         raise _refused(
             info, f"is no JSON key of a service account, which has {', '.join(_OF_AN_ACCOUNT)}; copy the whole file"
         )
+    mask_from_now_on(str(known["private_key"]))
     return secret
 
 

@@ -78,8 +78,8 @@ class GoogleStore(Block):
                 return None
             try:
                 body = blob.download_as_bytes(if_generation_match=blob.generation, **ONCE)
-            except (PreconditionFailed, NotFound) as error:
-                raise Unavailable(f"{self.url_of(key)} changed while it was read; read it again") from error
+            except (PreconditionFailed, NotFound):
+                raise Unavailable(f"{self.url_of(key)} changed while it was read; read it again") from None
             return Found(body, str(blob.generation))
 
     def put(self, key: str, body: bytes, *, replacing: str | None) -> str:
@@ -92,7 +92,7 @@ class GoogleStore(Block):
                 if isinstance(error, NotFound) and replacing is None:
                     raise
                 expected = "no version" if replacing is None else f"version {replacing}"
-                raise Conflict(f"{self.url_of(key)}: expected {expected}, found another; read it again") from error
+                raise Conflict(f"{self.url_of(key)}: expected {expected}, found another; read it again") from None
             return str(blob.generation)
 
     def write(self, key: str, body: bytes | memoryview) -> bool:
@@ -131,7 +131,7 @@ class GoogleStore(Block):
         except (AttributeError, GoogleAuthError) as error:  # an AttributeError where the credentials have no key
             raise Refused(
                 f"no address for {self.url_of(key)} can be signed: {error}; give the block a service account's key"
-            ) from error
+            ) from None
 
     def url_of(self, key: str) -> str:
         return f"gs://{self.bucket}/{key}"
@@ -190,8 +190,8 @@ class GoogleStore(Block):
             whole = self._bucket.blob(upload.key)
             try:
                 whole.compose([self._bucket.blob(name) for name in names], if_generation_match=0, **ONCE)
-            except PreconditionFailed as error:
-                raise Conflict(f"{self.url_of(upload.key)} is there already; see what stands there") from error
+            except PreconditionFailed:
+                raise Conflict(f"{self.url_of(upload.key)} is there already; see what stands there") from None
             whole.reload(**ONCE)
             if whole.crc32c != _combined(parts):
                 self._remove(upload.key)
@@ -243,9 +243,9 @@ class GoogleStore(Block):
         with self._translated("create the bucket"):
             try:
                 self._bucket.create(**ONCE)
-            except Exists as error:
+            except Exists:
                 if not self._bucket.exists(**ONCE):
-                    raise Refused(f"the name {self.bucket} is somebody else's; choose another") from error
+                    raise Refused(f"the name {self.bucket} is somebody else's; choose another") from None
 
     def _found(self, key: str) -> Blob | None:
         """As of now; the library's own way takes any 404 for a missing object, whoever it comes from."""
@@ -280,7 +280,14 @@ class GoogleStore(Block):
     @property
     def _bucket(self) -> Bucket:
         with _one_at_a_time:
-            return _client(self.endpoint_url, self.project, self.service_account).bucket(self.bucket)
+            try:
+                return _client(self.endpoint_url, self.project, self.service_account).bucket(self.bucket)
+            except (ValueError, OSError):  # a key that is none, or credentials of no project
+                what = "the block's service account" if self.service_account else "this machine's own credentials"
+                raise Refused(
+                    f"{self.url_of('')} was not asked: {what} cannot be used; copy the whole JSON key of a service "
+                    f"account, and set the block's project where the key names none"
+                ) from None
 
     @contextmanager
     def _translated(self, act: str) -> Iterator[None]:
@@ -288,9 +295,9 @@ class GoogleStore(Block):
         try:
             yield
         except (RetryError, RequestException, TransportError, DataCorruption) as error:
-            raise Unavailable(f"{said}: {error}; try again later") from error
+            raise Unavailable(f"{said}: {error}; try again later") from None
         except GoogleAuthError as error:
-            raise Refused(f"{said}: {error}; set a service account, or this machine's own credentials") from error
+            raise Refused(f"{said}: {error}; set a service account, or this machine's own credentials") from None
         except GoogleAPICallError as error:
             headers = {name.lower(): value for name, value in getattr(error.response, "headers", {}).items()}
             step = MAY_NOT if error.code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN) else None
@@ -303,7 +310,7 @@ class GoogleStore(Block):
                 step=step,
                 passes=not is_google,
                 later="try again later" if is_google else statuses.NOT_THE_STORE,
-            ) from error
+            ) from None
 
 
 MAY_NOT = "grant it roles/storage.objectUser on the bucket"

@@ -91,7 +91,7 @@ def listing(said: object) -> Listing:
             folders.add(_path(entry.get("path")))
         elif kind == "file":
             files.append(_file(entry.get("path"), entry.get("size"), entry.get("oid"), entry.get("lfs")))
-        elif kind not in _NO_FILES:
+        elif not isinstance(kind, str) or kind not in _NO_FILES:
             raise NotBelievedError(
                 f"lists {_shown(entry.get('path'))} as a {_shown(kind)}, which nobody knows how to mirror"
             )

@@ -135,7 +135,7 @@ def manifest_in(body: bytes, prefix: str, url: str) -> Manifest:
         raise Refused(
             f"{url} is no manifest ({where + ': ' if where else ''}{first['msg']}); "
             f"delete it, and mirror the model again"
-        ) from error
+        ) from None
     if manifest.prefix != prefix:
         raise Refused(
             f"{url} is a manifest of {manifest.repo} at {manifest.commit}, which is not the mirror that it lies in; "

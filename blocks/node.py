@@ -162,7 +162,7 @@ def fetch(
     except OSError as error:
         raise CannotServe(
             f"{directory} cannot take the weights: {error.strerror} ({error.filename}); see to this machine's disk"
-        ) from error
+        ) from None
 
 
 def _fetch(files: Sequence[File], directory: Path, say: Callable[[str], None], sleep: Callable[[float], None]) -> None:
@@ -350,7 +350,7 @@ def _write(descriptor: int, chunk: bytes, at: int, file: File) -> None:
         while written < len(chunk):
             written += os.pwrite(descriptor, chunk[written:], at + written)
     except OSError as error:
-        raise CannotServe(f"{file.path} could not be written: {error.strerror}; make room on this machine") from error
+        raise CannotServe(f"{file.path} could not be written: {error.strerror}; make room on this machine") from None
 
 
 def _words_of(error: BaseException) -> str:

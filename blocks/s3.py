@@ -155,13 +155,13 @@ class S3Store(Block):
                     raise Unsupported(
                         f"{self.url_of(key)}: the store does not know conditional writes ({_code(error)}), without "
                         f"which no ledger is safe; use it as a further store, and another one for the ledger"
-                    ) from error
+                    ) from None
                 # Where the version to replace has been deleted, that is what is missing.
                 is_gone = replacing is not None and _is_missing(error)
                 if not (is_gone or _is_condition(error)):
                     raise
                 expected = "no version" if replacing is None else f"version {replacing}"
-                raise Conflict(f"{self.url_of(key)}: expected {expected}, found another; read it again") from error
+                raise Conflict(f"{self.url_of(key)}: expected {expected}, found another; read it again") from None
 
     def write(self, key: str, body: bytes | memoryview) -> bool:
         checksum = self.checksum(memoryview(body))
@@ -186,8 +186,8 @@ class S3Store(Block):
             yield from body.iter_chunks(CHUNK_BYTES)
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
-        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
         with self.translated(f"list {prefix}"):
+            pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
             for page in pages:
                 for found in page.get("Contents", ()):
                     yield StoredObject(found["Key"], found["Size"])
@@ -251,8 +251,8 @@ class S3Store(Block):
         return md5.found_in({"ETag": part.receipt}) == md5.of(body)
 
     def sent(self, upload: Unfinished) -> tuple[Part, ...]:
-        pages = self.client.get_paginator("list_parts").paginate(**self._named(upload))
         with self.translated(f"list the parts of {upload.key}"):
+            pages = self.client.get_paginator("list_parts").paginate(**self._named(upload))
             try:
                 return tuple(
                     Part(part["PartNumber"], part["Size"], part["ETag"], self._checksum.found_in(part))
@@ -308,8 +308,8 @@ class S3Store(Block):
                     raise
 
     def unfinished(self, prefix: str) -> tuple[Unfinished, ...]:
-        pages = self.client.get_paginator("list_multipart_uploads").paginate(Bucket=self.bucket, Prefix=prefix)
         with self.translated(f"list the unfinished uploads of {prefix}"):
+            pages = self.client.get_paginator("list_multipart_uploads").paginate(Bucket=self.bucket, Prefix=prefix)
             found = [
                 Unfinished(upload["Key"], upload["UploadId"], upload["Initiated"].timestamp())
                 for page in pages
@@ -365,7 +365,7 @@ class S3Store(Block):
         raise Conflict(
             f"{self.url_of(upload.key)}: the upload {upload.id} is not what was sent ({_code(error)}); "
             f"see what stands there, and begin anew"
-        ) from error
+        ) from None
 
     @property
     def _checksum(self) -> Checksum:
@@ -399,11 +399,11 @@ class S3Store(Block):
         try:
             yield
         except ClientError as error:
-            raise _translation(error, f"{where} did not {act}") from error
+            raise _translation(error, f"{where} did not {act}") from None
         except BROKEN_OFF as error:
-            raise Unavailable(f"{where} did not {act}: {error}; check that it runs and can be reached") from error
+            raise Unavailable(f"{where} did not {act}: {error}; check that it runs and can be reached") from None
         except BotoCoreError as error:
-            raise Refused(f"{where} was not asked to {act}: {error}; correct the block's settings") from error
+            raise Refused(f"{where} was not asked to {act}: {error}; correct the block's settings") from None
 
 
 class _View:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 
 from prefect import get_run_logger
@@ -16,6 +16,7 @@ from flows.tasks.fleet import list_replicas
 from flows.tasks.gateway import give_share
 from flows.tasks.ledger import amend, read_record
 from flows.tasks.runs import own_run_id
+from flows.tasks.waiting import done_by
 
 LAST_RESORT_SECONDS = 15.0
 """How long the busy replicas of a candidate may still take to finish."""
@@ -39,10 +40,13 @@ def users_keep_what_they_had(service: Service) -> Iterator[None]:
         yield
     except BaseException as error:
         ended_from_outside = not isinstance(error, Exception)
-        deadline = time.monotonic() + KILLED_AFTER_SECONDS if ended_from_outside else None
+        killed_at = time.monotonic() + KILLED_AFTER_SECONDS
+        deadline = killed_at if ended_from_outside else None
         get_run_logger().warning("Users keep what they had: %s", error)
         try:
-            record = read_record(service.store, service.name)
+            # Users are with the candidate: no store that wants to be left alone keeps them there.
+            with done_by(killed_at - STOPPING_SECONDS):
+                record = read_record(service.store, service.name)
         except SkyferryError:
             # Without the ledger the release stays open for a retry or a roll-back, but no user waits for that.
             if stable is not None:
@@ -53,7 +57,8 @@ def users_keep_what_they_had(service: Service) -> Iterator[None]:
             traffic_to_live(service, record)
         elif record.under_way.run_id == own_run_id():
             reason = "its run was ended from outside" if ended_from_outside else str(error)
-            roll_back_to_stable(service, reason, deadline=deadline)
+            with nullcontext() if deadline is None else done_by(deadline - STOPPING_SECONDS):
+                roll_back_to_stable(service, reason, deadline=deadline)
         raise
 
 

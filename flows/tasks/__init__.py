@@ -14,7 +14,7 @@ from prefect.tasks import exponential_backoff
 
 from blocks.errors import Unavailable
 from flows.tasks.patience import LONGEST_OBEYED_SECONDS
-from flows.tasks.waiting import pause
+from flows.tasks.waiting import longest_told_seconds, pause
 
 
 def _can_pass(task: Task[Any, Any], run: TaskRun, state: State[Any]) -> bool:
@@ -23,7 +23,7 @@ def _can_pass(task: Task[Any, Any], run: TaskRun, state: State[Any]) -> bool:
     if not isinstance(error, Unavailable):
         return False
     if error.after_seconds is not None:
-        if error.after_seconds > LONGEST_OBEYED_SECONDS:
+        if error.after_seconds > longest_told_seconds(LONGEST_OBEYED_SECONDS):
             return False  # to come back earlier would be worse than not at all; the error says when
         task_run_logger(run, task).info("Waiting for %.0f s, as it was told: %s", error.after_seconds, error)
         pause(error.after_seconds)

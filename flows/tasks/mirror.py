@@ -23,6 +23,7 @@ from flows.policy.sizing import Need, size_gguf, size_model
 from flows.policy.verify import Finding
 from flows.policy.weights import code_named_in, may_name_code
 from flows.tasks import act
+from flows.tasks.ledger import document_of
 from flows.tasks.read_back import read_back
 from flows.tasks.transfer import Transfer
 
@@ -333,7 +334,6 @@ def _needed(stores: Sequence[Store]) -> frozenset[str]:
     needed = set[str]()
     for store in stores:
         for ledger in store.list(LEDGERS):
-            if (found := store.get(ledger.key)) is not None:
-                record = ServiceRecord.model_validate_json(found.body)
-                needed.update(release.mirror_prefix for release in record.releases)
+            record = document_of(store, ledger.key, ServiceRecord)  # deleted meanwhile, it needs nothing
+            needed.update(release.mirror_prefix for release in record.releases)
     return frozenset(needed)

@@ -5,12 +5,29 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+_until: ContextVar[float | None] = ContextVar("until", default=None)
 _sleep: ContextVar[Callable[[float], None]] = ContextVar("sleep", default=time.sleep)
 
 
 def pause(seconds: float) -> None:
     """Before the next look."""
     _sleep.get()(seconds)
+
+
+def longest_told_seconds(otherwise: float) -> float:
+    """How long whoever says so may be left alone here and now, where elsewhere it is `otherwise`."""
+    until = _until.get()
+    return otherwise if until is None else min(otherwise, until - time.monotonic())
+
+
+@contextmanager
+def done_by(deadline: float) -> Iterator[None]:
+    """Have no task wait beyond that time, on the monotonic clock, because a server told it to."""
+    token = _until.set(deadline)
+    try:
+        yield
+    finally:
+        _until.reset(token)
 
 
 @contextmanager

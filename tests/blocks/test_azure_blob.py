@@ -1,5 +1,7 @@
 """How the Azure block says no; what it promises is asked of it on Azurite, in the contract of stores."""
 
+import traceback
+
 import pytest
 
 from blocks.azure_blob import AzureStore
@@ -85,3 +87,22 @@ def test_the_key_is_not_shown() -> None:
     """The block's text has no secret in it."""
     store = store_at("127.0.0.1:9")
     assert KEY not in f"{store!r} {store} {store.model_dump_json()}"
+
+
+def test_nothing_of_azures_own_exception_is_logged() -> None:
+    """It has the whole answer in its text, and Azure's answers quote the signature that was wrong."""
+    with canned_server(403, {"x-ms-error-code": "AuthenticationFailed"}, f"<Error>{KEY}</Error>".encode()) as server:
+        for verb in ("get", "delete"):
+            with pytest.raises(Refused) as refusal:
+                getattr(store_at(server.address), verb)("key")
+            assert KEY not in "".join(traceback.format_exception(refusal.value))
+
+
+def test_an_account_key_that_is_none_is_refused_in_words() -> None:
+    """The SDK wants base64, and finds out at the first request."""
+    store = AzureStore.model_validate(
+        {"container": "mirrors", "account_url": "http://127.0.0.1:9/account", "account_key": "no-key-at-all"}
+    )
+    with pytest.raises(Refused) as refusal:
+        store.get("key")
+    assert "no-key-at-all" not in "".join(traceback.format_exception(refusal.value))

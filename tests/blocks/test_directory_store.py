@@ -9,11 +9,12 @@ import pytest
 
 from blocks.directory_store import DirectoryStore
 from blocks.errors import Refused, Unavailable
+from blocks.ports import Unfinished
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> DirectoryStore:
-    return DirectoryStore(directory=tmp_path / "store")
+    return DirectoryStore(directory=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -71,3 +72,30 @@ def test_what_may_be_away_may_come_back(store: DirectoryStore, number: int) -> N
 def raise_within(store: DirectoryStore, error: Callable[[], OSError]) -> None:
     with store._translated("write key"):
         raise error()
+
+
+UPLOAD = Unfinished("key", "1", 0)
+
+
+@pytest.mark.parametrize("missing", ["store", "mount/store"])
+def test_a_file_system_that_is_not_mounted_is_no_empty_store(tmp_path: Path, missing: str) -> None:
+    """Nothing is made on this machine's disk in its place, and nobody takes it for a store without a ledger."""
+    store = DirectoryStore(directory=tmp_path / missing)
+    for verb in (
+        lambda: store.get("ledger/chat.json"),
+        lambda: store.put("ledger/chat.json", b"", replacing=None),
+        lambda: store.write("key", b""),
+        lambda: next(store.read("key")),
+        lambda: next(store.list("")),
+        lambda: next(store.list("models/x/")),
+        lambda: store.delete("key"),
+        lambda: store.begin("key"),
+        lambda: store.send(UPLOAD, 1, memoryview(b"")),
+        lambda: store.sent(UPLOAD),
+        lambda: store.complete(UPLOAD, []),
+        lambda: store.abort(UPLOAD),
+        lambda: store.unfinished(""),
+    ):
+        with pytest.raises(Unavailable, match="is not there; see that its file system is mounted"):
+            verb()
+    assert list(tmp_path.iterdir()) == []

@@ -1,6 +1,7 @@
 """What only Google Cloud Storage does, and how its block says no."""
 
 import json
+import traceback
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -143,3 +144,31 @@ def test_the_key_is_not_shown() -> None:
     account = {"client_email": "me@example.org", "private_key": "very-secret", "token_uri": "https://example.org"}
     store = GoogleStore.model_validate({"bucket": "mirrors", "service_account": json.dumps(account)})
     assert "very-secret" not in f"{store!r} {store} {store.model_dump_json()}"
+
+
+PEM = "-----BEGIN PRIVATE KEY-----\nbm8ta2V5LWF0LWFsbA==\n-----END PRIVATE KEY-----\n"
+
+
+@pytest.mark.parametrize("private_key", ["very-secret", PEM, PEM[:40], ""])
+def test_a_key_that_cannot_sign_is_refused_in_words(private_key: str) -> None:
+    """It is found out when it is first used, by whatever is asked first, and nothing of it is shown."""
+    account = {"client_email": "me@example.org", "private_key": private_key, "token_uri": "https://example.org"}
+    store = GoogleStore.model_validate({"bucket": "mirrors", "service_account": json.dumps(account)})
+    for verb in (lambda: store.get("key"), lambda: next(store.list("")), lambda: store.presigned_url("key", 60)):
+        with pytest.raises(Refused, match=r"gs://mirrors/.*copy the whole JSON key") as refusal:
+            verb()
+        assert all(line not in told(refusal.value) for line in private_key.splitlines() if line)
+
+
+def told(error: BaseException) -> str:
+    """As Prefect logs it."""
+    return "".join(traceback.format_exception(error))
+
+
+def test_nothing_of_googles_own_exception_is_logged() -> None:
+    """It quotes what a server said, with whatever that quoted."""
+    body = json.dumps({"error": {"code": 403, "message": "no: X-Goog-Signature=abcdefgh12345678"}}).encode()
+    with canned_server(403, {"Content-Type": "application/json"}, body) as server:
+        with pytest.raises(Refused) as refusal:
+            store_at(server.address).get("key")
+        assert "abcdefgh12345678" not in told(refusal.value)

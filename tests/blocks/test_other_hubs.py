@@ -125,6 +125,8 @@ def test_large_files_are_described(lfs: object) -> None:
         ((entry("a"), entry("a", 5)), "lists a twice"),
         ((entry("a"), entry("a/b")), "lists a as a file and as the folder of a/b"),
         (({"type": "symlink", "path": "a"},), "as a 'symlink'"),
+        (({"type": ["file"], "path": "a"},), "which nobody knows how to mirror"),
+        (({"type": {}, "path": "a"},), "which nobody knows how to mirror"),
         (("a",), "'a' among the files"),
         ((None,), "None among the files"),
     ],

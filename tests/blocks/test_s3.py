@@ -1,5 +1,6 @@
 """How the S3 block says no, and what it leaves in the bucket."""
 
+import traceback
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -429,3 +430,25 @@ def test_seaweedfs_keeps_what_was_written(tmp_path: Path) -> None:
         (upload,) = store.unfinished("")
         store.complete(upload, [part])
         assert b"".join(store.read("parts")) == bytes(20 * MIB)
+
+
+def test_nothing_of_boto3s_own_exception_is_logged() -> None:
+    """It quotes what the store said, and stores quote what was signed."""
+    body = b"<Error><Code>SignatureDoesNotMatch</Code><Message>not very-secret</Message></Error>"
+    with canned_server(403, {"Content-Type": "application/xml"}, body) as server:
+        with pytest.raises(Refused) as refusal:
+            store_at(server.address).get("key")
+        assert "very-secret" not in "".join(traceback.format_exception(refusal.value))
+
+
+def test_half_a_pair_of_keys_is_refused_in_words() -> None:
+    """By whatever is asked first, listings too."""
+    store = S3Store(bucket="mirrors", access_key_id="tests")
+    for verb in (
+        lambda: store.get("key"),
+        lambda: next(store.list("")),
+        lambda: store.unfinished(""),
+        lambda: store.sent(Unfinished("key", "1", 0)),
+    ):
+        with pytest.raises(Refused, match="s3://mirrors was not asked to"):
+            verb()

@@ -33,7 +33,7 @@ def store(request: pytest.FixtureRequest) -> Store:
         case "fake":
             return FakeStore()
         case "directory":
-            return DirectoryStore(directory=request.getfixturevalue("tmp_path") / "store")
+            return DirectoryStore(directory=request.getfixturevalue("tmp_path"))
         case "s3 with crc32c" | "s3 with md5" as name:
             other = {"checksum_algorithm": name.rpartition(" ")[2]}
             return request.getfixturevalue("s3_store").model_copy(update=other)

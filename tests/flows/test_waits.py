@@ -1,14 +1,18 @@
 """A wait that was told is kept, by tasks and by whoever tries parts again; if it is too long, nobody comes back."""
 
+import time
 from collections.abc import Callable
 
 import pytest
 from prefect import flow
 
 from blocks.errors import Refused, SkyferryError, Unavailable
+from blocks.ports import WHOLE, Split
 from flows.tasks import LONGEST_OBEYED_SECONDS, act
 from flows.tasks.patience import Patience
-from flows.tasks.waiting import pausing_with
+from flows.tasks.waiting import done_by, pausing_with
+from flows.undo import users_keep_what_they_had
+from tests.flows.conftest import World
 
 
 class Busy:
@@ -52,6 +56,33 @@ def test_a_task_that_would_come_back_too_early_does_not(error: SkyferryError) ->
     with pytest.raises(type(error)):
         as_task(busy)
     assert busy.asked == 1
+
+
+def test_no_told_wait_is_longer_than_the_time_that_is_left() -> None:
+    """As where a guard acts before its process is killed: what is shorter is waited for, and no longer one."""
+    busy = Busy(Unavailable("busy", after_seconds=25), Unavailable("busy", after_seconds=300))
+    with done_by(time.monotonic() + 200), pytest.raises(Unavailable):
+        as_task(busy)
+    assert busy.asked == 2
+    with done_by(time.monotonic() - 1), pytest.raises(Unavailable):
+        as_task(Busy(Unavailable("busy", after_seconds=0)))
+
+
+def test_a_store_that_wants_to_be_left_alone_keeps_no_user_with_a_bad_candidate(live: World) -> None:
+    """Neither the guard of a run that failed, nor that of one that is killed, waits for it: traffic goes back first."""
+    for error in (RuntimeError("broken"), KeyboardInterrupt()):
+        waits: list[float] = []
+        live.gateway.set_split("chat", Split.giving(live.first.slot, 0))
+        with pausing_with(waits.append), pytest.raises(Unavailable):
+            fail_while_the_store_is_busy(live, error)
+        assert (waits, live.gateway.split("chat")) == ([], Split.giving(live.first.slot, WHOLE))
+
+
+@flow
+def fail_while_the_store_is_busy(live: World, error: BaseException) -> None:
+    with users_keep_what_they_had(live.service):
+        live.store.failures.append(Unavailable("busy", after_seconds=300))
+        raise error
 
 
 def patiently(act: Callable[[], str]) -> str:
