@@ -43,7 +43,7 @@ def canary_board(
 **{share} %** of the traffic for {seconds:.0f} s; the stages are {_arrows(stages)}.
 This one takes {forecast}.
 
-**{ruling.verdict.upper()}**: {ruling.reason}
+**{ruling.verdict.upper()}**: {escaped(ruling.reason)}
 
 {_picture(evidence, limits)}
 
@@ -55,7 +55,7 @@ This one takes {forecast}.
 
 {_engines_table(engines)}
 
-Model {release.repo} at commit `{release.commit[:12]}`.
+Model {escaped(release.repo)} at commit `{release.commit[:12]}`.
 
 {stage_table(release.stages)}
 """
@@ -67,7 +67,7 @@ def waiting_board(release: Release, stages: Sequence[int], share: int, bars: str
 
 **HOLD** before {share} %; the stages are {_arrows(stages)}.
 
-Stable could not take its traffic back now: {bars}.
+Stable could not take its traffic back now: {escaped(bars)}.
 
 {stage_table(release.stages)}
 """
@@ -80,7 +80,10 @@ def _arrows(stages: Sequence[int]) -> str:
 def stage_table(stages: Sequence[Stage]) -> str:
     if not stages:
         return ""
-    rows = (f"| {s.share_percent} % | {s.verdict} | {s.requests} | {s.seconds:.0f} s | {s.reason} |" for s in stages)
+    rows = (
+        f"| {s.share_percent} % | {s.verdict} | {s.requests} | {s.seconds:.0f} s | {escaped(s.reason)} |"
+        for s in stages
+    )
     return _table("| stage | verdict | requests | held | reason |", "|---|---|---:|---:|---|", rows)
 
 
@@ -97,15 +100,15 @@ def placement_board(
         bill = sum(one.replica.dollars_per_hour or 0 for one in started)
         parts.append(f"{len(started)} ready, for **{_dollars(bill)} an hour**.")
         rows = (
-            f"| {one.replica.name} | {one.replica.cell} | {one.replica.address} | {one.seconds:.1f} s"
+            f"| {one.replica.name} | {escaped(one.replica.cell)} | {escaped(one.replica.address)} | {one.seconds:.1f} s"
             f" | {_dollars(one.replica.dollars_per_hour)} |"
             for one in started
         )
         parts.append(_table("| replica | cell | address | ready after | $ an hour |", "|---|---|---|---:|---:|", rows))
     if said_no:
-        rows = (f"| {offer} | {reason} |" for offer, reason in said_no.items())
+        rows = (f"| {escaped(offer)} | {escaped(reason)} |" for offer, reason in said_no.items())
         parts.append("## Cells that said no\n\n" + _table("| tried | its answer |", "|---|---|", rows))
-    parts.append("## What a replica needs\n\n" + "\n".join(f"- {line}" for line in need.arithmetic))
+    parts.append("## What a replica needs\n\n" + "\n".join(f"- {escaped(line)}" for line in need.arithmetic))
     if plan is not None:
         parts.append("## Offers, best first\n\n" + _offers(plan))
     return "\n\n".join(parts) + "\n"
@@ -116,8 +119,9 @@ SHOWN_OFFERS = 100
 
 def _offers(plan: Placement) -> str:
     rows = (
-        f"| {rank} | {one.taken or ''} | {one.offer} | {_dollars(one.offer.dollars_per_hour)}"
-        f" | {_dollars(one.dollars_per_hour)} | {one.chance:.0%} | {one.why} | {one.stock.answer}: {one.stock.words} |"
+        f"| {rank} | {one.taken or ''} | {escaped(one.offer)} | {_dollars(one.offer.dollars_per_hour)}"
+        f" | {_dollars(one.dollars_per_hour)} | {one.chance:.0%} | {escaped(one.why)}"
+        f" | {one.stock.answer}: {escaped(one.stock.words)} |"
         for rank, one in enumerate(plan.considered[:SHOWN_OFFERS], 1)
     )
     head = "| | taken | offer | $ an hour | with starting | chance | why | in stock |"
@@ -141,11 +145,11 @@ def release_report(release: Release, endpoint: str) -> str:
 | | |
 |---|---|
 | endpoint | [{endpoint}]({endpoint}) |
-| model | {release.repo} at commit `{release.commit}` |
+| model | {escaped(release.repo)} at commit `{release.commit}` |
 | mirror | `{release.mirror_prefix}` |
 | engine | context of {release.engine.context_tokens} tokens, {release.engine.parallel_requests} requests in parallel |
 | slot | {release.slot} |
-{f"| reason | {release.closing_reason} |" if release.closing_reason else ""}
+{f"| reason | {escaped(release.closing_reason)} |" if release.closing_reason else ""}
 
 {stage_table(release.stages)}
 """
@@ -153,7 +157,9 @@ def release_report(release: Release, endpoint: str) -> str:
 
 def decision_table(decisions: Sequence[Decision], *, dry_run: bool) -> str:
     rows = (
-        f"| {d.replica.name} | {d.replica.cell} | {'**stop**' if d.stop else 'keep'} | {d.reason} |" for d in decisions
+        f"| {escaped(d.replica.name)} | {escaped(d.replica.cell)} | {'**stop**' if d.stop else 'keep'}"
+        f" | {escaped(d.reason)} |"
+        for d in decisions
     )
     table = _table("| replica | cell | | why |", "|---|---|---|---|", rows)
     return f"# What to stop{' (dry run: nothing was stopped)' if dry_run else ''}\n\n{table}\n"

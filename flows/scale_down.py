@@ -11,7 +11,7 @@ from flows.boards import decision_table
 from flows.drain import healthy_replicas, stop_replicas
 from flows.plans import ScaleDownPlan
 from flows.policy.ledger import ServiceRecord, ask_for, begin_stopping, retire
-from flows.policy.scale import spare_what_alone_answers, what_to_stop
+from flows.policy.scale import check_keep, spare_what_alone_answers, what_to_stop
 from flows.tasks.artifacts import show
 from flows.tasks.fleet import list_replicas
 from flows.tasks.gateway import list_servers, read_split
@@ -29,11 +29,12 @@ def scale_down(plan: ScaleDownPlan) -> tuple[Replica, ...]:
     wanted = service.night_replicas if plan.replicas is None else plan.replicas
     if wanted == 0 and not plan.to_zero:
         raise Refused(f"0 replicas of {service.name!r} would leave its users with nothing; say so with to_zero")
-    record = read_record(service.store, service.name)
+    record, replicas = read_record(service.store, service.name), list_replicas(service.fleet, service.name)
+    check_keep(plan.keep, replicas, record)
     servers, healthy = list_servers(service.gateway, service.name), healthy_replicas(service)
     is_way_back = _has_a_candidate(service, record)
     decisions = what_to_stop(
-        list_replicas(service.fleet, service.name),
+        replicas,
         servers,
         record,
         wanted,

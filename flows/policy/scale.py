@@ -4,6 +4,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, time, timedelta
 
+from blocks.errors import Refused
 from blocks.ports import Replica, Server
 from flows.policy.attempts import FIRST_START_SECONDS
 from flows.policy.ledger import ServiceRecord
@@ -19,6 +20,25 @@ class Decision:
     replica: Replica
     stop: bool
     reason: str
+
+
+def check_keep(keep: Collection[str], replicas: Sequence[Replica], record: ServiceRecord) -> None:
+    """Refused where a name is nobody's, so that what was meant by it is not stopped.
+
+    One of a replica that has died, or of a release that has ended, is somebody's: a schedule says the same each night.
+    """
+    releases = {*(release.id for release in record.releases), *(replica.release for replica in replicas)}
+    known = releases | {replica.name for replica in replicas}
+    if unknown := sorted(k for k in keep if k not in known and not _is_numbered(k, releases)):
+        raise Refused(
+            f"keep has {', '.join(map(repr, unknown))}, which no replica and no release is called; there are "
+            f"{', '.join(sorted(known)) or 'none'}"
+        )
+
+
+def _is_numbered(name: str, releases: Collection[str]) -> bool:
+    release, _, number = name.rpartition("-")
+    return release in releases and number.isascii() and number.isdecimal()
 
 
 def what_to_stop(

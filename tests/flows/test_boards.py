@@ -7,16 +7,26 @@ from datetime import UTC, datetime
 from xml.etree import ElementTree as ET
 
 from blocks.errors import Refused
-from blocks.ports import EngineSettings, Model, StoredObject, Unfinished
-from flows.boards import canary_board, collection_table, mirror_report, uploads_table, verification_table
+from blocks.ports import EngineSettings, Model, Replica, StoredObject, Unfinished
+from flows.boards import (
+    canary_board,
+    collection_table,
+    decision_table,
+    mirror_report,
+    release_report,
+    uploads_table,
+    verification_table,
+    waiting_board,
+)
 from flows.markdown import escaped
 from flows.policy.collect import Mirror, Verdict
 from flows.policy.engines import Engines, Work
 from flows.policy.gates import rule
 from flows.policy.judge import Judge
-from flows.policy.ledger import Release
+from flows.policy.ledger import Release, Stage
 from flows.policy.measures import Count, Evidence, Probed
 from flows.policy.mirror import Selection
+from flows.policy.scale import Decision
 from flows.policy.verify import Finding
 from flows.tasks.transfer import Target
 from tests.fakes.store import FakeStore
@@ -155,3 +165,19 @@ def test_names_of_files_are_escaped_wherever_they_are_shown() -> None:
         assert not re.search(r"(?<!\\)<", table)
         rows = [line for line in table.splitlines() if line.startswith("| ")]
         assert len({len(re.findall(r"(?<!\\)\|", row)) for row in rows}) == 1
+
+
+def test_words_of_clouds_and_engines_mean_nothing_on_the_boards_of_fleet_and_night() -> None:
+    """An engine's last words are in reasons, and a cell is called as its provider likes."""
+    words = "no |\n# ![x](https://example.org/x)"
+    replica = Replica("chat-1-0", "chat", "chat-1", words, "127.0.0.1:1")
+    stage = Stage(share_percent=5, verdict="hold", reason=words, requests=1, seconds=1)
+    ended = RELEASE.model_copy(update={"stages": (stage,), "closing_reason": words})
+    for shown in (
+        decision_table([Decision(replica, stop=True, reason=words)], dry_run=True),
+        waiting_board(ended, (5, 100), 5, words),
+        release_report(ended, "http://127.0.0.1:1/v1"),
+    ):
+        assert escaped(words) in shown
+        assert words not in shown
+        assert "![x]" not in shown

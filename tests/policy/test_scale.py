@@ -6,9 +6,10 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
+from blocks.errors import Refused
 from blocks.ports import EngineSettings, Replica, Server
 from flows.policy.ledger import Release, ServiceRecord, State
-from flows.policy.scale import next_time, spare_what_alone_answers, what_to_stop, when_to_start
+from flows.policy.scale import check_keep, next_time, spare_what_alone_answers, what_to_stop, when_to_start
 
 
 def release(name: str, state: State) -> Release:
@@ -144,3 +145,11 @@ def test_a_start_is_timed_by_what_passes_and_not_by_the_clock_on_the_wall() -> N
     """In the night in which the clock goes from two to three, an hour and a half before half past three is at one."""
     ready_by = datetime(2026, 3, 29, 3, 30, tzinfo=ZoneInfo("Europe/Berlin"))
     assert when_to_start(ready_by, (3600,)).astimezone(UTC) == datetime(2026, 3, 29, 0, 0, tzinfo=UTC)
+
+
+def test_a_name_to_keep_that_nobody_has_is_refused() -> None:
+    """Misspelt, so what was meant would go; one that has died, or a release that has ended, is no mistake."""
+    standing = [replica("live", 0), replica("live", 1)]
+    check_keep(("live", "live-7", "bad"), standing, RECORD)
+    with pytest.raises(Refused, match=r"keep has 'chat-x', .* there are bad, live, live-0"):
+        check_keep(("live-0", "chat-x"), standing, RECORD)
