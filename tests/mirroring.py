@@ -82,3 +82,18 @@ if __name__ == "__main__":
         ],
         os.environ["REPO"],
     )
+
+
+def manifest_of_nothing(prefix: str) -> bytes:
+    """Of a whole mirror without files, below that prefix."""
+    _, maker, name, commit, _ = prefix.split("/")
+    manifest = Manifest(
+        repo=f"{maker}/{name}",
+        commit=commit,
+        license=None,
+        files=(),
+        source="tests",
+        mirrored_at=datetime(2026, 1, 1, tzinfo=UTC),
+        tool="tests",
+    )
+    return manifest.model_dump_json().encode()

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,32 +10,19 @@ import pytest
 
 from blocks.errors import CellSaidNo, Refused, Unexplained
 from blocks.local_fleet import LocalFleet
-from blocks.mirrors import Manifest
 from blocks.ports import MANIFEST, EngineSettings, Offer, Replica, ReplicaOrder
 from blocks.s3 import S3Store
 from blocks.skypilot_blame import who_is_to_blame
 from blocks.skypilot_clusters import SkyPilot
 from blocks.skypilot_names import cluster_name
 from tests.fakes.skypilot import PaperFleet, PaperSkyPilot
+from tests.mirroring import manifest_of_nothing
 from tests.servers import running_seaweedfs  # noqa: F401 - the fixture s3_store
 
 ORDER = ReplicaOrder(
     "chat-1a-0", "chat", "chat-1a", "models/maker/paper/1/", EngineSettings(context_tokens=512, parallel_requests=1)
 )
 OFFER = Offer("aws/us-east-1", "L4", 1, 24, 64, use_spot=False, dollars_per_hour=0.8)
-MANIFEST_OF_NOTHING = (
-    Manifest(
-        repo="maker/paper",
-        commit="1",
-        license=None,
-        files=(),
-        source="tests",
-        mirrored_at=datetime(2026, 1, 1, tzinfo=UTC),
-        tool="tests",
-    )
-    .model_dump_json()
-    .encode()
-)
 OLD = {
     "SKYFERRY_SERVICE": "chat",
     "SKYFERRY_RELEASE": "chat-1a",
@@ -57,7 +43,7 @@ def paper() -> PaperSkyPilot:
 @pytest.fixture
 def fleet(paper: PaperSkyPilot, s3_store: S3Store, tmp_path: Path) -> PaperFleet:
     if s3_store.get(ORDER.mirror_prefix + MANIFEST) is None:
-        s3_store.put(ORDER.mirror_prefix + MANIFEST, MANIFEST_OF_NOTHING, replacing=None)
+        s3_store.put(ORDER.mirror_prefix + MANIFEST, manifest_of_nothing(ORDER.mirror_prefix), replacing=None)
     fleet = PaperFleet(directory=tmp_path, store=s3_store, task="run: serve")
     fleet._paper = paper
     return fleet

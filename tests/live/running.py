@@ -11,6 +11,7 @@ from blocks.s3 import S3Store
 from blocks.skypilot_clusters import SkyPilot
 from blocks.skypilot_fleet import SkyPilotFleet
 from tests.live.slurm_lab import CLUSTERS, REPLICA_PORTS, SlurmLab
+from tests.mirroring import manifest_of_nothing
 
 ECHO = """
 resources: {cpus: 1, memory: 1}
@@ -48,7 +49,7 @@ def offer_in(cluster: str, accelerators: int = 1) -> Offer:
 
 def publish_nothing(store: S3Store, prefix: str) -> None:
     """A whole mirror without files."""
-    store.put(prefix + MANIFEST, b'{"files": []}', replacing=None)
+    store.put(prefix + MANIFEST, manifest_of_nothing(prefix), replacing=None)
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from tests.servers import running_seaweedfs  # noqa: F401 - the fixture s3_store
 pytestmark = [pytest.mark.live, pytest.mark.timeout(400)]
 
 ORDER = ReplicaOrder(
-    "chat-3c-0", "chat", "3c", "models/none/1/", EngineSettings(context_tokens=512, parallel_requests=1)
+    "chat-3c-0", "chat", "3c", "models/maker/none/1/", EngineSettings(context_tokens=512, parallel_requests=1)
 )
 
 
