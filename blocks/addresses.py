@@ -24,6 +24,14 @@ def canonical(address: str) -> str:
     return spelt(bare, port)
 
 
+def in_one_spelling(address: str) -> str:
+    """As the gateway has it, to be compared; as it is where it is none, which the gateway then says."""
+    try:
+        return canonical(address)
+    except Refused:
+        return address
+
+
 def spelt(host: str, port: str) -> str:
     """An IP that was found to be one, with its port."""
     if ":" not in host:

@@ -13,7 +13,7 @@ from flows.drain import LastToAnswer, stop_replicas
 from flows.place import start_replicas
 from flows.plans import ReconcilePlan
 from flows.policy.ledger import Release, ServiceRecord, end_shortage, note_shortage
-from flows.policy.reconcile import Standing, asked_for, how_it_stands, next_try_at, who_hangs
+from flows.policy.reconcile import Standing, asked_for, how_it_stands, is_over, next_try_at, who_hangs
 from flows.tasks.engine import loads_of, who_is_silent
 from flows.tasks.fleet import Started, list_replicas
 from flows.tasks.gateway import list_servers, read_split
@@ -42,7 +42,7 @@ def reconcile(plan: ReconcilePlan) -> Sequence[Started]:
     take_out_the_hung(service, record.live)
     standing = _standing(service, record.live, wanted)
     if not standing.missing:
-        if record.shortage is not None:
+        if record.shortage is not None and is_over(record.shortage, datetime.now(UTC)):
             amend(service.store, service.name, partial(end_shortage))
         return ()
     if (due := next_try_at(record.shortage)) is not None and datetime.now(UTC) < due:
@@ -120,7 +120,8 @@ def _bring_back(
             f"{now.words}{f', since {shortage.since:%Y-%m-%d %H:%M %Z}' if shortage else ''}: {reason}; the next run "
             f"of reconcile{f' after {due:%H:%M:%S %Z}' if due else ''} tries again"
         ) from error
-    amend(service.store, service.name, partial(end_shortage))
+    noted = partial(note_shortage, reason="all that were asked for serve again", now=datetime.now(UTC))
+    amend(service.store, service.name, noted)
     back = ", ".join(sorted({replica.name for replica in now.serving} - had))
     get_run_logger().warning("%s; back: %s.", now.words, back)
     if error is not None:

@@ -70,13 +70,13 @@ class Release(Frozen):
 
 
 class Shortage(Frozen):
-    """Fewer replicas than were asked for, and what has been tried."""
+    """Fewer replicas than were asked for, now or a moment ago, and what has been tried."""
 
     since: datetime
     tries: int
     last_try_at: datetime
     reason: str
-    """Why the last try did not end it."""
+    """Why the last try did not end it, or that it did: what came back may be gone again in a minute."""
 
 
 class ServiceRecord(Frozen):
@@ -88,7 +88,7 @@ class ServiceRecord(Frozen):
     wanted: int | None = None
     """How many replicas of the live release were asked for last; None is the service's number by day."""
     shortage: Shortage | None = None
-    """None while as many run as were asked for."""
+    """None once as many as were asked for have served for a while."""
 
     @property
     def has_users(self) -> bool:
@@ -242,7 +242,7 @@ def ask_for(record: ServiceRecord, replicas: int | None) -> ServiceRecord:
 
 
 def note_shortage(record: ServiceRecord, reason: str, now: datetime) -> ServiceRecord:
-    """Another try to bring back what was asked for was in vain."""
+    """What was asked for was tried to be brought back once more."""
     before = record.shortage
     shortage = Shortage(
         since=before.since if before else now,

@@ -52,6 +52,14 @@ def next_try_at(shortage: Shortage | None) -> datetime | None:
     return shortage.last_try_at + min(FIRST_PAUSE * 2**doublings, LONGEST_PAUSE)
 
 
+def is_over(shortage: Shortage, now: datetime) -> bool:
+    """Whether what was brought back has served for long enough; an engine that gets ready and dies again would not.
+
+    Else each minute would start it anew, on a machine that is paid for each time.
+    """
+    return now - shortage.last_try_at >= LONGEST_PAUSE
+
+
 def who_hangs(
     silent: Sequence[Replica], before: Mapping[str, Load | None], after: Mapping[str, Load | None]
 ) -> tuple[Replica, ...]:

@@ -17,7 +17,9 @@ def what_bars_the_way_back(
     """
     up = [server.address for server in servers if server.state == "up"]
     bars: list[str] = []
-    if len(up) < max(had, len(servers)) or not up:
+    if not servers and not had:
+        bars.append("no replica of it is at the gateway; run scale-up, which starts them")
+    elif len(up) < max(had, len(servers)):
         states = ", ".join(f"{server.address} is {server.state}" for server in servers if server.state != "up")
         bars.append(f"{len(up)} of its {max(had, len(servers))} replicas are up{f' ({states})' if states else ''}")
     known = [loads.get(address) for address in up]

@@ -4,6 +4,7 @@ import time
 from dataclasses import dataclass, replace
 from itertools import count
 
+from blocks.addresses import in_one_spelling
 from blocks.errors import CellSaidNo, EngineEnded, NotReady, Refused, SkyferryError, Unavailable
 from blocks.ports import Engine, Fleet, Offer, Pool, Records, Replica, ReplicaOrder
 from flows.tasks import act
@@ -66,7 +67,7 @@ def _launch_and_wait(
         pause(POLL_SECONDS)
     engine.complete(replica)
     _check_asked_for(fleet, records, order)
-    return Started(replica, time.monotonic() - begun, was_running=False)
+    return Started(_as_the_gateway_spells_it(replica), time.monotonic() - begun, was_running=False)
 
 
 def _why_gone(fleet: Fleet, order: ReplicaOrder, offer: Offer) -> SkyferryError:
@@ -121,7 +122,12 @@ def _check_asked_for(fleet: Fleet, records: Records, order: ReplicaOrder) -> Non
 
 @act(task_run_name="list-replicas-of-{service}")
 def list_replicas(fleet: Fleet, service: str) -> tuple[Replica, ...]:
-    return fleet.replicas(service)
+    return tuple(map(_as_the_gateway_spells_it, fleet.replicas(service)))
+
+
+def _as_the_gateway_spells_it(replica: Replica) -> Replica:
+    """Flows look for replicas among the gateway's servers; a fleet may spell their addresses in another way."""
+    return replace(replica, address=in_one_spelling(replica.address))
 
 
 @act(task_run_name="wait-until-idle-{replica.name}")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Self
 
+from blocks.addresses import in_one_spelling
 from blocks.errors import CellSaidNo, SkyferryError, Unavailable
 from blocks.ports import ON_PROCESSORS, Answer, Load, Offer, Prompt, Replica, ReplicaOrder
 
@@ -41,6 +42,8 @@ class FakeFleet:
     """Every launch that was asked for, also those that failed or adopted."""
     stopped: list[str] = field(default_factory=list)
     """The names of the replicas that were stopped while they ran, in turn."""
+    host: str = "127.0.0.1"
+    """Of each address, as this fleet spells it."""
     has_keys: bool = False
     installation: str = ""
     inherited: frozenset[str] = frozenset()
@@ -63,7 +66,7 @@ class FakeFleet:
             return self.running[key]
         if offer.cell in self.says_no:
             raise CellSaidNo(offer.cell, self.says_no[offer.cell])
-        address = f"127.0.0.1:{next(self._ports)}"
+        address = f"{self.host}:{next(self._ports)}"
         launched = Replica(
             order.name,
             order.service,
@@ -177,4 +180,6 @@ class FakeEngine:
 
     def _at(self, asked: Replica) -> Replica | None:
         # A copy: replicas start in threads of their own.
-        return next((found for found in list(self.fleet.running.data.values()) if found.address == asked.address), None)
+        where = in_one_spelling(asked.address)
+        standing = list(self.fleet.running.data.values())
+        return next((found for found in standing if in_one_spelling(found.address) == where), None)

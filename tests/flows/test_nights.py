@@ -237,6 +237,16 @@ def test_a_new_release_asks_for_as_many_as_by_day(live: World) -> None:
     assert len(reconcile(RECONCILE)) == 1
 
 
+def test_a_name_to_keep_that_nobody_has_is_refused(live: World) -> None:
+    """Misspelt, so what was meant would go; one that has died, or a release that has ended, is no mistake."""
+    (first, second) = sorted(names(live))
+    with pytest.raises(Refused, match=rf"keep has 'chat-x'.* there are .*{first}"):
+        scale_down(ScaleDownPlan(service="chat", keep=(second, "chat-x")))
+    assert names(live) == {first, second}
+    live.fleet.kill(first)
+    assert scale_down(ScaleDownPlan(service="chat", keep=(first, live.first.id))) == ()
+
+
 # --- What was asked for holds ----------------------------------------------------------------------------------------
 
 
@@ -328,8 +338,24 @@ def test_what_cannot_be_had_is_said_and_tried_again(live: World) -> None:
     rewrite(live, partial(_long_ago))
     live.fleet.says_no.clear()
     assert len(reconcile(RECONCILE)) == 1
-    assert live.record.shortage is None
     assert list(states(live).values()) == ["up", "up"]
+    assert live.record.shortage is not None
+    rewrite(live, partial(_long_ago))
+    assert reconcile(RECONCILE) == ()
+    assert live.record.shortage is None  # they have served for long enough
+
+
+def test_what_dies_as_soon_as_it_is_back_is_not_started_each_minute(live: World) -> None:
+    """Its machine is paid for each time: the pauses grow as where nothing can be had."""
+    (lost, _) = live.fleet.replicas("chat")
+    live.fleet.kill(lost.name)
+    assert len(reconcile(RECONCILE)) == 1
+    live.fleet.kill(lost.name)
+    assert reconcile(RECONCILE) == ()  # not within a minute
+    rewrite(live, partial(_long_ago))
+    assert len(reconcile(RECONCILE)) == 1
+    assert live.record.shortage is not None
+    assert live.record.shortage.tries == 2
 
 
 def _long_ago(record: ServiceRecord) -> ServiceRecord:

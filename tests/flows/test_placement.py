@@ -10,7 +10,7 @@ from blocks.errors import Refused, SkyferryError, Unexplained
 from blocks.ports import Offer, Replica, ReplicaOrder, Stock
 from flows.mirror import mirror_model
 from flows.place import NotAll
-from flows.plans import MirrorPlan, ProvisionPlan, ReapPlan, ReleasePlan, ScaleUpPlan
+from flows.plans import MirrorPlan, ProvisionPlan, ReapPlan, ReleasePlan, ScaleDownPlan, ScaleUpPlan
 from flows.policy.attempts import ATTEMPTS_KEY, Attempts
 from flows.policy.installation import INSTALLATION_KEY
 from flows.policy.ledger import Release
@@ -18,6 +18,7 @@ from flows.policy.placement import Placement, PlacementRules
 from flows.provision import provision_fleet
 from flows.reap import reap_orphans
 from flows.release import release_model
+from flows.scale_down import scale_down
 from flows.scale_up import scale_up
 from tests.fakes.fleet import OFFER
 from tests.flows.conftest import REPO, World
@@ -97,6 +98,18 @@ def test_what_gets_ready_on_no_machine_is_tried_on_two(world: World) -> None:
     assert {one.cell for one in attempts(world).attempts} == {"slurm/alpha", "slurm/beta"}
     assert not world.fleet.replicas("chat")
     assert world.record.under_way is None
+
+
+def test_a_fleet_that_spells_its_addresses_in_another_way(world: World) -> None:
+    """Each replica was taken for none of its slot as soon as it was attached, and detached."""
+    world.fleet.host = "[2001:DB8:0:0::7]"
+    assert release("v1").state == "live"
+    assert [(server.address, server.state) for server in world.gateway.servers("chat")] == [
+        ("[2001:db8::7]:9000", "up"),
+        ("[2001:db8::7]:9001", "up"),
+    ]
+    assert len(scale_down(ScaleDownPlan(service="chat"))) == 1
+    assert len(world.gateway.servers("chat")) == 1
 
 
 def test_where_every_cell_says_no_nothing_is_left(world: World) -> None:

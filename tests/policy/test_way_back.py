@@ -33,7 +33,7 @@ def test_a_stable_that_is_whole_and_idle_could() -> None:
         ((UP, DOWN), 2, "1 of its 2 replicas are up (127.0.0.1:2 is down)"),
         ((UP, DRAINING), 1, "1 of its 2 replicas are up (127.0.0.1:2 is draining)"),
         ((UP,), 2, "1 of its 2 replicas are up"),
-        ((), 0, "0 of its 0 replicas are up"),
+        ((), 0, "no replica of it is at the gateway; run scale-up, which starts them"),
     ],
 )
 def test_fewer_replicas_than_it_had_could_not(servers: tuple[Server, ...], had: int, words: str) -> None:
