@@ -59,7 +59,7 @@ def test_no_cloud_cuts_a_name_or_makes_two_alike(
 def test_the_names_of_before_were_alike() -> None:
     """What the fault was: SkyPilot cuts what is long, and tells apart by two characters what it has cut."""
     on_cloud = skypilot().utils.common_utils.make_cluster_name_on_cloud
-    releases = [f"customer-support-assistant-{Random(seed).getrandbits(32):08x}" for seed in range(100)]  # noqa: S311
+    releases = [f"customer-support-assistant-{Random(seed).getrandbits(32):08x}" for seed in range(100)]  # noqa: S311 - the same each time
     fleets = [[on_cloud(f"{release}-{n}", max_length=35) for n in range(REPLICAS)] for release in releases]
     assert any(len({*fleet}) < REPLICAS for fleet in fleets)
 

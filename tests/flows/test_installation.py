@@ -26,7 +26,7 @@ def beside(world: World) -> World:
     """Another installation, with a store, a ledger and a gateway of its own, on the same clouds."""
     other = new_world()
     other.store.objects.clear()
-    other.service.fleet = other.fleet = replace(world.fleet, installation="")  # type: ignore[assignment]
+    other.service.fleet = other.fleet = replace(world.fleet, installation="")  # pyright: ignore[reportAttributeAccessIssue] - a fake
     other.engine.fleet = world.fleet
     return other
 
@@ -64,7 +64,7 @@ def without_marks(world: World) -> tuple[Replica, ...]:
     """As an older version has left it: neither the store nor a replica has an installation's id."""
     running = {("", name): replica for (_, name), replica in world.fleet.running.data.items()}
     world.fleet.running.data = running
-    world.service.fleet = world.fleet = replace(world.fleet, installation="")  # type: ignore[assignment]
+    world.service.fleet = world.fleet = replace(world.fleet, installation="")  # pyright: ignore[reportAttributeAccessIssue] - a fake
     del world.store.objects[INSTALLATION_KEY]
     return tuple(running.values())
 

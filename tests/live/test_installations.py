@@ -51,7 +51,7 @@ def installer(
     slurm_lab: SlurmLab,
     s3_store: S3Store,
     tmp_path_factory: pytest.TempPathFactory,
-    prefect_api: None,  # noqa: ARG001, F811
+    prefect_api: None,  # noqa: ARG001, F811 - a fixture that is only to run
 ) -> Iterator[Callable[[str], Installed]]:
     directory = tmp_path_factory.mktemp("fleets")
     authority = new_authority(datetime.now(UTC))
