@@ -10,6 +10,7 @@ import stamina
 
 from blocks.errors import SkyferryError
 from blocks.skypilot_fleet import SkyPilotFleet
+from blocks.skypilot_names import cluster_name
 from flows.plans import ReleasePlan
 from flows.policy.ledger import Release
 from flows.release import release_model
@@ -101,7 +102,8 @@ def take_away(world: World) -> None:
         for replica in world.fleet.every_replica()
         if replica.release == candidate.id and replica.cell == "slurm/alpha"
     )
-    (job,) = (job for job, (name, _) in world.lab.queue("alpha").items() if name.startswith(replica.name))
+    called = cluster_name(world.installation, replica.name)
+    (job,) = (job for job, (name, _) in world.lab.queue("alpha").items() if name.startswith(called))
     world.lab.cancel("alpha", job)
 
 

@@ -18,6 +18,7 @@ from blocks.replica_tls import new_authority
 from blocks.s3 import S3Store
 from blocks.service import Service
 from blocks.skypilot_fleet import SkyPilotFleet
+from flows.policy.installation import INSTALLATION_KEY, Installation
 from flows.policy.ledger import ServiceRecord, ledger_key
 from flows.policy.placement import PlacementRules
 from flows.tasks.service import serving
@@ -48,6 +49,13 @@ class World:
     def record(self) -> ServiceRecord:
         found = self.service.store.get(ledger_key("chat"))
         return ServiceRecord() if found is None else ServiceRecord.model_validate_json(found.body)
+
+    @property
+    def installation(self) -> str:
+        """The id that its replicas' clusters are called by."""
+        found = self.service.store.get(INSTALLATION_KEY)
+        assert found is not None
+        return Installation.model_validate_json(found.body).id
 
     @property
     def cells(self) -> list[str]:
