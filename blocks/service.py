@@ -1,12 +1,13 @@
 """The service block: one endpoint, what it promises, and the parts that it is made of."""
 
+from collections.abc import Collection
 from copy import deepcopy
 from importlib import resources
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import yaml
 from prefect.blocks.core import Block
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, TypeAdapter, model_validator
 
 from blocks.directory_store import DirectoryStore
 from blocks.fields import ShownAddress
@@ -185,6 +186,8 @@ class Service(Block):
         description="What probes ask in turn, and what has to come back; answers are compared with stable's.",
     )
 
+    _installation: str = PrivateAttr(default="")
+
     @model_validator(mode="after")
     def _agree(self) -> Self:
         if self.error_margin_percent > self.error_percent:
@@ -201,6 +204,18 @@ class Service(Block):
         if key not in _schemas:
             _schemas[key] = super().model_json_schema(*arguments, **options)
         return deepcopy(_schemas[key])
+
+    def of_installation(self, installation: str, inherited: Collection[str] = ()) -> Self:
+        """It, as one installation acts on it: with a fleet that shows what is its own."""
+        service = self.model_copy()
+        service._installation = installation  # noqa: SLF001 - its own
+        service.fleet = self.fleet.of_installation(installation, inherited)
+        return service
+
+    @property
+    def installation(self) -> str:
+        """Who acts on it; empty where no installation does."""
+        return self._installation
 
     @property
     def stores(self) -> tuple[Store, ...]:

@@ -148,10 +148,7 @@ def start_replicas(
     running = [replica for replica in list_replicas(service.fleet, service.name) if replica.release == release.id]
     ready = {one.replica.name for one in started}
     put_in_slot(service, release.slot, release.id, [replica for replica in running if replica.name in ready])
-    # Also another release's, which may have been left there to answer for a dead one.
-    for server in list_servers(service.gateway, service.name):
-        if server.slot == release.slot and server.address not in {replica.address for replica in running}:
-            detach(service.gateway, service.name, server.slot, server.address)
+    clear_slot(service, release)
     for one in started:
         if not one.was_running:
             amend(service.store, service.name, partial(note_start, seconds=one.seconds))
@@ -160,6 +157,29 @@ def start_replicas(
     if error is not None:
         raise error
     return started
+
+
+def clear_slot(service: Service, release: Release) -> None:
+    """What another release has left there, maybe to answer for a dead one, and what runs no more.
+
+    A fleet may list only a part of what runs: who answers users though no fleet knows of it goes on answering. A
+    release that has had no traffic has no users yet, so its slot is its own replicas' alone.
+    """
+    releases = {replica.address: replica.release for replica in list_replicas(service.fleet, service.name)}
+    for server in list_servers(service.gateway, service.name):
+        if server.slot != release.slot or releases.get(server.address) == release.id:
+            continue
+        may_have_users = release.state == "live" or bool(release.stages)
+        if server.address not in releases and server.state == "up" and may_have_users:
+            get_run_logger().warning(
+                "%s in slot %s answers users of %s, and the fleet does not list it, so it stays: see with the fleet's "
+                "own tools what runs there; once it is down, the next start takes it out.",
+                server.address,
+                server.slot,
+                service.name,
+            )
+        else:
+            detach(service.gateway, service.name, server.slot, server.address)
 
 
 def mend(service: Service, release: Release, had: Sequence[Replica], timeout_seconds: float) -> None:

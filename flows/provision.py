@@ -78,5 +78,6 @@ def open_in_ledger(service: Service, plan: FleetPlan, *, needs_mirror: bool = Fa
         run_id=own_run_id(),
         ended_run_id=ended,
         now=datetime.now(UTC),
+        installation=service.installation,
     )
     return amend(service.store, service.name, step).release(wanted)

@@ -10,7 +10,7 @@ from blocks.errors import SkyferryError, Unavailable
 from blocks.ports import Replica, Server
 from blocks.service import Service
 from flows.drain import LastToAnswer, stop_replicas
-from flows.place import start_replicas
+from flows.place import clear_slot, start_replicas
 from flows.plans import ReconcilePlan
 from flows.policy.ledger import Release, ServiceRecord, end_shortage, note_shortage
 from flows.policy.reconcile import Standing, asked_for, how_it_stands, is_over, next_try_at, who_hangs
@@ -40,6 +40,7 @@ def reconcile(plan: ReconcilePlan) -> Sequence[Started]:
         return ()
     wanted = asked_for(record, service.replicas)
     take_out_the_hung(service, record.live)
+    clear_slot(service, record.live)
     standing = _standing(service, record.live, wanted)
     if not standing.missing:
         if record.shortage is not None and is_over(record.shortage, datetime.now(UTC)):

@@ -1,6 +1,6 @@
 """Who acts? Two installations may share clouds, clusters and machines, and each ends only what is its own."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -25,9 +25,34 @@ class Installation(BaseModel):
     """For each service that has acted, which Prefect's it is: the id of its block document there."""
 
 
-def founded(installation: Installation, new_id: str, now: datetime) -> Installation:
-    """Give it an id where it has none."""
-    return installation if installation.id else installation.model_copy(update={"id": new_id, "made_at": now})
+def founded(installation: Installation, new: Installation) -> Installation:
+    """Give it the new one's id where it has none."""
+    return installation if installation.id else installation.model_copy(update={"id": new.id, "made_at": new.made_at})
+
+
+def remembered(records: Iterable[ServiceRecord]) -> Installation:
+    """What the ledgers know of the installation that writes them, though its own record be lost; empty if nothing.
+
+    What ended counts as well, for replicas of it may still run, but after what stands. It is as old as the oldest
+    release that bears its mark, so that older ones may bear none.
+    """
+    marked = [release for record in records for release in record.releases if release.installation]
+    if not marked:
+        return Installation()
+    own = max(marked, key=lambda release: (release.state not in ENDED, release.opened_at)).installation
+    return Installation(id=own, made_at=min(release.opened_at for release in marked if release.installation == own))
+
+
+def check_same(record: ServiceRecord, installation: Installation, *, url: str) -> None:
+    """Refused where a release that has not ended bears another mark: nobody would see its replicas, or stop them."""
+    for release in record.releases:
+        if release.state not in ENDED and release.installation not in {"", installation.id}:
+            raise Refused(
+                f"{url} says that this installation is {installation.id}, and the ledger of {release.service!r} that "
+                f"{release.id}, which is {release.state}, was opened by {release.installation}: its replicas would "
+                f"run on unseen; put {release.installation} back as `id` in that file, or, where this store is a copy "
+                f"of another installation's, take its ledgers away"
+            )
 
 
 def claimed(installation: Installation, service: str, document: str | None, *, url: str) -> Installation:

@@ -4,7 +4,7 @@ import hashlib
 from datetime import datetime
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from blocks.errors import Refused
 from blocks.mirrors import mirror_prefix
@@ -59,6 +59,8 @@ class Release(Frozen):
     run_id: str
     """The Prefect flow run that acts for it; of a chain of flows, the outermost."""
     opened_at: datetime
+    installation: str = Field(default="", pattern=r"^([0-9a-f]{16})?$")
+    """Whose mark its replicas bear; empty where an earlier version opened it."""
     placement: PlacementRules = PlacementRules()
     """Where its replicas may run; no part of what it is."""
     stages: tuple[Stage, ...] = ()
@@ -168,6 +170,7 @@ def open_release(
     run_id: str,
     ended_run_id: str | None,
     now: datetime,
+    installation: str = "",
 ) -> ServiceRecord:
     """Begin a release in the free slot, or go on with it where an earlier run of it, `ended_run_id`, died."""
     wanted = release_id(service, repo, commit, engine)
@@ -198,6 +201,7 @@ def open_release(
             state="under way",
             run_id=run_id,
             opened_at=now,
+            installation=installation,
             placement=placement,
         )
     )

@@ -10,11 +10,21 @@ from typing import cast
 
 from prefect.client.orchestration import get_client
 from prefect.exceptions import PrefectHTTPStatusError
+from prefect.logging import get_logger
 
-from blocks.errors import Refused
+from blocks.errors import Refused, SkyferryError
 from blocks.ports import Store
 from blocks.service import Service
-from flows.policy.installation import INSTALLATION_KEY, Installation, claimed, founded, inherited
+from flows.policy.installation import (
+    INSTALLATION_KEY,
+    Installation,
+    check_same,
+    claimed,
+    founded,
+    inherited,
+    remembered,
+)
+from flows.policy.ledger import LEDGERS, ServiceRecord
 from flows.tasks import act
 from flows.tasks.ledger import document_of, read_record, step_on
 
@@ -28,25 +38,37 @@ def open_service(name: str, *, only_looks: bool = False) -> Service:
     """
     service = find_service(name)
     document = None if service._block_document_id is None else str(service._block_document_id)  # noqa: SLF001 - Prefect has no other name for it
-    installation = know_installation(service.store, name, document, only_looks=only_looks)
-    own = service.model_copy()
-    own.fleet = service.fleet.of_installation(
-        installation.id, inherited(read_record(service.store, name), installation)
-    )
-    return own
+    record = read_record(service.store, name)
+    try:
+        installation = know_installation(service.store, name, document, record, only_looks=only_looks)
+    except SkyferryError as error:
+        if only_looks or not remembered([record]).id:
+            raise
+        # The ledger knows whose the replicas are, and whoever brings users back need not write that first.
+        installation = know_installation(service.store, name, document, record, only_looks=True)
+        get_logger(__name__).warning("What is known of this installation could not be written: %s", error)
+    return service.of_installation(installation.id, inherited(record, installation))
 
 
 @act(task_run_name="know-own-installation")
-def know_installation(store: Store, service: str, document: str | None, *, only_looks: bool) -> Installation:
-    """Whose the store is; the first who asks gives it an id, by a conditional put."""
-    new_id, now = secrets.token_hex(8), datetime.now(UTC)
+def know_installation(
+    store: Store, service: str, document: str | None, record: ServiceRecord, *, only_looks: bool
+) -> Installation:
+    """Whose the store is; the first who asks gives it an id, by a conditional put: the one that a ledger remembers."""
+    new, url = Installation(id=secrets.token_hex(8), made_at=datetime.now(UTC)), store.url_of(INSTALLATION_KEY)
+    known = document_of(store, INSTALLATION_KEY, Installation)
+    if not known.id:
+        ledgers = (document_of(store, ledger.key, ServiceRecord) for ledger in store.list(LEDGERS))
+        old = remembered([record])
+        old = old if old.id else remembered(ledgers)
+        new = old if old.id else new
 
     def step(known: Installation) -> Installation:
-        return claimed(founded(known, new_id, now), service, document, url=store.url_of(INSTALLATION_KEY))
+        own = claimed(founded(known, new), service, document, url=url)
+        check_same(record, own, url=url)
+        return own
 
-    if only_looks:
-        return step(document_of(store, INSTALLATION_KEY, Installation))
-    return step_on(store, INSTALLATION_KEY, Installation, step)
+    return step(known) if only_looks else step_on(store, INSTALLATION_KEY, Installation, step)
 
 
 def find_service(name: str) -> Service:

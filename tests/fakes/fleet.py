@@ -38,6 +38,8 @@ class FakeFleet:
     """The last words of the engines that end by themselves as they start, by cell."""
     without_address: set[str] = field(default_factory=set)
     """Cells that give none to the replicas in them."""
+    unlisted: set[str] = field(default_factory=set)
+    """The names of replicas that run, and that it leaves out where it lists them."""
     orders: list[ReplicaOrder] = field(default_factory=list)
     """Every launch that was asked for, also those that failed or adopted."""
     stopped: list[str] = field(default_factory=list)
@@ -82,7 +84,8 @@ class FakeFleet:
 
     def replicas(self, service: str) -> tuple[Replica, ...]:
         standing = sorted([*self.running.data.items()], key=lambda item: item[1].name)
-        return tuple(replica for key, replica in standing if replica.service == service and self._is_own(key, replica))
+        own = (replica for key, replica in standing if replica.service == service and self._is_own(key, replica))
+        return tuple(replica for replica in own if replica.name not in self.unlisted)
 
     def stop(self, name: str) -> None:
         self._ended.pop(self._key_of(name), None)

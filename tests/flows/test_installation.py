@@ -6,15 +6,19 @@ from uuid import uuid4
 import pytest
 
 from blocks.errors import Refused
-from blocks.ports import Replica
-from flows.plans import ProvisionPlan, ReapPlan, ReleasePlan, ScaleDownPlan
+from blocks.ports import Replica, Split
+from flows.plans import ProvisionPlan, ReapPlan, ReconcilePlan, ReleasePlan, RollBackPlan, ScaleDownPlan
 from flows.policy.installation import INSTALLATION_KEY, Installation
+from flows.policy.ledger import ledger_key
 from flows.provision import provision_fleet
 from flows.reap import reap_orphans
+from flows.reconcile import reconcile
 from flows.release import release_model
+from flows.roll_back import roll_back
 from flows.scale_down import scale_down
 from flows.tasks.service import open_service
-from tests.flows.conftest import REPO, World, new_world
+from tests.flows.conftest import INSTALLATION, REPO, World, new_world
+from tests.flows.test_steps import provision
 
 
 def release(revision: str = "v1") -> str:
@@ -66,7 +70,55 @@ def without_marks(world: World) -> tuple[Replica, ...]:
     world.fleet.running.data = running
     world.service.fleet = world.fleet = replace(world.fleet, installation="")  # pyright: ignore[reportAttributeAccessIssue] - a fake
     del world.store.objects[INSTALLATION_KEY]
+    unmarked = [release.model_copy(update={"installation": ""}) for release in world.record.releases]
+    old = world.record.model_copy(update={"releases": tuple(unmarked)})
+    world.store.objects[ledger_key("chat")] = old.model_dump_json().encode()
     return tuple(running.values())
+
+
+@pytest.mark.parametrize("body", [None, b"{}", b'{"id": ""}'])
+def test_a_lost_id_is_the_one_that_the_ledger_remembers(live: World, body: bytes | None) -> None:
+    """Else the live replicas are nobody's: reconcile starts a second set, and nobody ends the first."""
+    del live.store.objects[INSTALLATION_KEY]
+    if body is not None:
+        live.store.objects[INSTALLATION_KEY] = body
+    running = {**live.fleet.running.data}
+    assert reconcile(ReconcilePlan(service="chat")) == ()
+    assert live.fleet.running.data == running
+    assert id_of(live) == INSTALLATION.id
+    assert open_service("chat").fleet.replicas("chat") == live.fleet.replicas("chat")
+
+
+def test_a_lost_id_is_known_to_the_ledger_of_any_service(live: World) -> None:
+    """Whichever service acts first, also one that has never released."""
+    del live.store.objects[INSTALLATION_KEY]
+    live.service.name = "embed"
+    open_service("embed")
+    assert id_of(live) == INSTALLATION.id
+
+
+def test_another_id_than_the_ledger_s_is_refused(live: World) -> None:
+    """The words name both, and nothing is started, stopped or written."""
+    other = INSTALLATION.model_copy(update={"id": "f" * 16})
+    live.store.objects[INSTALLATION_KEY] = other.model_dump_json().encode()
+    objects, running = {**live.store.objects}, {**live.fleet.running.data}
+    for only_looks in (False, True):
+        with pytest.raises(
+            Refused, match=rf"is {other.id}, and the ledger of 'chat' .* {INSTALLATION.id} back as `id`"
+        ):
+            open_service("chat", only_looks=only_looks)
+    assert (live.store.objects, live.fleet.running.data) == (objects, running)
+
+
+def test_users_are_brought_back_though_a_lost_id_cannot_be_written(live: World) -> None:
+    """The ledger knows whose the replicas are; who says that the traffic went back comes later."""
+    provision("v2")
+    live.gateway.set_split("chat", Split(5000))
+    del live.store.objects[INSTALLATION_KEY]
+    live.store.refuses_writes = True
+    with pytest.raises(Refused):
+        roll_back(RollBackPlan(service="chat", reason="users complain"))
+    assert live.gateway.split("chat") == Split(0)
 
 
 def test_what_ran_before_there_were_ids_is_still_its_own(live: World) -> None:

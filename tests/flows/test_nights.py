@@ -269,6 +269,32 @@ def test_a_replica_that_died_by_day_is_brought_back(live: World) -> None:
     assert reconcile(RECONCILE) == ()
 
 
+def test_what_a_fleet_does_not_list_goes_on_answering(live: World) -> None:
+    """It was detached while users were with it, though it is up; once it is down, it goes."""
+    (left_out, listed) = live.fleet.replicas("chat")
+    live.fleet.unlisted = {left_out.name}
+    with pytest.raises(Unavailable, match="1 of the 2 replicas"):
+        reconcile(RECONCILE)
+    scale_up(ScaleUpPlan(service="chat"))
+    assert states(live) == {left_out.address: "up", listed.address: "up"}
+    live.gateway.die("chat", "blue", left_out.address)
+    with pytest.raises(Unavailable):
+        reconcile(RECONCILE)
+    assert states(live) == {listed.address: "up"}
+    live.gateway.dead.clear()
+    live.fleet.unlisted = set()
+    scale_up(ScaleUpPlan(service="chat"))
+    assert states(live) == {left_out.address: "up", listed.address: "up"}
+
+
+def test_what_is_left_in_a_slot_gets_no_candidate_s_traffic(live: World) -> None:
+    """Nobody lists it, and it is up: what it answers would be laid on the candidate."""
+    live.gateway.attach("chat", "green", "127.0.0.1:8999", is_tls=False)
+    provision("v2")
+    assert "127.0.0.1:8999" not in states(live)
+    assert len(states(live)) == 4
+
+
 @pytest.mark.parametrize("number", [0, 1])
 def test_the_night_s_number_is_the_number(live: World, number: int) -> None:
     """One is left of two, and nobody brings the other back; where that one dies, one comes back and not two."""
@@ -377,7 +403,9 @@ def test_its_own_cap_holds(live: World) -> None:
 
 def test_two_at_once_start_one(live: World) -> None:
     """A second one begins while the first waits for its replica: both adopt the same."""
-    live.fleet.kill(live.fleet.replicas("chat")[0].name)
+    lost = live.fleet.replicas("chat")[0]
+    live.fleet.kill(lost.name)
+    live.gateway.die("chat", "blue", lost.address)
     with ThreadPoolExecutor(2) as both:
         runs = [both.submit(copy_context().run, reconcile, RECONCILE) for _ in range(2)]
         assert all(run.exception() is None for run in runs)

@@ -295,6 +295,8 @@ def test_what_can_be_had_of_a_live_release_serves(live: World) -> None:
     release = live.record.live
     assert release is not None
     live.fleet.running.clear()
+    for server in live.gateway.servers("chat"):
+        live.gateway.die("chat", server.slot, server.address)
     live.fleet.listed = [ALPHA]
     live.service.max_dollars_per_hour = 1.0
     with pytest.raises(NotAll, match=r"1 of 2 replicas are ready and serve; of the others: .*cap") as raised:

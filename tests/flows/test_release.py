@@ -217,6 +217,8 @@ def test_a_release_whose_replicas_are_gone_gets_them_back(live: World) -> None:
     """As after a restart of the machine: it is live in the ledger, and its run makes that true."""
     release = live.first
     live.fleet.running.clear()
+    for server in live.gateway.servers("chat"):
+        live.gateway.die("chat", server.slot, server.address)
     assert release_model(plan("v1")) == release
     assert {server.address for server in live.gateway.servers("chat")} == {
         replica.address for replica in live.fleet.replicas("chat")

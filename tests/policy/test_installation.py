@@ -7,7 +7,15 @@ from pydantic import ValidationError
 
 from blocks.errors import Refused
 from blocks.ports import EngineSettings, Server
-from flows.policy.installation import Installation, check_nobody_else_serves, claimed, founded, inherited
+from flows.policy.installation import (
+    Installation,
+    check_nobody_else_serves,
+    check_same,
+    claimed,
+    founded,
+    inherited,
+    remembered,
+)
 from flows.policy.ledger import ServiceRecord, State, back_out, go_live, open_release
 from flows.policy.placement import PlacementRules
 
@@ -36,8 +44,8 @@ def record(state: State = "live") -> ServiceRecord:
 
 def test_an_id_is_drawn_once() -> None:
     """Whoever draws a second one keeps the first."""
-    first = founded(Installation(), "0" * 16, NOW)
-    assert founded(first, "1" * 16, LATER) == first == Installation(id="0" * 16, made_at=NOW)
+    first = founded(Installation(), Installation(id="0" * 16, made_at=NOW))
+    assert founded(first, Installation(id="1" * 16, made_at=LATER)) == first == Installation(id="0" * 16, made_at=NOW)
 
 
 @pytest.mark.parametrize("bad", ["../../etc", "0" * 15, "0" * 17, "A" * 16, "a b", "0" * 16 + "\n"])
@@ -67,6 +75,38 @@ def test_what_bears_no_mark_is_of_a_release_that_stands_since_before(
     known = record(state)
     installation = Installation(id="0" * 16, made_at=made_at)
     assert inherited(known, installation) == ({known.releases[0].id} if is_own else frozenset())
+
+
+def marked(installation: str, state: State = "live", opened_at: datetime = NOW) -> ServiceRecord:
+    release = record(state).releases[0].model_copy(update={"installation": installation, "opened_at": opened_at})
+    return ServiceRecord(releases=(release,))
+
+
+def test_ledgers_remember_whose_they_are() -> None:
+    """What stands says more than what has ended, however late; what is older than the first mark may bear none."""
+    assert remembered([]) == remembered([record(), ServiceRecord()]) == Installation()
+    assert remembered([marked("0" * 16)]) == Installation(id="0" * 16, made_at=NOW)
+    assert remembered([marked("0" * 16, "rolled back")]).id == "0" * 16
+    both = [marked("1" * 16, "rolled back", LATER), marked("0" * 16, opened_at=LATER), marked("0" * 16)]
+    assert remembered(both) == remembered(both[::-1]) == Installation(id="0" * 16, made_at=NOW)
+
+
+@pytest.mark.parametrize("bad", ["../../etc", "0" * 15, "A" * 16])
+def test_a_ledger_s_id_is_never_a_path(bad: str) -> None:
+    """It becomes the installation's own, and so a part of names and paths."""
+    changed = record().releases[0].model_dump() | {"installation": bad}
+    with pytest.raises(ValidationError):
+        ServiceRecord.model_validate({"releases": [changed]})
+
+
+def test_a_release_of_another_id_is_refused_until_it_has_ended() -> None:
+    """One without an id is older than ids in ledgers."""
+    own = Installation(id="0" * 16)
+    for known in (record(), marked(own.id), marked("1" * 16, "rolled back")):
+        check_same(known, own, url=URL)
+    for state in ("live", "under way"):
+        with pytest.raises(Refused, match=f"{URL} .*{own.id}.*{state}.*{'1' * 16}.*put {'1' * 16} back"):
+            check_same(marked("1" * 16, state), own, url=URL)  # type: ignore[arg-type]
 
 
 def test_a_service_is_one_block_document() -> None:
