@@ -395,6 +395,50 @@ def test_a_start_that_the_night_makes_needless_ends(live: World) -> None:
     assert names(live) == {kept.name}
 
 
+# --- Two at once -----------------------------------------------------------------------------------------------------
+
+
+def _dies(live: World, replica: Replica) -> None:
+    live.fleet.kill(replica.name)
+    live.gateway.die("chat", "blue", replica.address)
+
+
+def _is_taken_out_by_another_run(live: World, replica: Replica) -> None:
+    live.gateway.drain("chat", "blue", replica.address)
+
+
+@pytest.mark.parametrize("lose", [_dies, _is_taken_out_by_another_run])
+def test_what_drains_takes_traffic_again_where_the_one_that_stays_is_lost(
+    live: World, lose: Callable[[World, Replica], None]
+) -> None:
+    """An answer may take a quarter of an hour to end, and whoever was to stay dies in it, or another night takes it."""
+    (kept, going) = live.fleet.replicas("chat")
+    live.engine.in_flight_at[going.address] = 1
+
+    def lose_the_other() -> None:
+        lose(live, kept)
+        live.engine.in_flight_at[going.address] = 0
+
+    with pausing_with(Once(lose_the_other)), pytest.raises(Unavailable, match=rf"nobody but {going.name} answers"):
+        scale_down(ScaleDownPlan(service="chat"))
+    assert going.name in names(live)
+    assert states(live)[going.address] == "up"
+
+
+def test_what_somebody_puts_back_while_it_drains_stays(live: World) -> None:
+    """The morning, or whoever brings replicas back, sends it requests: they would be lost with it."""
+    (_, going) = live.fleet.replicas("chat")
+    live.engine.in_flight_at[going.address] = 1
+
+    def put_back() -> None:
+        live.gateway.attach("chat", "blue", going.address, is_tls=False)
+        live.engine.in_flight_at[going.address] = 0
+
+    with pausing_with(Once(put_back)), pytest.raises(Unavailable, match=rf"{going.name} stayed"):
+        scale_down(ScaleDownPlan(service="chat"))
+    assert states(live)[going.address] == "up"
+
+
 # --- An engine that hangs --------------------------------------------------------------------------------------------
 
 
