@@ -439,6 +439,29 @@ def test_what_somebody_puts_back_while_it_drains_stays(live: World) -> None:
     assert states(live)[going.address] == "up"
 
 
+@pytest.mark.parametrize("is_listed", [False, True])
+def test_what_drains_is_put_back_where_no_other_is_up(live: World, is_listed: bool) -> None:  # noqa: FBT001 - pytest's
+    """A night that was killed leaves one that drains for ever; it must not pass for one that serves."""
+    (kept, going) = live.fleet.replicas("chat")
+    live.gateway.drain("chat", "blue", going.address)
+    rewrite(live, lambda record: record.model_copy(update={"wanted": 1}))
+    live.gateway.die("chat", "blue", kept.address)
+    live.engine.unhealthy.add(kept.address)
+    if not is_listed:
+        live.fleet.kill(kept.name)
+    reconcile(RECONCILE)
+    assert "up" in states(live).values()
+
+
+def test_what_the_night_drains_meanwhile_is_not_put_back_by_a_start(live: World) -> None:
+    """Who starts one has adopted the others, and the night has begun to take one of those out since."""
+    (lost, going) = live.fleet.replicas("chat")
+    live.fleet.kill(lost.name)
+    live.fleet.on_launch = Once(lambda: live.gateway.drain("chat", "blue", going.address))
+    reconcile(RECONCILE)
+    assert states(live)[going.address] == "draining"
+
+
 # --- An engine that hangs --------------------------------------------------------------------------------------------
 
 
