@@ -476,6 +476,25 @@ def test_what_the_night_drains_meanwhile_is_not_put_back_by_a_start(live: World)
     assert states(live)[going.address] == "draining"
 
 
+def test_a_roll_back_to_the_warm_release_asks_for_as_many_as_by_day(live: World) -> None:
+    """The new one was scaled to zero; users are back on the old one, and one of it that dies is brought back."""
+    old = live.first
+
+    def in_the_warm_time(seconds: float) -> None:
+        if seconds == 900:
+            scale_down(ScaleDownPlan(service="chat", replicas=0, to_zero=True))
+            roll_back(RollBackPlan(service="chat", reason="users complain"))
+
+    warm = plan("v2").model_copy(update={"keep_warm_seconds": 900})
+    with pausing_with(in_the_warm_time), pytest.raises(SkyferryError, match="is rolled back"):
+        release_model(warm)
+    assert live.record.live is not None
+    assert live.record.live.id == old.id
+    assert live.record.has_users
+    live.fleet.kill(f"{old.id}-1")
+    assert len(reconcile(RECONCILE)) == 1
+
+
 # --- An engine that hangs --------------------------------------------------------------------------------------------
 
 
