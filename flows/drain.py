@@ -2,10 +2,11 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from prefect import get_run_logger, unmapped
 
-from blocks.errors import Unavailable
+from blocks.errors import SkyferryError, Unavailable
 from blocks.ports import Replica, Server, Slot
 from blocks.service import Service
 from flows.policy.way_back import alone_answering
@@ -25,9 +26,8 @@ class LastToAnswer(Unavailable):
     """Who was to be stopped answers users, and nobody else does."""
 
 
-def see_that_others_answer(service: Service, going: Sequence[Replica]) -> None:
+def see_that_others_answer(service: Service, going: Sequence[Replica], servers: Sequence[Server]) -> None:
     """LastToAnswer where users are answered by those that are to go, and by nobody who stays."""
-    servers = list_servers(service.gateway, service.name)
     addresses = {replica.address for replica in going}
     if addresses.isdisjoint(server.address for server in servers):
         return  # no request reaches them
@@ -53,28 +53,62 @@ def stop_replicas(
     """Drain, wait until nothing is in flight, stop, verify gone; returns those that stayed because they were busy.
 
     One that is still busy after the timeout, or cannot be asked, takes traffic again, unless `even_if_busy`.
-    LastToAnswer, with none of them touched, where nobody else answers users, unless `even_if_last`. Unavailable where
-    one is not stopped `within_seconds`, for whoever has no more time to look on; what stops it goes on.
+    So does one that somebody puts back meanwhile. LastToAnswer, with all of them in traffic, where nobody else answers
+    users, before or by the time that they are idle, unless `even_if_last`. Unavailable where one is not stopped
+    `within_seconds`, for whoever has no more time to look on, or to look twice; what stops it goes on.
     """
     begun = time.monotonic()
+    listed = list_servers(service.gateway, service.name)
     if not even_if_last:
-        see_that_others_answer(service, replicas)
-    servers = {server.address: server for server in list_servers(service.gateway, service.name)}
+        see_that_others_answer(service, replicas, listed)
+    servers = {server.address: server for server in listed}
     placed = [servers[replica.address] for replica in replicas if replica.address in servers]
     for server in placed:
         drain(service.gateway, service.name, server.slot, server.address)
     idle = wait_until_idle.map(
         unmapped(service.gateway), unmapped(service.engine), list(replicas), unmapped(drain_timeout_seconds)
     ).result()
-    stayed = tuple(r for r, is_idle in zip(replicas, idle, strict=True) if not is_idle and not even_if_busy)
+    busy = {r.name for r, is_idle in zip(replicas, idle, strict=True) if not is_idle}
+    if placed and within_seconds is None:
+        busy |= _look_again(service, replicas, servers, even_if_last=even_if_last)
+    stayed = tuple(replica for replica in replicas if replica.name in busy and not even_if_busy)
     for replica in stayed:
-        get_run_logger().warning("%s is busy, or cannot be asked; it stays", replica.name)
-        server = servers.get(replica.address)
-        if server is not None and server.state != "draining":
-            attach(service.gateway, service.name, server.slot, replica)
+        get_run_logger().warning("%s is busy, cannot be asked, or was put back; it stays", replica.name)
+    _put_back(service, stayed, servers)
     left = None if within_seconds is None else within_seconds - (time.monotonic() - begun)
     _stop_and_detach(service, [replica for replica in replicas if replica not in stayed], servers, left)
     return stayed
+
+
+def _look_again(
+    service: Service, replicas: Sequence[Replica], before: Mapping[str, Server], *, even_if_last: bool
+) -> set[str]:
+    """The names of those that somebody has put back while they drained; LastToAnswer as before that.
+
+    To drain may take a quarter of an hour: whoever was to stay may have died in it, or drain for another run, which
+    looks again as well.
+    """
+    try:
+        servers = list_servers(service.gateway, service.name)
+        if not even_if_last:
+            going = {replica.address for replica in replicas}
+            as_before = [
+                replace(s, state=before[s.address].state) if s.address in going & before.keys() else s for s in servers
+            ]
+            see_that_others_answer(service, replicas, as_before)
+    except SkyferryError:
+        _put_back(service, replicas, before)
+        raise
+    up = {server.address for server in servers if server.state == "up"}
+    return {replica.name for replica in replicas if replica.address in up}
+
+
+def _put_back(service: Service, replicas: Sequence[Replica], before: Mapping[str, Server]) -> None:
+    """Into traffic, those that had some."""
+    for replica in replicas:
+        server = before.get(replica.address)
+        if server is not None and server.state != "draining":
+            attach(service.gateway, service.name, server.slot, replica)
 
 
 def _stop_and_detach(

@@ -1,7 +1,7 @@
 """Place the replicas of a release: each in the best cell that does not say no."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -10,7 +10,7 @@ from prefect.futures import PrefectFuture, as_completed
 
 from blocks.errors import CellSaidNo, EngineEnded, NotReady, Refused, SkyferryError, Unexplained
 from blocks.mirrors import Manifest
-from blocks.ports import EngineSettings, Model, Offer, Replica, ReplicaOrder, Stock
+from blocks.ports import EngineSettings, Model, Offer, Replica, ReplicaOrder, Server, Stock
 from blocks.service import Service
 from flows.boards import placement_board
 from flows.drain import put_in_slot
@@ -144,10 +144,19 @@ def start_replicas(
         # Whatever an earlier release left in the split, this one begins without traffic.
         traffic_to_live(service, read_record(service.store, service.name))
     wanted = service.replicas if wanted is None else wanted
-    started, error = _place(service, release, timeout_seconds, lost, wanted)
+    before = list_servers(service.gateway, service.name)
+    drained, down = _in_state("draining", before), _in_state("down", before)
+    started, error = _place(service, release, timeout_seconds, lost, wanted, down)
+    servers = list_servers(service.gateway, service.name)
     running = [replica for replica in list_replicas(service.fleet, service.name) if replica.release == release.id]
     ready = {one.replica.name for one in started}
-    put_in_slot(service, release.slot, release.id, [replica for replica in running if replica.name in ready])
+    taken_out = _in_state("draining", servers) - drained  # by a flow that stops it, which began after this one
+    put_in_slot(
+        service,
+        release.slot,
+        release.id,
+        [replica for replica in running if replica.name in ready and replica.address not in taken_out],
+    )
     clear_slot(service, release)
     for one in started:
         if not one.was_running:
@@ -165,8 +174,10 @@ def clear_slot(service: Service, release: Release) -> None:
     A fleet may list only a part of what runs: who answers users though no fleet knows of it goes on answering. A
     release that has had no traffic has no users yet, so its slot is its own replicas' alone.
     """
+    # The servers first: whatever another run puts there after that is not taken for one that runs no more.
+    servers = list_servers(service.gateway, service.name)
     releases = {replica.address: replica.release for replica in list_replicas(service.fleet, service.name)}
-    for server in list_servers(service.gateway, service.name):
+    for server in servers:
         if server.slot != release.slot or releases.get(server.address) == release.id:
             continue
         may_have_users = release.state == "live" or bool(release.stages)
@@ -182,6 +193,10 @@ def clear_slot(service: Service, release: Release) -> None:
             detach(service.gateway, service.name, server.slot, server.address)
 
 
+def _in_state(state: str, servers: Sequence[Server]) -> set[str]:
+    return {server.address for server in servers if server.state == state}
+
+
 def mend(service: Service, release: Release, had: Sequence[Replica], timeout_seconds: float) -> None:
     """Start the replicas that the release `had`, or should have, and has no more; their machine may have been taken."""
     running = [replica for replica in list_replicas(service.fleet, service.name) if replica.release == release.id]
@@ -195,7 +210,12 @@ def mend(service: Service, release: Release, had: Sequence[Replica], timeout_sec
 
 
 def _place(
-    service: Service, release: Release, timeout_seconds: float, lost: Sequence[Replica], wanted: int
+    service: Service,
+    release: Release,
+    timeout_seconds: float,
+    lost: Sequence[Replica],
+    wanted: int,
+    down: Collection[str],
 ) -> tuple[list[Started], SkyferryError | None]:
     """Adopt the replicas of the release that stand, and start each of the others in the best cell that does not say no.
 
@@ -215,8 +235,13 @@ def _place(
         board=Board(f"placement-{service.name}", f"Where the replicas of {release.id} run, and why there"),
     )
     by_name = {replica.name: replica for replica in standing}
-    # Whatever their numbers are, those that stand count first: else one beside them would be one too many.
-    orders = sorted(replica_orders(release, service.replicas), key=lambda order: order.name not in by_name)
+
+    def rank(order: ReplicaOrder) -> tuple[bool, bool]:
+        return order.name not in by_name, order.name in by_name and by_name[order.name].address in down
+
+    # Whatever their numbers are, those that stand count first: else one beside them would be one too many. Of those,
+    # the ones that are down come last: fewer may be wanted than stand, and one of the others is ready at once.
+    orders = sorted(replica_orders(release, service.replicas), key=rank)
     placing.run(orders[:wanted], by_name)
     return placing.started, placing.error
 

@@ -111,6 +111,11 @@ def _bring_back(
         started = start_replicas(service, release, ready_timeout_seconds, wanted=standing.wanted)
     except SkyferryError as caught:
         error = caught
+    back = tuple(one for one in started if not one.was_running)
+    record = read_record(service.store, service.name)
+    if record.live is None or record.live.id != release.id or asked_for(record, service.replicas) != standing.wanted:
+        get_run_logger().info("Something else is asked for by now, so the next run looks anew (%s).", error or "ready")
+        return back
     now = _standing(service, release, standing.wanted)
     if now.missing:
         reason = str(error or "not all of them became ready")
@@ -123,8 +128,8 @@ def _bring_back(
         ) from error
     noted = partial(note_shortage, reason="all that were asked for serve again", now=datetime.now(UTC))
     amend(service.store, service.name, noted)
-    back = ", ".join(sorted({replica.name for replica in now.serving} - had))
-    get_run_logger().warning("%s; back: %s.", now.words, back)
+    names = ", ".join(sorted({replica.name for replica in now.serving} - had))
+    get_run_logger().warning("%s; back: %s.", now.words, names)
     if error is not None:
         raise error  # it is none of what is missing, as where what runs costs more than the cap
-    return tuple(one for one in started if not one.was_running)
+    return back

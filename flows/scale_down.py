@@ -74,7 +74,9 @@ def scale_down(plan: ScaleDownPlan) -> tuple[Replica, ...]:
     )
     _close_emptied_releases(service)
     if stayed:
-        raise Unavailable(f"{', '.join(replica.name for replica in stayed)} stayed: busy, or could not be asked")
+        raise Unavailable(
+            f"{', '.join(replica.name for replica in stayed)} stayed: put back meanwhile, busy, or could not be asked"
+        )
     return chosen
 
 

@@ -296,7 +296,7 @@ def what_to_back_out(record: ServiceRecord) -> Release:
 
 
 def back_out(record: ServiceRecord, release: str, reason: str) -> ServiceRecord:
-    """End that release; where it was live, the one before it is live again."""
+    """End that release; where it was live, the one before it is live again, with as many replicas as by day."""
     if record.release(release).state == "rolled back":
         return record
     bad = what_to_back_out(record)
@@ -304,7 +304,7 @@ def back_out(record: ServiceRecord, release: str, reason: str) -> ServiceRecord:
         raise Refused(f"release {release} is {record.release(release).state}: it can be rolled back no more")
     before = record.retiring if bad.state == "live" else None
     record = _rolled_back(record, bad, reason)
-    return record if before is None else record.with_release(before.model_copy(update={"state": "live"}))
+    return record if before is None else ask_for(record.with_release(before.model_copy(update={"state": "live"})), None)
 
 
 def _rolled_back(record: ServiceRecord, release: Release, reason: str) -> ServiceRecord:

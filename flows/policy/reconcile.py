@@ -37,10 +37,14 @@ def asked_for(record: ServiceRecord, by_day: int) -> int:
 
 
 def how_it_stands(release: Release, wanted: int, replicas: Sequence[Replica], servers: Sequence[Server]) -> Standing:
-    """One that drains was taken out by a gate or by a flow that stops it, and is not put back behind their backs."""
+    """One that drains was taken out by a gate or by a flow that stops it, and is not put back behind their backs.
+
+    Where no other one is up, users come first: whoever took it out may have been killed, and would leave them nothing.
+    """
     states = {server.address: server.state for server in servers if server.slot == release.slot}
-    own = (replica for replica in replicas if replica.release == release.id)
-    serving = tuple(replica for replica in own if states.get(replica.address, "down") != "down")
+    own = [replica for replica in replicas if replica.release == release.id]
+    up = tuple(replica for replica in own if states.get(replica.address) == "up")
+    serving = tuple(r for r in own if states.get(r.address, "down") != "down") if up else ()
     return Standing(release, wanted, serving)
 
 

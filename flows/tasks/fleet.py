@@ -35,10 +35,10 @@ def start_replica(
     which nothing answers in time, EngineEnded where the engine ended by itself; Refused, with nothing left behind,
     where the release was given up before or meanwhile.
     """
-    _check_asked_for(fleet, records, order)
     was_running = _standing(fleet, order) is not None
+    _check_asked_for(fleet, records, order, was_running=was_running)
     try:
-        started = _launch_and_wait(fleet, engine, records, order, offer, timeout_seconds)
+        started = _launch_and_wait(fleet, engine, records, order, offer, timeout_seconds, was_running=was_running)
     except Refused:
         # Whoever gave it up has stopped what stood by then, and may have spared it for those whom it answers.
         if not was_running:
@@ -48,25 +48,32 @@ def start_replica(
 
 
 def _launch_and_wait(
-    fleet: Fleet, engine: Engine, records: Records, order: ReplicaOrder, offer: Offer, timeout_seconds: float
+    fleet: Fleet,
+    engine: Engine,
+    records: Records,
+    order: ReplicaOrder,
+    offer: Offer,
+    timeout_seconds: float,
+    *,
+    was_running: bool,
 ) -> Started:
     begun = time.monotonic()
     replica = fleet.launch(order, offer)
     for look in count():
         if look % LOOKS_A_QUESTION == 0:
-            _check_asked_for(fleet, records, order)
+            _check_asked_for(fleet, records, order, was_running=was_running)
         if replica.address and engine.is_healthy(replica):
             break
         standing = _standing(fleet, order)
         if standing is None:
-            _check_asked_for(fleet, records, order)
+            _check_asked_for(fleet, records, order, was_running=was_running)
             raise _why_gone(fleet, order, offer)
         if time.monotonic() - begun > timeout_seconds:
             raise _why_late(fleet, order, offer, standing, timeout_seconds)
         replica = standing  # some clouds give the address later
         pause(POLL_SECONDS)
     engine.complete(replica)
-    _check_asked_for(fleet, records, order)
+    _check_asked_for(fleet, records, order, was_running=was_running)
     return Started(_as_the_gateway_spells_it(replica), time.monotonic() - begun, was_running=False)
 
 
@@ -102,16 +109,17 @@ def _standing(fleet: Fleet, order: ReplicaOrder) -> Replica | None:
     return next((replica for replica in fleet.replicas(order.service) if replica.name == order.name), None)
 
 
-def _check_asked_for(fleet: Fleet, records: Records, order: ReplicaOrder) -> None:
+def _check_asked_for(fleet: Fleet, records: Records, order: ReplicaOrder, *, was_running: bool) -> None:
     """A start may take long, and whoever gives the release up stops only the replicas that there are by then.
 
-    Whoever asks for fewer replicas of a live one, as the night does, likewise.
+    Whoever asks for fewer replicas of a live one, as the night does, likewise; one that
+    `was_running` is no further one, and may be the only one that answers.
     """
     record = record_of(records, order.service)
     state = record.release(order.release).state
     if state not in {"under way", "live"}:
         raise Refused(f"release {order.release} is {state}, so {order.name} is not started")
-    if state == "live" and record.wanted is not None:
+    if state == "live" and record.wanted is not None and not was_running:
         others = [r for r in fleet.replicas(order.service) if r.release == order.release and r.name != order.name]
         if len(others) >= record.wanted:
             raise Refused(

@@ -31,6 +31,7 @@ def test_those_that_requests_reach_serve() -> None:
     assert standing.words == "1 of the 3 replicas of live that were asked for serve"
     drained = [*up(LIVE[0]), Server("blue", LIVE[1].address, "draining", 0)]
     assert how_it_stands(LIVE_RELEASE, 2, LIVE[:2], drained).missing == 0
+    assert how_it_stands(LIVE_RELEASE, 1, LIVE[:2], drained[1:]).missing == 1  # nobody else is up
     assert how_it_stands(LIVE_RELEASE, 1, LIVE[:2], up(*LIVE[:2])).missing == 0
 
 
