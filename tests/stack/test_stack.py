@@ -6,7 +6,10 @@ import shlex
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict
+from pathlib import Path
 from uuid import UUID
 
 import httpx
@@ -134,13 +137,18 @@ def test_the_key_is_in_files_of_this_user_alone(stack: RunningStack) -> None:
     # Asked for so, what has ended meanwhile has none.
     command_lines = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
     assert not [words for words in command_lines if key in " ".join(words)]
-    holding = [
-        path
-        for path in stack.home.path.rglob("*")
-        if path.is_file() and not path.is_symlink() and key.encode() in path.read_bytes()
-    ]
-    assert sorted(path.name for path in holding) == ["env", "stack.json"]
-    assert {stat.S_IMODE(path.stat().st_mode) for path in holding} == {0o600}
+    modes = {path.name: stat.S_IMODE(mode) for path, mode in _files_that_hold(key.encode(), stack.home.path)}
+    # A worker hands each run its environment in a private `workspace.json`, which it deletes when the run ends.
+    assert {"env", "stack.json"} <= modes.keys() <= {"env", "stack.json", "workspace.json"}
+    assert set(modes.values()) == {0o600}
+
+
+def _files_that_hold(key: bytes, folder: Path) -> Iterator[tuple[Path, int]]:
+    """Each with its mode; what is deleted while we look holds nothing."""
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            if path.is_file() and not path.is_symlink() and key in path.read_bytes():
+                yield path, path.stat().st_mode
 
 
 def test_a_shell_that_has_read_env_finds_prefect(stack: RunningStack) -> None:
