@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 ARGS ?=
-# Where make is killed, what it runs is told; for the servers that this has started, see blocks/processes.py.
+# Where make is killed, what it runs is told; for the servers that this has started, see blocks/local/processes.py.
 WITH_MAKE := exec $(shell setpriv --pdeathsig TERM true 2> /dev/null && echo setpriv --pdeathsig TERM)
 
 .PHONY: demo up down status test live check format lock lock-engines install clean

@@ -24,10 +24,10 @@ from benchmarks.gates_rivals import FIRST_SHARE, Judged, argo, flagger, kayenta,
 from benchmarks.gates_twin import LOOK_EVERY, hold
 from benchmarks.gates_worlds import Borne, Harm, Traffic, World, promised_ms, promised_token_ms
 from blocks.service import Service
-from flows.policy.gates import requests_needed, rule
-from flows.policy.judge import Carried, Judge
-from flows.policy.measures import Limits, budget_of_stage
-from flows.policy.probes import PART_OF_THE_BUDGET
+from flows.policy.gating.gates import requests_needed, rule
+from flows.policy.gating.judge import Carried, Judge
+from flows.policy.gating.measures import Limits, budget_of_stage
+from flows.policy.gating.probes import PART_OF_THE_BUDGET
 
 STAGES = (0.05, 0.15, 0.3, 0.5, 1.0)
 DEFAULTS = {name: field.default for name, field in Service.model_fields.items() if name in Limits.model_fields}

@@ -6,12 +6,14 @@ import numpy as np
 
 from benchmarks.gates_twin import LOOK_EVERY, Held
 from benchmarks.gates_worlds import HASHES, Flags, Floats, Harm, Stream
-from blocks.ports import Answer, Outcome, Prompt, Replica
+from blocks.ports.engine import Answer, Prompt
+from blocks.ports.fleet import Replica
+from blocks.ports.gateway import Outcome
 from blocks.service import Service
-from flows.policy.gates import rule
-from flows.policy.judge import Carried, Judge
-from flows.policy.measures import Limits
-from flows.policy.probes import PART_OF_THE_BUDGET, Pair, ProbeJudge, probes_missing, seconds_between_rounds
+from flows.policy.gating.gates import rule
+from flows.policy.gating.judge import Carried, Judge
+from flows.policy.gating.measures import Limits
+from flows.policy.gating.probes import PART_OF_THE_BUDGET, Pair, ProbeJudge, probes_missing, seconds_between_rounds
 
 PROBES = int(Service.model_fields["probes_per_stage"].default)
 GOLDEN = Service.model_fields["golden_prompts"].get_default(call_default_factory=True)

@@ -11,12 +11,12 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from benchmarks.gates_worlds import HASHES, Flags, Floats, Harm, Ints, Stream
-from flows.policy.bets import mean_of, share_at
-from flows.policy.gates import NEEDLESS, SUSPICIOUS, Verdict, requests_needed
-from flows.policy.good_times import BEYOND_THE_LIMIT, BLOCK_REQUESTS
-from flows.policy.judge import CANDIDATES, REQUESTS_A_USER, ROUND_REQUESTS, Carried
-from flows.policy.latency import REMEMBERED
-from flows.policy.measures import (
+from flows.policy.gating.bets import mean_of, share_at
+from flows.policy.gating.gates import NEEDLESS, SUSPICIOUS, Verdict, requests_needed
+from flows.policy.gating.good_times import BEYOND_THE_LIMIT, BLOCK_REQUESTS
+from flows.policy.gating.judge import CANDIDATES, REQUESTS_A_USER, ROUND_REQUESTS, Carried
+from flows.policy.gating.latency import REMEMBERED
+from flows.policy.gating.measures import (
     FRACTIONS_OF_STABLE,
     FRACTIONS_OF_THE_LIMIT,
     HARM_THAT_MATTERS,
@@ -40,9 +40,9 @@ from flows.policy.measures import (
     percentile,
     purses_of_harm,
 )
-from flows.policy.probes import ENOUGH_TIMES, NOT_BEFORE, RULE_OF_THREE
-from flows.policy.slowness import ALIKE_WITHIN, LOOKS, ON_FIRST, SLOWER, SLOWER_ON_ALL, slowness_of
-from flows.policy.tally import PLACES
+from flows.policy.gating.probes import ENOUGH_TIMES, NOT_BEFORE, RULE_OF_THREE
+from flows.policy.gating.slowness import ALIKE_WITHIN, LOOKS, ON_FIRST, SLOWER, SLOWER_ON_ALL, slowness_of
+from flows.policy.gating.tally import PLACES
 
 LOOK_EVERY = 20
 """Requests of both slots between two looks: production looks once a second, whatever has come by then."""
@@ -475,7 +475,7 @@ def _sums(these: Flags) -> Ints:
 
 
 def worth(hits: Ints | Floats, of: Ints | Floats, null: float, others: Sequence[float]) -> Floats:
-    """`flows.policy.bets.worth`, of arrays."""
+    """`flows.policy.gating.bets.worth`, of arrays."""
     return _coins(_purses(hits, of - hits, null, others))
 
 

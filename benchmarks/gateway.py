@@ -21,9 +21,9 @@ from statistics import median
 
 import psutil
 
-from blocks.haproxy import HAProxyGateway
-from blocks.processes import Daemon, free_port
-from deployments.gateway.config import GatewaySettings, command, write_configuration
+from blocks.haproxy.gateway import HAProxyGateway
+from blocks.local.processes import Daemon, free_port
+from deployments.haproxy.config import GatewaySettings, command, write_configuration
 
 FIRST_BYTE = Path(__file__).with_name("gateway_first_byte.lua")
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"

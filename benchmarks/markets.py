@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from math import log
 from random import Random
 
-from blocks.ports import Offer, Stock
+from blocks.ports.market import Offer, Stock
 
 STEP = 300.0
 """Seconds; what is in stock changes at these steps."""

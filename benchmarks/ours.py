@@ -9,12 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 from pydantic import SecretStr
 
-from blocks.hugging_face import HuggingFaceHub
-from blocks.ports import Model, Part, Store, Unfinished
-from blocks.s3 import S3Store
-from flows.policy.ledger import mirror_prefix
-from flows.policy.mirror import PART_BYTES
-from flows.tasks.transfer import Target, Transfer
+from blocks.hubs.hugging_face import HuggingFaceHub
+from blocks.ports.hub import Model
+from blocks.ports.store import Part, Store, Unfinished
+from blocks.stores.s3 import S3Store
+from flows.policy.mirrors.mirror import PART_BYTES
+from flows.policy.releases.ledger import mirror_prefix
+from flows.transfer.transfer import Target, Transfer
 
 
 class Nowhere(S3Store):

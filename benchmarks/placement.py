@@ -26,9 +26,9 @@ from rich.table import Table
 
 from benchmarks.markets import STEP, Lot, World, worlds
 from blocks.errors import Refused
-from blocks.ports import Offer, Stock
-from flows.policy.attempts import Attempt, Attempts, note
-from flows.policy.placement import PlacementRules, plan_placement
+from blocks.ports.market import Offer, Stock
+from flows.policy.placement.attempts import Attempt, Attempts, note
+from flows.policy.placement.plan import PlacementRules, plan_placement
 
 HOUR = 3600.0
 WANTED = 4

@@ -9,25 +9,26 @@ import yaml
 from prefect.blocks.core import Block
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, TypeAdapter, model_validator
 
-from blocks.directory_store import DirectoryStore
+from blocks.engines.openai import OpenAIEngine
 from blocks.fields import ShownAddress
-from blocks.google_storage import GoogleStore
-from blocks.haproxy import HAProxyGateway
-from blocks.hugging_face import HuggingFaceHub
-from blocks.local_fleet import LocalFleet
-from blocks.openai_engine import OpenAIEngine
-from blocks.ports import Engine, Prompt, Store
-from blocks.s3 import S3Store
-from blocks.skypilot_fleet import SkyPilotFleet
+from blocks.haproxy.gateway import HAProxyGateway
+from blocks.hubs.hugging_face import HuggingFaceHub
+from blocks.local.fleet import LocalFleet
+from blocks.ports.engine import Engine, Prompt
+from blocks.ports.store import Store
+from blocks.skypilot.fleet import SkyPilotFleet
+from blocks.stores.directory import DirectoryStore
+from blocks.stores.google_storage import GoogleStore
+from blocks.stores.s3 import S3Store
 
 if TYPE_CHECKING:
-    from blocks.azure_blob import AzureStore
+    from blocks.stores.azure_blob import AzureStore
 
     AnyStore = S3Store | GoogleStore | DirectoryStore | AzureStore
 else:
     AnyStore = S3Store | GoogleStore | DirectoryStore
     try:
-        from blocks.azure_blob import AzureStore
+        from blocks.stores.azure_blob import AzureStore
 
         AnyStore |= AzureStore
     except ModuleNotFoundError as error:
@@ -52,7 +53,7 @@ class GoldenPrompt(BaseModel):
 
 
 def _packaged_prompts() -> list[GoldenPrompt]:
-    file = resources.files("blocks") / "golden_prompts.yaml"
+    file = resources.files("blocks.engines") / "golden_prompts.yaml"
     return TypeAdapter(list[GoldenPrompt]).validate_python(yaml.safe_load(file.read_text()))
 
 

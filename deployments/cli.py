@@ -20,12 +20,12 @@ from rich.table import Table
 
 from blocks.errors import Refused, SkyferryError
 from blocks.files import alone
-from blocks.processes import ended_with_this_process
+from blocks.local.processes import ended_with_this_process
 from deployments.local.demo import Demo, Noticed, Report, Users
 from deployments.local.settings import SERVICE, Home, StackSettings
 from deployments.local.stack import Stack
-from flows.policy.ledger import Release
-from flows.policy.replay import replay as judge_again
+from flows.policy.releases.ledger import Release
+from flows.policy.releases.replay import replay as judge_again
 
 app = typer.Typer(
     help="Skyferry releases open-weight language models onto GPU clusters. These commands tend the embedded stack on "

@@ -5,13 +5,13 @@ import time
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 
-from blocks.mirrors import MIRRORS
-from flows.boards import collection_table
+from blocks.stores.mirrors import MIRRORS
+from flows.boards.artifacts import only_for_show
+from flows.boards.boards import collection_table
 from flows.plans import CollectPlan
-from flows.policy.collect import Verdict, what_to_collect, which_are_orphans
-from flows.tasks.artifacts import only_for_show
+from flows.policy.mirrors.collect import Verdict, what_to_collect, which_are_orphans
+from flows.steps.service import find_service
 from flows.tasks.mirror import abort_upload, delete_mirror, look_what_is_there, read_needed
-from flows.tasks.service import find_service
 
 
 @flow(name="collect-mirrors", flow_run_name="collect-mirrors-of-{plan.service}")

@@ -13,16 +13,17 @@ from prefect.futures import wait
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from blocks.errors import SkyferryError
-from blocks.mirrors import Manifest, MirroredFile, mirror_prefix
-from blocks.ports import Hub, Model, Store
+from blocks.ports.hub import Hub, Model
+from blocks.ports.store import Store
 from blocks.service import Service
-from flows.boards import mirror_report
+from blocks.stores.mirrors import Manifest, MirroredFile, mirror_prefix
+from flows.boards.artifacts import TransferProgress, only_for_show
+from flows.boards.boards import mirror_report
 from flows.plans import MirrorPlan
-from flows.policy.mirror import Selection, traffic_words
-from flows.tasks.artifacts import TransferProgress, only_for_show
+from flows.policy.mirrors.mirror import Selection, traffic_words
+from flows.steps.service import find_service
 from flows.tasks.mirror import check_writable, choose_files, copy_file, look_up, survey, write_manifest
-from flows.tasks.service import find_service
-from flows.tasks.transfer import Target, Transfer
+from flows.transfer.transfer import Target, Transfer
 
 FILES_AT_ONCE = 8
 """Workers take parts of so many files in turn; more files at once need no more memory."""

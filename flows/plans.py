@@ -7,8 +7,8 @@ from zoneinfo import ZoneInfo, available_timezones
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from blocks.ports import EngineSettings
-from flows.policy.placement import PlacementRules
+from blocks.ports.fleet import EngineSettings
+from flows.policy.placement.plan import PlacementRules
 
 
 def _rising_to_100(stages: tuple[int, ...]) -> tuple[int, ...]:

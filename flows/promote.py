@@ -9,24 +9,25 @@ from prefect.input import RunInput
 from pydantic import Field, ValidationError
 
 from blocks.errors import Refused
-from blocks.ports import Replica, Slot
+from blocks.ports.fleet import Replica
+from blocks.ports.gateway import Slot
 from blocks.service import Service
-from flows.boards import waiting_board
-from flows.place import mend
+from flows.boards.artifacts import Board
+from flows.boards.boards import waiting_board
 from flows.plans import PromotePlan
-from flows.policy.judge import Carried, Judge
-from flows.policy.ledger import Release, go_live, held_by, note_stage, take_over
-from flows.policy.measures import Limits, budget_of_stage
-from flows.policy.probes import PART_OF_THE_BUDGET, ProbeJudge
-from flows.policy.stages import stages_left
-from flows.stage import Stable, StageWatch
-from flows.tasks.artifacts import Board
+from flows.policy.gating.judge import Carried, Judge
+from flows.policy.gating.measures import Limits, budget_of_stage
+from flows.policy.gating.probes import PART_OF_THE_BUDGET, ProbeJudge
+from flows.policy.gating.stages import stages_left
+from flows.policy.releases.ledger import Release, go_live, held_by, note_stage, take_over
+from flows.runtime.runs import Unanswered, ask_a_person, ended_run_of, own_run_id
+from flows.steps.place import mend
+from flows.steps.service import open_service
+from flows.steps.stage import Stable, StageWatch
+from flows.steps.undo import RolledBack, users_keep_what_they_had
 from flows.tasks.fleet import list_replicas
 from flows.tasks.gateway import give_share, list_servers, measure_rate, read_split, wait_for_way_back
 from flows.tasks.ledger import amend, read_record, record_of
-from flows.tasks.runs import Unanswered, ask_a_person, ended_run_of, own_run_id
-from flows.tasks.service import open_service
-from flows.undo import RolledBack, users_keep_what_they_had
 
 MEASURED_SECONDS = 5
 """For so long requests are counted, at most, to know how many come."""

@@ -7,20 +7,20 @@ from functools import partial
 from prefect import flow
 
 from blocks.errors import Refused
-from blocks.mirrors import mirror_prefix
-from blocks.ports import Hub, Model
+from blocks.ports.hub import Hub, Model
 from blocks.service import Service
-from flows.place import plan_fleet, start_replicas
+from blocks.stores.mirrors import mirror_prefix
 from flows.plans import FleetPlan, MirrorPlan, ProvisionPlan
-from flows.policy.installation import check_nobody_else_serves
-from flows.policy.ledger import Release, open_release, release_id
-from flows.policy.placement import Placement
+from flows.policy.placement.plan import Placement
+from flows.policy.releases.installation import check_nobody_else_serves
+from flows.policy.releases.ledger import Release, open_release, release_id
+from flows.runtime.runs import ended_run_of, own_run_id
+from flows.steps.place import plan_fleet, start_replicas
+from flows.steps.service import open_service
+from flows.steps.undo import users_keep_what_they_had
 from flows.tasks.gateway import list_servers, read_split
 from flows.tasks.ledger import amend, read_record
 from flows.tasks.mirror import check_writable, choose_files, look_up, read_manifest
-from flows.tasks.runs import ended_run_of, own_run_id
-from flows.tasks.service import open_service
-from flows.undo import users_keep_what_they_had
 
 
 @flow(name="provision-fleet", flow_run_name="provision-{plan.repo}-for-{plan.service}")

@@ -5,20 +5,21 @@ from dataclasses import dataclass
 
 from prefect import flow, get_run_logger
 
-from blocks.ports import Replica, Unfinished
+from blocks.ports.fleet import Replica
+from blocks.ports.store import Unfinished
 from blocks.service import Service
-from flows.boards import decision_table, uploads_table
-from flows.drain import healthy_replicas, stop_replicas
+from flows.boards.artifacts import show
+from flows.boards.boards import decision_table, uploads_table
 from flows.plans import ReapPlan
-from flows.policy.collect import which_are_orphans
-from flows.policy.reap import what_to_reap
-from flows.policy.scale import spare_what_alone_answers
-from flows.tasks.artifacts import show
+from flows.policy.mirrors.collect import which_are_orphans
+from flows.policy.releases.reap import what_to_reap
+from flows.policy.releases.scale import spare_what_alone_answers
+from flows.steps.drain import healthy_replicas, stop_replicas
+from flows.steps.service import open_service
 from flows.tasks.fleet import list_replicas
 from flows.tasks.gateway import list_servers
 from flows.tasks.ledger import read_record
 from flows.tasks.mirror import abort_upload, list_uploads
-from flows.tasks.service import open_service
 
 DRAIN_SECONDS = 15.0
 """Nobody sends requests to a replica that belongs to nobody; one that cannot be asked must not stay for that."""

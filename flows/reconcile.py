@@ -7,20 +7,21 @@ from functools import partial
 from prefect import flow, get_run_logger
 
 from blocks.errors import SkyferryError, Unavailable
-from blocks.ports import Replica, Server
+from blocks.ports.fleet import Replica
+from blocks.ports.gateway import Server
 from blocks.service import Service
-from flows.drain import LastToAnswer, stop_replicas
-from flows.place import clear_slot, start_replicas
 from flows.plans import ReconcilePlan
-from flows.policy.ledger import Release, ServiceRecord, end_shortage, note_shortage
-from flows.policy.reconcile import Standing, asked_for, how_it_stands, is_over, next_try_at, who_hangs
+from flows.policy.releases.ledger import Release, ServiceRecord, end_shortage, note_shortage
+from flows.policy.releases.reconcile import Standing, asked_for, how_it_stands, is_over, next_try_at, who_hangs
+from flows.runtime.runs import has_ended
+from flows.runtime.waiting import pause
+from flows.steps.drain import LastToAnswer, stop_replicas
+from flows.steps.place import clear_slot, start_replicas
+from flows.steps.service import open_service
 from flows.tasks.engine import loads_of, who_is_silent
 from flows.tasks.fleet import Started, list_replicas
 from flows.tasks.gateway import list_servers, read_split
 from flows.tasks.ledger import amend, read_record
-from flows.tasks.runs import has_ended
-from flows.tasks.service import open_service
-from flows.tasks.waiting import pause
 
 ASKED_AGAIN_SECONDS = 10.0
 """Between the two questions that a replica has to leave unanswered before it counts as hung."""

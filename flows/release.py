@@ -6,20 +6,20 @@ from prefect import flow, get_run_logger
 from prefect.artifacts import create_link_artifact
 
 from blocks.service import Service
-from flows.boards import release_report
-from flows.drain import stop_release
+from flows.boards.artifacts import only_for_show, show
+from flows.boards.boards import release_report
 from flows.mirror import mirror_model
-from flows.place import start_replicas
 from flows.plans import MirrorPlan, PromotePlan, ProvisionPlan, ReleasePlan
-from flows.policy.ledger import Release, ask_for, begin_stopping, held_by, retire
+from flows.policy.releases.ledger import Release, ask_for, begin_stopping, held_by, retire
 from flows.promote import limits_of, promote_canary
 from flows.provision import open_in_ledger, provision_fleet
-from flows.tasks.artifacts import only_for_show, show
+from flows.runtime.runs import own_run_id
+from flows.runtime.waiting import pause
+from flows.steps.drain import stop_release
+from flows.steps.place import start_replicas
+from flows.steps.service import open_service
+from flows.steps.undo import RolledBack, traffic_to_live, users_keep_what_they_had
 from flows.tasks.ledger import amend, read_record
-from flows.tasks.runs import own_run_id
-from flows.tasks.service import open_service
-from flows.tasks.waiting import pause
-from flows.undo import RolledBack, traffic_to_live, users_keep_what_they_had
 
 DRAIN_TIMEOUT_SECONDS = 900.0
 """The longest answer that a replaced replica may still be giving."""

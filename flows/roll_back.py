@@ -3,9 +3,9 @@
 from prefect import flow
 
 from flows.plans import RollBackPlan
-from flows.policy.ledger import ServiceRecord
-from flows.tasks.service import open_service
-from flows.undo import roll_back_to_stable
+from flows.policy.releases.ledger import ServiceRecord
+from flows.steps.service import open_service
+from flows.steps.undo import roll_back_to_stable
 
 
 @flow(name="roll-back", flow_run_name="roll-back-{plan.service}")

@@ -5,20 +5,20 @@ from functools import partial
 from prefect import flow, get_run_logger
 
 from blocks.errors import Refused, Unavailable
-from blocks.ports import Replica
+from blocks.ports.fleet import Replica
 from blocks.service import Service
-from flows.boards import decision_table
-from flows.drain import healthy_replicas, stop_replicas
+from flows.boards.artifacts import show
+from flows.boards.boards import decision_table
 from flows.plans import ScaleDownPlan
-from flows.policy.ledger import ServiceRecord, ask_for, begin_stopping, retire
-from flows.policy.scale import check_keep, spare_what_alone_answers, what_to_stop
-from flows.tasks.artifacts import show
+from flows.policy.releases.ledger import ServiceRecord, ask_for, begin_stopping, retire
+from flows.policy.releases.scale import check_keep, spare_what_alone_answers, what_to_stop
+from flows.runtime.runs import has_ended, see_that_it_is_not_late
+from flows.steps.drain import healthy_replicas, stop_replicas
+from flows.steps.service import open_service
+from flows.steps.undo import traffic_to_live
 from flows.tasks.fleet import list_replicas
 from flows.tasks.gateway import list_servers, read_split
 from flows.tasks.ledger import amend, read_record
-from flows.tasks.runs import has_ended, see_that_it_is_not_late
-from flows.tasks.service import open_service
-from flows.undo import traffic_to_live
 
 
 @flow(name="scale-down", flow_run_name="scale-down-{plan.service}")

@@ -9,14 +9,14 @@ from prefect.deployments import run_deployment
 from prefect.runtime import deployment
 
 from blocks.errors import Refused
-from flows.place import start_replicas
 from flows.plans import ScaleUpPlan
-from flows.policy.ledger import ask_for
-from flows.policy.scale import next_time, when_to_start
+from flows.policy.releases.ledger import ask_for
+from flows.policy.releases.scale import next_time, when_to_start
+from flows.runtime.runs import own_run_id, see_that_it_is_not_late
+from flows.steps.place import start_replicas
+from flows.steps.service import open_service
 from flows.tasks.fleet import Started
 from flows.tasks.ledger import amend, read_record
-from flows.tasks.runs import own_run_id, see_that_it_is_not_late
-from flows.tasks.service import open_service
 
 
 @flow(name="scale-up", flow_run_name="scale-up-{plan.service}")

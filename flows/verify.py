@@ -10,14 +10,14 @@ from prefect.runtime import flow_run
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from blocks.errors import Refused, SkyferryError, Unavailable
-from blocks.mirrors import MIRRORS
-from blocks.ports import Store
-from flows.boards import verification_table
+from blocks.ports.store import Store
+from blocks.stores.mirrors import MIRRORS
+from flows.boards.artifacts import only_for_show
+from flows.boards.boards import verification_table
 from flows.plans import VerifyPlan
-from flows.policy.verify import Finding, what_is_unread, what_is_wrong, which_to_verify, words_of
-from flows.tasks.artifacts import only_for_show
+from flows.policy.mirrors.verify import Finding, what_is_unread, what_is_wrong, which_to_verify, words_of
+from flows.steps.service import find_service
 from flows.tasks.mirror import find_mirrors, verify_file
-from flows.tasks.service import find_service
 
 FILES_AT_ONCE = 4
 

@@ -7,7 +7,7 @@ import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
 
-from blocks.processes import ended_with_this_process
+from blocks.local.processes import ended_with_this_process
 from tests.live.slurm_lab import running_slurm_lab  # noqa: F401 - the fixture slurm_lab: one for each worker
 
 LONGEST_FIRST = (

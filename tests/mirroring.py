@@ -8,13 +8,14 @@ from unittest.mock import patch
 
 from pydantic import SecretStr
 
-from blocks.hugging_face import HuggingFaceHub
-from blocks.mirrors import Manifest, mirror_prefix
-from blocks.ports import Hub, Model, Store
-from blocks.s3 import S3Store
+from blocks.hubs.hugging_face import HuggingFaceHub
+from blocks.ports.hub import Hub, Model
+from blocks.ports.store import Store
+from blocks.stores.mirrors import Manifest, mirror_prefix
+from blocks.stores.s3 import S3Store
+from flows.runtime.patience import Patience
 from flows.tasks.mirror import survey, write_manifest
-from flows.tasks.patience import Patience
-from flows.tasks.transfer import Target, Transfer
+from flows.transfer.transfer import Target, Transfer
 
 PART_BYTES = 5 << 20
 """The smallest part that S3 takes, so that files of several parts are soon copied."""
@@ -45,7 +46,7 @@ def mirror(hub: Hub, stores: Sequence[Store], repo: str, revision: str = "main",
     if not missing:
         return targets
     with (
-        patch("flows.policy.mirror.PART_BYTES", PART_BYTES),
+        patch("flows.policy.mirrors.mirror.PART_BYTES", PART_BYTES),
         Transfer(hub, model, targets, patience=QUICK, workers=workers) as transfer,
         ThreadPoolExecutor(8) as pool,
     ):

@@ -19,13 +19,13 @@ import pytest
 import stamina
 from pydantic import SecretStr
 
-from blocks.azure_blob import AzureStore
 from blocks.errors import Unavailable
-from blocks.google_storage import GoogleStore
-from blocks.hugging_face import HuggingFaceHub
-from blocks.processes import Daemon, free_port
+from blocks.hubs.hugging_face import HuggingFaceHub
+from blocks.local.processes import Daemon, free_port
 from blocks.replica_tls import Identity
-from blocks.s3 import S3Store
+from blocks.stores.azure_blob import AzureStore
+from blocks.stores.google_storage import GoogleStore
+from blocks.stores.s3 import S3Store
 from deployments.local.seaweed import Ports, SeaweedFS
 from tests.fakes.hub import Models
 

@@ -14,8 +14,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from blocks.ports import Offer, Stock
-from blocks.skypilot_market import SkyPilotMarket
+from blocks.ports.market import Offer, Stock
+from blocks.skypilot.market import SkyPilotMarket
 
 GIB = {"T4": 16, "L4": 24, "A10": 24, "A10G": 24, "A100": 40, "A100-80GB": 80, "H100": 80}
 

@@ -14,7 +14,7 @@ import numpy as np
 import psutil
 import stamina
 
-from blocks.processes import Daemon, free_port
+from blocks.local.processes import Daemon, free_port
 from blocks.replica_tls import Identity
 
 WIDTH = 64
@@ -104,7 +104,12 @@ def tiny_replica(
         (directory / "replica.key").write_text(identity.private_key.get_secret_value())
     daemon = Daemon("replica", directory)
     process = daemon.start(
-        [sys.executable, "-m", "blocks.llama_cpp", *(f"--{name}={value}" for name, value in options.items())],
+        [
+            sys.executable,
+            "-m",
+            "blocks.on_machine.llama_cpp",
+            *(f"--{name}={value}" for name, value in options.items()),
+        ],
         env={"SKYFERRY_API_KEY": api_key},
     )
     health = f"{'https' if identity else 'http'}://{address}/health"

@@ -14,11 +14,11 @@ from typing import Any
 from pydantic import BaseModel, computed_field
 
 from blocks.errors import Unavailable
-from blocks.processes import Daemon
+from blocks.local.processes import Daemon
 from deployments.local.hub import DEEPER, REPO, add_deeper
 from deployments.local.settings import SERVICE
 from deployments.local.stack import Say, Stack
-from flows.policy.ledger import Release, State
+from flows.policy.releases.ledger import Release, State
 
 LONG_TOKENS = 240
 """About what a longer prompt has: more than v3's window takes, and much less than the others'."""

@@ -10,10 +10,10 @@ from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.exceptions import ObjectAlreadyExists
 from prefect.workers.process import ProcessWorker
 
-from blocks.haproxy import HAProxyGateway
-from blocks.hugging_face import HuggingFaceHub
-from blocks.local_fleet import LocalFleet
-from blocks.processes import MARK
+from blocks.haproxy.gateway import HAProxyGateway
+from blocks.hubs.hugging_face import HuggingFaceHub
+from blocks.local.fleet import LocalFleet
+from blocks.local.processes import MARK
 from blocks.service import Service
 from deployments.local.settings import SERVICE, Home, StackSettings
 from deployments.local.stack import prefect_file

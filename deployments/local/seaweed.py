@@ -16,8 +16,8 @@ from cryptography.x509.oid import NameOID
 
 from blocks.errors import Unavailable
 from blocks.files import write_private
-from blocks.processes import free_port
-from blocks.s3 import S3Store
+from blocks.local.processes import free_port
+from blocks.stores.s3 import S3Store
 
 BUCKET = "skyferry"
 HOST = "127.0.0.1"
@@ -47,7 +47,7 @@ class Ports:
 
 @dataclass(frozen=True)
 class SeaweedFS:
-    """One server; `blocks.processes.Daemon` runs its command."""
+    """One server; `blocks.local.processes.Daemon` runs its command."""
 
     directory: Path
     ports: Ports

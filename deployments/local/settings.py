@@ -12,7 +12,7 @@ from typing import Self
 
 from blocks.errors import Refused
 from blocks.files import write_private
-from blocks.processes import by_whom, free_port, is_free
+from blocks.local.processes import by_whom, free_port, is_free
 from deployments.local.seaweed import Ports, SeaweedFS
 
 HOST = "127.0.0.1"
@@ -60,7 +60,7 @@ class Home:
 
     @property
     def flow_runs(self) -> Path:
-        """What marks the processes of flow runs, which have no pid file; see `blocks.processes`."""
+        """What marks the processes of flow runs, which have no pid file; see `blocks.local.processes`."""
         return self.run / "flow-runs"
 
     @property

@@ -14,9 +14,9 @@ import httpx
 
 from blocks.errors import Refused, Unavailable
 from blocks.files import write_private
-from blocks.local_fleet import LocalFleet
-from blocks.processes import Daemon, by_whom, end, is_free, marked
-from deployments.gateway.config import (
+from blocks.local.fleet import LocalFleet
+from blocks.local.processes import Daemon, by_whom, end, is_free, marked
+from deployments.haproxy.config import (
     GatewaySettings,
     OutsideProvider,
     check_configuration,
@@ -25,7 +25,7 @@ from deployments.gateway.config import (
 )
 from deployments.local.hub import REPO, fill_hub
 from deployments.local.settings import HOST, SERVICE, Home, StackSettings
-from flows.policy.ledger import ServiceRecord, ledger_key
+from flows.policy.releases.ledger import ServiceRecord, ledger_key
 
 START_SECONDS = 120
 POLL_SECONDS = 0.2

@@ -7,9 +7,10 @@ from types import TracebackType
 from typing import Self
 
 from blocks.errors import Unavailable
-from blocks.ports import Engine, Load, Prompt, Replica
-from flows.policy.probes import Pair
-from flows.tasks import act
+from blocks.ports.engine import Engine, Load, Prompt
+from blocks.ports.fleet import Replica
+from flows.policy.gating.probes import Pair
+from flows.runtime.retries import act
 
 READ_SECONDS = 5.0
 READERS = 16

@@ -4,12 +4,16 @@ import time
 from dataclasses import dataclass, replace
 from itertools import count
 
-from blocks.addresses import in_one_spelling
 from blocks.errors import CellSaidNo, EngineEnded, NotReady, Refused, SkyferryError, Unavailable
-from blocks.ports import Engine, Fleet, Offer, Pool, Records, Replica, ReplicaOrder
-from flows.tasks import act
+from blocks.http.addresses import in_one_spelling
+from blocks.ports.engine import Engine
+from blocks.ports.fleet import Fleet, Replica, ReplicaOrder
+from blocks.ports.gateway import Pool
+from blocks.ports.market import Offer
+from blocks.ports.store import Records
+from flows.runtime.retries import act
+from flows.runtime.waiting import pause
 from flows.tasks.ledger import record_of
-from flows.tasks.waiting import pause
 
 POLL_SECONDS = 0.5
 LOOKS_A_QUESTION = 10

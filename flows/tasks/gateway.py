@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from prefect import get_run_logger
 
 from blocks.errors import Unavailable
-from blocks.ports import Fleet, Outcome, Pool, Reading, Replica, RequestLog, Router, Server, Slot, Split
-from flows.policy.gates import Ruling
-from flows.policy.judge import speaks
-from flows.tasks import act
-from flows.tasks.waiting import pause
+from blocks.ports.fleet import Fleet, Replica
+from blocks.ports.gateway import Outcome, Pool, Reading, RequestLog, Router, Server, Slot, Split
+from flows.policy.gating.gates import Ruling
+from flows.policy.gating.judge import speaks
+from flows.runtime.retries import act
+from flows.runtime.waiting import pause
 
 POLL_SECONDS = 1.0
 RATE_REQUESTS = 20

@@ -9,9 +9,9 @@ from prefect.runtime import task_run
 from pydantic import BaseModel, ValidationError
 
 from blocks.errors import Conflict, Unavailable
-from blocks.ports import Found, Records
-from flows.policy.ledger import ServiceRecord, ledger_key
-from flows.tasks import act
+from blocks.ports.store import Found, Records
+from flows.policy.releases.ledger import ServiceRecord, ledger_key
+from flows.runtime.retries import act
 
 D = TypeVar("D", bound=BaseModel)
 

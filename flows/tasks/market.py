@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from functools import partial
 
-from blocks.ports import Market, Offer, Records, Stock
-from flows.policy.attempts import ATTEMPTS_KEY, Attempt, Attempts, note
-from flows.tasks import act
+from blocks.ports.market import Market, Offer, Stock
+from blocks.ports.store import Records
+from flows.policy.placement.attempts import ATTEMPTS_KEY, Attempt, Attempts, note
+from flows.runtime.retries import act
 from flows.tasks.ledger import document_of, step_on
 
 

@@ -13,19 +13,21 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from blocks.errors import Conflict, Refused, Unavailable, Unsupported
-from blocks.mirrors import MIRRORS, Manifest, MirroredFile, is_manifest, manifest_in, manifest_of
-from blocks.ports import MANIFEST, EngineSettings, Hub, Model, ModelFile, Store, Unfinished
-from flows.policy import gguf
-from flows.policy.collect import Mirror, mirrors_in
-from flows.policy.ledger import LEDGERS, ServiceRecord
-from flows.policy.mirror import Selection, what_is_there, what_to_mirror, what_to_resume
-from flows.policy.sizing import Need, size_gguf, size_model
-from flows.policy.verify import Finding
-from flows.policy.weights import code_named_in, may_name_code
-from flows.tasks import act
+from blocks.ports.fleet import EngineSettings
+from blocks.ports.hub import Hub, Model, ModelFile
+from blocks.ports.store import MANIFEST, Store, Unfinished
+from blocks.stores.mirrors import MIRRORS, Manifest, MirroredFile, is_manifest, manifest_in, manifest_of
+from flows.policy.mirrors.collect import Mirror, mirrors_in
+from flows.policy.mirrors.mirror import Selection, what_is_there, what_to_mirror, what_to_resume
+from flows.policy.mirrors.verify import Finding
+from flows.policy.mirrors.weights import code_named_in, may_name_code
+from flows.policy.releases.ledger import LEDGERS, ServiceRecord
+from flows.policy.sizing import gguf
+from flows.policy.sizing.sizing import Need, size_gguf, size_model
+from flows.runtime.retries import act
 from flows.tasks.ledger import document_of
-from flows.tasks.read_back import read_back
-from flows.tasks.transfer import Transfer
+from flows.transfer.read_back import read_back
+from flows.transfer.transfer import Transfer
 
 MANIFESTS_AT_ONCE = 8
 

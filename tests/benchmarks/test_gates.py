@@ -13,10 +13,10 @@ from benchmarks.gates_production import hold_with_probes
 from benchmarks.gates_rivals import Z_95_PERCENT, argo, flagger, kayenta, mann_whitney, told, until_first
 from benchmarks.gates_twin import LOOK_EVERY, Held, hold
 from benchmarks.gates_worlds import DRIFT_SECONDS, Borne, Harm, Rates, Stream, Traffic, World
-from blocks.ports import Outcome
-from flows.policy.gates import rule
-from flows.policy.judge import Carried, Judge
-from flows.policy.measures import EACH_TOKEN, FIRST_TOKEN, TIMES, UNPROMISED, Time, budget_of_stage
+from blocks.ports.gateway import Outcome
+from flows.policy.gating.gates import rule
+from flows.policy.gating.judge import Carried, Judge
+from flows.policy.gating.measures import EACH_TOKEN, FIRST_TOKEN, TIMES, UNPROMISED, Time, budget_of_stage
 from tests import limits
 
 LIMITS = limits.LIMITS.model_copy(update={"token_p95_ms": 100, "minimum_seconds": 60, "deadline_seconds": 3600})

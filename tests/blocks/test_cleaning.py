@@ -77,7 +77,16 @@ def test_each_line_of_a_secret_is_one() -> None:
         assert not {"MIIEvAIBADAN", "BgkqhkiG9w0B"} & set(without_secrets(said).replace(r"\n", " ").split())
 
 
-EDGES = ("azure_blob", "directory_store", "google_storage", "hugging_face", "mirrors", "node", "s3", "wire")
+EDGES = (
+    "stores/azure_blob",
+    "stores/directory",
+    "stores/google_storage",
+    "stores/mirrors",
+    "stores/s3",
+    "hubs/hugging_face",
+    "on_machine/node",
+    "http/wire",
+)
 """What raises an error of ours in place of a stranger's who may have quoted a signed address, or a key."""
 
 

@@ -8,16 +8,16 @@ import pytest
 from prefect.blocks.core import Block
 from pydantic import BaseModel, SecretStr, ValidationError
 
-from blocks.azure_blob import AzureStore
-from blocks.directory_store import DirectoryStore
 from blocks.errors import Refused
-from blocks.google_storage import GoogleStore
-from blocks.haproxy import HAProxyGateway
-from blocks.hugging_face import HuggingFaceHub
-from blocks.local_fleet import LocalFleet
-from blocks.s3 import S3Store
+from blocks.haproxy.gateway import HAProxyGateway
+from blocks.hubs.hugging_face import HuggingFaceHub
+from blocks.local.fleet import LocalFleet
 from blocks.service import Service
-from blocks.skypilot_fleet import SkyPilotFleet
+from blocks.skypilot.fleet import SkyPilotFleet
+from blocks.stores.azure_blob import AzureStore
+from blocks.stores.directory import DirectoryStore
+from blocks.stores.google_storage import GoogleStore
+from blocks.stores.s3 import S3Store
 
 BLOCKS = (
     AzureStore, DirectoryStore, GoogleStore, HAProxyGateway, HuggingFaceHub, LocalFleet, S3Store, Service, SkyPilotFleet

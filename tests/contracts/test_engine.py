@@ -13,10 +13,11 @@ import pytest
 import stamina
 import trustme
 
+from blocks.engines.openai import OpenAIEngine
 from blocks.errors import Refused, Unavailable
-from blocks.openai_engine import OpenAIEngine
-from blocks.ports import Answer, Engine, EngineSettings, Load, Prompt, Replica, ReplicaOrder
-from blocks.processes import free_port
+from blocks.local.processes import free_port
+from blocks.ports.engine import Answer, Engine, Load, Prompt
+from blocks.ports.fleet import EngineSettings, Replica, ReplicaOrder
 from blocks.replica_tls import Authority, new_authority, new_identity, release_key
 from tests.fakes.fleet import OFFER, FakeEngine, FakeFleet
 from tests.gateway.replica import Replica as StandIn

@@ -11,14 +11,16 @@ from pathlib import Path
 import pytest
 import stamina
 
+from blocks.engines.openai import OpenAIEngine
 from blocks.errors import EngineEnded, Refused, Unavailable
-from blocks.local_fleet import LocalFleet, fetch_weights
-from blocks.openai_engine import OpenAIEngine
-from blocks.ports import EngineSettings, Fleet, Offer, ReplicaOrder, Store
-from blocks.processes import Daemon, end, marked
-from blocks.s3 import S3Store
-from blocks.skypilot_fleet import SkyPilotFleet
-from blocks.skypilot_names import cluster_name
+from blocks.local.fleet import LocalFleet, fetch_weights
+from blocks.local.processes import Daemon, end, marked
+from blocks.ports.fleet import EngineSettings, Fleet, ReplicaOrder
+from blocks.ports.market import Offer
+from blocks.ports.store import Store
+from blocks.skypilot.fleet import SkyPilotFleet
+from blocks.skypilot.names import cluster_name
+from blocks.stores.s3 import S3Store
 from tests.fakes.fleet import OFFER, FakeFleet
 from tests.fakes.store import FakeStore
 from tests.live.running import offer_in, skypilot_fleet

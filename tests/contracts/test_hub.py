@@ -7,7 +7,7 @@ from random import Random
 import pytest
 
 from blocks.errors import Refused, Unavailable
-from blocks.ports import Hub, Model
+from blocks.ports.hub import Hub, Model
 from tests.fakes.hub import FakeHub
 from tests.servers import local_hub
 

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import pytest
 
 from blocks.errors import Refused
-from blocks.ports import ON_PROCESSORS, Market, Offer
-from blocks.skypilot_market import SkyPilotMarket
+from blocks.ports.market import ON_PROCESSORS, Market, Offer
+from blocks.skypilot.market import SkyPilotMarket
 from tests.fakes.market import FakeMarket
 from tests.sky_catalog import MarketAtHome, process_at, seed
 

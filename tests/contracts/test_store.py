@@ -7,11 +7,11 @@ from uuid import uuid4
 
 import pytest
 
-from blocks.directory_store import DirectoryStore
 from blocks.errors import Conflict, Refused
-from blocks.google_storage import GoogleStore
-from blocks.ports import Found, Part, Store, StoredObject, Unfinished
-from blocks.s3 import S3Store
+from blocks.ports.store import Found, Part, Store, StoredObject, Unfinished
+from blocks.stores.directory import DirectoryStore
+from blocks.stores.google_storage import GoogleStore
+from blocks.stores.s3 import S3Store
 from tests.fakes.store import FakeStore
 from tests.servers import running_azurite, running_fake_gcs, running_seaweedfs  # noqa: F401 - the fixtures of the stores
 

@@ -18,12 +18,12 @@ import pytest
 import stamina
 import yaml
 
-from blocks.node import File, encode_files
-from blocks.openai_engine import OpenAIEngine
-from blocks.ports import Replica
-from blocks.processes import MARK, free_port
+from blocks.engines.openai import OpenAIEngine
+from blocks.local.processes import MARK, free_port
+from blocks.on_machine.node import File, encode_files
+from blocks.ports.fleet import Replica
 from blocks.replica_tls import new_authority, new_identity, release_key
-from blocks.skypilot_sdk import skypilot
+from blocks.skypilot.sdk import skypilot
 from tests.servers import canned_server
 from tests.tiny_gguf import write_tiny_gguf
 

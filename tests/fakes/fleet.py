@@ -9,9 +9,11 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Self
 
-from blocks.addresses import in_one_spelling
 from blocks.errors import CellSaidNo, SkyferryError, Unavailable
-from blocks.ports import ON_PROCESSORS, Answer, Load, Offer, Prompt, Replica, ReplicaOrder
+from blocks.http.addresses import in_one_spelling
+from blocks.ports.engine import Answer, Load, Prompt
+from blocks.ports.fleet import Replica, ReplicaOrder
+from blocks.ports.market import ON_PROCESSORS, Offer
 
 OFFER = Offer(
     cell="here",

@@ -4,9 +4,9 @@ import itertools
 import re
 from dataclasses import replace
 
-from blocks.addresses import canonical
 from blocks.errors import Refused
-from blocks.ports import Outcome, Reading, Server, Slot, Split
+from blocks.http.addresses import canonical
+from blocks.ports.gateway import Outcome, Reading, Server, Slot, Split
 
 
 class FakeGateway:

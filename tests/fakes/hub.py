@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 
 from blocks.errors import Refused, SkyferryError, Unavailable
-from blocks.ports import Model, ModelFile
+from blocks.ports.hub import Model, ModelFile
 
 Models = Mapping[str, Mapping[str, Mapping[str, bytes]]]
 """Repository, revision, path, content; a repository's last revision by name is also `main`."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from blocks.errors import Refused
-from blocks.ports import ON_PROCESSORS, Offer, Stock
+from blocks.ports.market import ON_PROCESSORS, Offer, Stock
 
 
 @dataclass

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
-from blocks.skypilot_clusters import Cluster, Job, SkyPilot
-from blocks.skypilot_fleet import SkyPilotFleet, Watch
+from blocks.skypilot.clusters import Cluster, Job, SkyPilot
+from blocks.skypilot.fleet import SkyPilotFleet, Watch
 
 
 @dataclass(frozen=True, eq=False)

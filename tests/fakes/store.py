@@ -9,7 +9,7 @@ from dataclasses import replace
 from threading import Lock
 
 from blocks.errors import Conflict, Refused, SkyferryError, Unsupported
-from blocks.ports import Found, Objects, Part, PartLimits, StoredObject, Unfinished
+from blocks.ports.store import Found, Objects, Part, PartLimits, StoredObject, Unfinished
 
 LIMITS = PartLimits(smallest_bytes=5 << 20, largest_bytes=5 << 30, parts=10_000)
 

@@ -24,14 +24,15 @@ from prefect.settings import (
 from prefect.testing.utilities import prefect_test_harness
 
 from blocks.errors import Refused, SkyferryError
-from blocks.ports import Engine, Outcome, Reading, Server, Slot, Split
+from blocks.ports.engine import Engine
+from blocks.ports.gateway import Outcome, Reading, Server, Slot, Split
 from blocks.service import Service
 from flows.plans import ReleasePlan
-from flows.policy.installation import INSTALLATION_KEY, Installation
-from flows.policy.ledger import Release, ServiceRecord, ledger_key
+from flows.policy.releases.installation import INSTALLATION_KEY, Installation
+from flows.policy.releases.ledger import Release, ServiceRecord, ledger_key
 from flows.release import release_model
-from flows.tasks.service import serving
-from flows.tasks.waiting import pausing_with
+from flows.runtime.waiting import pausing_with
+from flows.steps.service import serving
 from tests.fakes.fleet import OFFER, FakeEngine, FakeFleet
 from tests.fakes.gateway import FakeGateway
 from tests.fakes.hub import FakeHub

@@ -16,7 +16,7 @@ from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, tempor
 from pydantic import ValidationError
 
 from blocks.errors import SkyferryError
-from blocks.ports import Split
+from blocks.ports.gateway import Split
 from flows.plans import PromotePlan
 from flows.promote import promote_canary
 from tests.faults import faulty_proxy

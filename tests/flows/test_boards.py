@@ -7,8 +7,10 @@ from datetime import UTC, datetime
 from xml.etree import ElementTree as ET
 
 from blocks.errors import Refused
-from blocks.ports import EngineSettings, Model, Replica, StoredObject, Unfinished
-from flows.boards import (
+from blocks.ports.fleet import EngineSettings, Replica
+from blocks.ports.hub import Model
+from blocks.ports.store import StoredObject, Unfinished
+from flows.boards.boards import (
     canary_board,
     collection_table,
     decision_table,
@@ -18,19 +20,19 @@ from flows.boards import (
     verification_table,
     waiting_board,
 )
-from flows.markdown import escaped
-from flows.policy.collect import Mirror, Verdict
-from flows.policy.engines import Engines, Work
-from flows.policy.gates import rule
-from flows.policy.judge import Judge
-from flows.policy.ledger import Release, Stage
-from flows.policy.measures import Count, Evidence, Probed
-from flows.policy.mirror import Selection
-from flows.policy.scale import Decision
-from flows.policy.verify import Finding
-from flows.tasks.transfer import Target
+from flows.boards.markdown import escaped
+from flows.policy.gating.engines import Engines, Work
+from flows.policy.gating.gates import rule
+from flows.policy.gating.judge import Judge
+from flows.policy.gating.measures import Count, Evidence, Probed
+from flows.policy.mirrors.collect import Mirror, Verdict
+from flows.policy.mirrors.mirror import Selection
+from flows.policy.mirrors.verify import Finding
+from flows.policy.releases.ledger import Release, Stage
+from flows.policy.releases.scale import Decision
+from flows.transfer.transfer import Target
 from tests.fakes.store import FakeStore
-from tests.policy.test_judge import LIMITS, users
+from tests.policy.gating.test_judge import LIMITS, users
 
 RELEASE = Release(
     id="chat-1",

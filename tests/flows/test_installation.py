@@ -6,17 +6,18 @@ from uuid import uuid4
 import pytest
 
 from blocks.errors import Refused
-from blocks.ports import Replica, Split
+from blocks.ports.fleet import Replica
+from blocks.ports.gateway import Split
 from flows.plans import ProvisionPlan, ReapPlan, ReconcilePlan, ReleasePlan, RollBackPlan, ScaleDownPlan
-from flows.policy.installation import INSTALLATION_KEY, Installation
-from flows.policy.ledger import ledger_key
+from flows.policy.releases.installation import INSTALLATION_KEY, Installation
+from flows.policy.releases.ledger import ledger_key
 from flows.provision import provision_fleet
 from flows.reap import reap_orphans
 from flows.reconcile import reconcile
 from flows.release import release_model
 from flows.roll_back import roll_back
 from flows.scale_down import scale_down
-from flows.tasks.service import open_service
+from flows.steps.service import open_service
 from tests.flows.conftest import INSTALLATION, REPO, World, new_world
 from tests.flows.test_steps import provision
 

@@ -10,17 +10,17 @@ from pathlib import Path
 
 import pytest
 
+from blocks.engines.openai import OpenAIEngine
 from blocks.errors import SkyferryError, Unavailable
-from blocks.openai_engine import OpenAIEngine
-from blocks.ports import WHOLE, Split
+from blocks.ports.gateway import WHOLE, Split
 from blocks.service import GoldenPrompt
 from flows.plans import PromotePlan, ReleasePlan, ScaleDownPlan, ScaleUpPlan
-from flows.policy.ledger import Release
+from flows.policy.releases.ledger import Release
 from flows.promote import promote_canary
 from flows.release import release_model
+from flows.runtime.waiting import pausing_with
 from flows.scale_down import scale_down
 from flows.scale_up import scale_up
-from flows.tasks.waiting import pausing_with
 from tests.flows.conftest import FakeService, World
 from tests.flows.test_release import plan
 from tests.flows.test_steps import provision

@@ -12,25 +12,27 @@ from prefect import flow
 from prefect.client.orchestration import get_client
 from pydantic import SecretStr
 
-from blocks.directory_store import DirectoryStore
 from blocks.errors import Refused, SkyferryError, Unavailable
-from blocks.google_storage import GoogleStore
-from blocks.haproxy import HAProxyGateway
-from blocks.hugging_face import HuggingFaceHub
-from blocks.local_fleet import LocalFleet
-from blocks.mirrors import MIRRORS
-from blocks.ports import EngineSettings, Model, ModelFile, Unfinished
-from blocks.s3 import S3Store
+from blocks.haproxy.gateway import HAProxyGateway
+from blocks.hubs.hugging_face import HuggingFaceHub
+from blocks.local.fleet import LocalFleet
+from blocks.ports.fleet import EngineSettings
+from blocks.ports.hub import Model, ModelFile
+from blocks.ports.store import Unfinished
 from blocks.service import Service
-from blocks.skypilot_fleet import SkyPilotFleet
+from blocks.skypilot.fleet import SkyPilotFleet
+from blocks.stores.directory import DirectoryStore
+from blocks.stores.google_storage import GoogleStore
+from blocks.stores.mirrors import MIRRORS
+from blocks.stores.s3 import S3Store
+from flows.boards.artifacts import TransferProgress
 from flows.collect import collect_mirrors
 from flows.mirror import mirror_model
 from flows.plans import CollectPlan, MirrorPlan, ReapPlan, VerifyPlan
-from flows.policy.installation import INSTALLATION_KEY
-from flows.policy.ledger import Release, ServiceRecord, ledger_key, mirror_prefix
+from flows.policy.releases.installation import INSTALLATION_KEY
+from flows.policy.releases.ledger import Release, ServiceRecord, ledger_key, mirror_prefix
 from flows.reap import reap_orphans
-from flows.tasks.artifacts import TransferProgress
-from flows.tasks.transfer import Target
+from flows.transfer.transfer import Target
 from flows.verify import verify_mirror
 from tests.fakes.hub import FakeHub
 from tests.fakes.store import FakeStore

@@ -13,7 +13,8 @@ import pytest
 from prefect.exceptions import TerminationSignal
 
 from blocks.errors import Refused, SkyferryError, Unavailable
-from blocks.ports import Replica, Split
+from blocks.ports.fleet import Replica
+from blocks.ports.gateway import Split
 from flows.mirror import mirror_model
 from flows.plans import (
     MirrorPlan,
@@ -25,17 +26,17 @@ from flows.plans import (
     ScaleDownPlan,
     ScaleUpPlan,
 )
-from flows.policy.ledger import ServiceRecord, ledger_key
-from flows.policy.placement import PlacementRules
+from flows.policy.placement.plan import PlacementRules
+from flows.policy.releases.ledger import ServiceRecord, ledger_key
 from flows.promote import promote_canary
 from flows.provision import provision_fleet
 from flows.reap import reap_orphans
 from flows.reconcile import reconcile
 from flows.release import release_model
 from flows.roll_back import roll_back
+from flows.runtime.waiting import pausing_with
 from flows.scale_down import scale_down
 from flows.scale_up import scale_up
-from flows.tasks.waiting import pausing_with
 from tests.flows.conftest import REPO, World
 from tests.flows.test_release import plan
 from tests.flows.test_steps import provision

@@ -7,19 +7,20 @@ from typing import Any
 import pytest
 
 from blocks.errors import Refused, SkyferryError, Unexplained
-from blocks.ports import Offer, Replica, ReplicaOrder, Stock
+from blocks.ports.fleet import Replica, ReplicaOrder
+from blocks.ports.market import Offer, Stock
 from flows.mirror import mirror_model
-from flows.place import NotAll
 from flows.plans import MirrorPlan, ProvisionPlan, ReapPlan, ReleasePlan, ScaleDownPlan, ScaleUpPlan
-from flows.policy.attempts import ATTEMPTS_KEY, Attempts
-from flows.policy.installation import INSTALLATION_KEY
-from flows.policy.ledger import Release
-from flows.policy.placement import Placement, PlacementRules
+from flows.policy.placement.attempts import ATTEMPTS_KEY, Attempts
+from flows.policy.placement.plan import Placement, PlacementRules
+from flows.policy.releases.installation import INSTALLATION_KEY
+from flows.policy.releases.ledger import Release
 from flows.provision import provision_fleet
 from flows.reap import reap_orphans
 from flows.release import release_model
 from flows.scale_down import scale_down
 from flows.scale_up import scale_up
+from flows.steps.place import NotAll
 from tests.fakes.fleet import OFFER
 from tests.flows.conftest import REPO, World
 

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from blocks.ports import Outcome, Reading
+from blocks.ports.gateway import Outcome, Reading
 from flows.tasks.gateway import measure_rate
 from tests.fakes.gateway import FakeGateway
-from tests.policy.test_judge import OUTCOME
+from tests.policy.gating.test_judge import OUTCOME
 
 
 class BusyGateway(FakeGateway):

@@ -7,10 +7,10 @@ import pytest
 from prefect.client.schemas.objects import State
 
 from blocks.errors import Refused, SkyferryError, Unavailable
-from blocks.ports import Split
+from blocks.ports.gateway import Split
 from flows.plans import PromotePlan, ReleasePlan
-from flows.policy.ledger import back_out, ledger_key
-from flows.policy.replay import replay
+from flows.policy.releases.ledger import back_out, ledger_key
+from flows.policy.releases.replay import replay
 from flows.promote import promote_canary
 from flows.release import release_model
 from tests.flows.conftest import GOOD, REPO, World

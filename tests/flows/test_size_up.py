@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import pytest
 
 from blocks.errors import Refused, Unavailable
-from blocks.ports import EngineSettings
-from flows.policy.sizing import Need
+from blocks.ports.fleet import EngineSettings
+from flows.policy.sizing.sizing import Need
 from flows.tasks.mirror import LARGEST_TEXT_BYTES, size_up
 
 GIB = 1 << 30

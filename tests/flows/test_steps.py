@@ -5,10 +5,10 @@ from uuid import uuid4
 import pytest
 
 from blocks.errors import Refused, Unavailable
-from blocks.ports import Split
+from blocks.ports.gateway import Split
 from flows.mirror import mirror_model
 from flows.plans import MirrorPlan, PromotePlan, ProvisionPlan, ReleasePlan, RollBackPlan, ScaleDownPlan, ScaleUpPlan
-from flows.policy.ledger import ledger_key
+from flows.policy.releases.ledger import ledger_key
 from flows.promote import promote_canary
 from flows.provision import provision_fleet
 from flows.release import release_model

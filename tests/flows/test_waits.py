@@ -7,11 +7,11 @@ import pytest
 from prefect import flow
 
 from blocks.errors import Refused, SkyferryError, Unavailable
-from blocks.ports import WHOLE, Split
-from flows.tasks import LONGEST_OBEYED_SECONDS, act
-from flows.tasks.patience import Patience
-from flows.tasks.waiting import done_by, pausing_with
-from flows.undo import users_keep_what_they_had
+from blocks.ports.gateway import WHOLE, Split
+from flows.runtime.patience import LONGEST_OBEYED_SECONDS, Patience
+from flows.runtime.retries import act
+from flows.runtime.waiting import done_by, pausing_with
+from flows.steps.undo import users_keep_what_they_had
 from tests.flows.conftest import World
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import yaml
 
-from blocks.answers import Verdict
-from blocks.ports import RequestKind
+from blocks.engines.answers import Verdict
+from blocks.ports.gateway import RequestKind
 
 FILE = Path(__file__).with_name("answers.yaml")
 

@@ -14,11 +14,11 @@ import httpx
 import psutil
 import trustme
 
-from blocks.haproxy import HAProxyGateway
-from blocks.ports import Outcome
-from blocks.processes import Daemon, end, free_port, marked
+from blocks.haproxy.gateway import HAProxyGateway
+from blocks.local.processes import Daemon, end, free_port, marked
+from blocks.ports.gateway import Outcome
 from blocks.replica_tls import Authority
-from deployments.gateway.config import (
+from deployments.haproxy.config import (
     AdminTLS,
     GatewaySettings,
     OutsideProvider,
@@ -26,7 +26,7 @@ from deployments.gateway.config import (
     command,
     write_configuration,
 )
-from deployments.gateway.reload import reload
+from deployments.haproxy.reload import reload
 
 SERVICES = ("chat", "embed")
 

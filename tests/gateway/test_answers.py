@@ -10,8 +10,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from blocks.ports import Outcome
-from deployments.gateway.config import ROUTES
+from blocks.ports.gateway import Outcome
+from deployments.haproxy.config import ROUTES
 from tests.gateway.examples import EXAMPLES, LONG_RESPONSE, Example
 from tests.gateway.replica import Replica
 from tests.gateway.running import RunningGateway, running_gateway, wait_until

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from blocks.errors import Refused
-from deployments.gateway.config import ROUTES, GatewaySettings, check_configuration, command, write_configuration
+from deployments.haproxy.config import ROUTES, GatewaySettings, check_configuration, command, write_configuration
 
 
 def test_the_splits_are_the_gateways_own(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from deployments.gateway.config import ROUTES
+from deployments.haproxy.config import ROUTES
 from tests.gateway.replica import Replica
 from tests.gateway.running import RunningGateway, running_gateway
 

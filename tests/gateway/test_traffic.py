@@ -21,18 +21,18 @@ import pytest
 import trustme
 
 from blocks.errors import Refused, Unavailable
-from blocks.haproxy import HAProxyGateway
-from blocks.ports import WHOLE, Slot, Split
-from blocks.processes import free_port
+from blocks.haproxy.gateway import HAProxyGateway
+from blocks.local.processes import free_port
+from blocks.ports.gateway import WHOLE, Slot, Split
 from blocks.replica_tls import new_authority, new_identity, release_key
-from deployments.gateway.config import (
+from deployments.haproxy.config import (
     GatewaySettings,
     OutsideProvider,
     check_configuration,
     command,
     write_configuration,
 )
-from deployments.gateway.reload import reload
+from deployments.haproxy.reload import reload
 from tests.gateway.replica import Replica
 from tests.gateway.running import Load, RunningGateway, running_gateway, wait_until
 from tests.servers import serving_context

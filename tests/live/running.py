@@ -5,11 +5,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from blocks.ports import MANIFEST, Offer
+from blocks.ports.market import Offer
+from blocks.ports.store import MANIFEST
 from blocks.replica_tls import Authority
-from blocks.s3 import S3Store
-from blocks.skypilot_clusters import SkyPilot
-from blocks.skypilot_fleet import SkyPilotFleet
+from blocks.skypilot.clusters import SkyPilot
+from blocks.skypilot.fleet import SkyPilotFleet
+from blocks.stores.s3 import S3Store
 from tests.live.slurm_lab import CLUSTERS, REPLICA_PORTS, SlurmLab
 from tests.mirroring import manifest_of_nothing
 

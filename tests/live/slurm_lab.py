@@ -24,7 +24,7 @@ import psutil
 import pytest
 import stamina
 
-from blocks.processes import free_port, is_free
+from blocks.local.processes import free_port, is_free
 
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged", "sshd", "ssh-keygen", "rsync", "unshare", "nsenter", "mount")
 HOST = "slurm-lab"
@@ -82,7 +82,7 @@ def running_slurm_lab() -> Iterator["SlurmLab"]:
             pytest.fail(f"{reason} (in CI nothing of the live suite is skipped)")
         pytest.skip(reason)
     # It reads once where it lives: a test that imports it before this one would send all to a SkyPilot of its own.
-    assert "sky" not in sys.modules, "a test module imports sky as it is collected; use blocks.skypilot_sdk.skypilot()"
+    assert "sky" not in sys.modules, "a test module imports sky as it is collected; use blocks.skypilot.sdk.skypilot()"
     # Not pytest's own temporary directory: the clusters' users could not enter that one.
     with tempfile.TemporaryDirectory(prefix="slurm-lab-") as directory, pytest.MonkeyPatch.context() as patch:
         Path(directory).chmod(0o755)

@@ -14,7 +14,7 @@ from prefect.settings import PREFECT_API_URL
 from prefect.states import Crashed
 
 from blocks.errors import Refused
-from blocks.skypilot_fleet import SkyPilotFleet
+from blocks.skypilot.fleet import SkyPilotFleet
 from flows.mirror import mirror_model
 from flows.plans import MirrorPlan, ProvisionPlan, RollBackPlan
 from flows.provision import provision_fleet
@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.live, pytest.mark.timeout(600)]
 PROVISION = """
 import pickle, sys
 from flows.provision import provision_fleet
-from flows.tasks.service import serving
+from flows.steps.service import serving
 service, plan = pickle.load(sys.stdin.buffer)
 with serving(service):
     provision_fleet(plan)

@@ -9,19 +9,19 @@ from uuid import uuid4
 
 import pytest
 
-from blocks.ports import EngineSettings, Replica
+from blocks.ports.fleet import EngineSettings, Replica
 from blocks.replica_tls import new_authority
-from blocks.s3 import S3Store
 from blocks.service import Service
-from blocks.skypilot_clusters import SkyPilot
-from blocks.skypilot_fleet import SkyPilotFleet
+from blocks.skypilot.clusters import SkyPilot
+from blocks.skypilot.fleet import SkyPilotFleet
+from blocks.stores.s3 import S3Store
 from flows.plans import ReapPlan, ScaleDownPlan
-from flows.policy.ledger import ServiceRecord, go_live, ledger_key, open_release, replica_orders
-from flows.policy.placement import PlacementRules
+from flows.policy.placement.plan import PlacementRules
+from flows.policy.releases.ledger import ServiceRecord, go_live, ledger_key, open_release, replica_orders
 from flows.reap import reap_orphans
 from flows.scale_down import scale_down
+from flows.steps.service import open_service, serving
 from flows.tasks.ledger import step_on
-from flows.tasks.service import open_service, serving
 from tests.fakes.gateway import FakeGateway
 from tests.flows.conftest import prefect_api  # noqa: F401 - the fixture
 from tests.live.running import offer_in, publish_nothing, skypilot_fleet

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from blocks.errors import Refused
-from blocks.ports import ON_PROCESSORS, Offer
-from blocks.skypilot_infra import Rate
-from blocks.skypilot_market import SkyPilotMarket
+from blocks.ports.market import ON_PROCESSORS, Offer
+from blocks.skypilot.infra import Rate
+from blocks.skypilot.market import SkyPilotMarket
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(600)]
 

@@ -9,10 +9,10 @@ import pytest
 import stamina
 
 from blocks.errors import SkyferryError
-from blocks.skypilot_fleet import SkyPilotFleet
-from blocks.skypilot_names import cluster_name
+from blocks.skypilot.fleet import SkyPilotFleet
+from blocks.skypilot.names import cluster_name
 from flows.plans import ReleasePlan
-from flows.policy.ledger import Release
+from flows.policy.releases.ledger import Release
 from flows.release import release_model
 from tests.flows.conftest import prefect_api  # noqa: F401 - the fixture
 from tests.live.world import ON_GPUS, REPO, World, running_world  # noqa: F401 - the fixture world

@@ -13,10 +13,10 @@ import pytest
 import stamina
 
 from blocks.errors import CellSaidNo, Unavailable
-from blocks.ports import EngineSettings, ReplicaOrder
+from blocks.ports.fleet import EngineSettings, ReplicaOrder
 from blocks.replica_tls import new_authority
-from blocks.s3 import S3Store
-from blocks.skypilot_fleet import SkyPilotFleet
+from blocks.skypilot.fleet import SkyPilotFleet
+from blocks.stores.s3 import S3Store
 from tests.live.running import offer_in, publish_nothing, skypilot_fleet
 from tests.live.slurm_lab import SlurmLab
 from tests.servers import running_seaweedfs  # noqa: F401 - the fixture s3_store
@@ -115,7 +115,7 @@ def test_an_engine_that_ended_is_no_replica(fleet: SkyPilotFleet, slurm_lab: Slu
 DEAD_SERVER = """
 from pydantic import SecretStr
 from blocks.errors import Unavailable
-from blocks.skypilot_clusters import SkyPilot
+from blocks.skypilot.clusters import SkyPilot
 try:
     SkyPilot(SecretStr("http://127.0.0.1:9")).clusters()
 except Unavailable as error:

@@ -13,15 +13,15 @@ from uuid import uuid4
 
 import pytest
 
-from blocks.processes import Daemon
+from blocks.local.processes import Daemon
 from blocks.replica_tls import new_authority
-from blocks.s3 import S3Store
 from blocks.service import Service
-from blocks.skypilot_fleet import SkyPilotFleet
-from flows.policy.installation import INSTALLATION_KEY, Installation
-from flows.policy.ledger import ServiceRecord, ledger_key
-from flows.policy.placement import PlacementRules
-from flows.tasks.service import serving
+from blocks.skypilot.fleet import SkyPilotFleet
+from blocks.stores.s3 import S3Store
+from flows.policy.placement.plan import PlacementRules
+from flows.policy.releases.installation import INSTALLATION_KEY, Installation
+from flows.policy.releases.ledger import ServiceRecord, ledger_key
+from flows.steps.service import serving
 from tests.flows.conftest import prefect_api  # noqa: F401 - the fixture
 from tests.gateway.running import running_gateway
 from tests.live.running import stop_all

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from blocks.processes import Daemon
+from blocks.local.processes import Daemon
 
 FOR_EVER = (sys.executable, "-c", "import signal; signal.pause()")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from blocks.processes import marked
+from blocks.local.processes import marked
 from tests.gateway.running import wait_until
 
 pytestmark = pytest.mark.server

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from blocks.ports import EngineSettings, Slot
+from blocks.ports.fleet import EngineSettings
+from blocks.ports.gateway import Slot
 from deployments.local.demo import STAGES_PERCENT, Noticed, Step, claims
-from flows.policy.ledger import Release, Stage, State
+from flows.policy.releases.ledger import Release, Stage, State
 
 V1 = "v1 was released"
 V2 = "v2 took over through all stages"

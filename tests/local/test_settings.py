@@ -14,7 +14,7 @@ import pytest
 
 from blocks.errors import Refused
 from blocks.files import alone
-from blocks.processes import free_port
+from blocks.local.processes import free_port
 from deployments.local.settings import HOST, Home, StackSettings
 from deployments.local.stack import Stack
 from tests.gateway.running import wait_until

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from blocks.errors import Unavailable
-from blocks.processes import free_port
-from deployments.gateway.config import GatewaySettings, write_configuration
+from blocks.local.processes import free_port
+from deployments.haproxy.config import GatewaySettings, write_configuration
 from deployments.local.seaweed import Ports, SeaweedFS
 from deployments.local.settings import SERVICE, Home, StackSettings
 from deployments.local.stack import Stack, wait_until_healthy

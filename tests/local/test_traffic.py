@@ -19,7 +19,7 @@ from typing import Any, Literal
 import pytest
 import stamina
 
-from blocks.processes import free_port
+from blocks.local.processes import free_port
 from deployments.local.traffic import Request, percentiles, requests
 
 Manner = Literal["answer", "answer-last", "fail", "refuse", "hang-up", "cut", "end-early", "abort", "no-completion"]

@@ -15,13 +15,13 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import State
 from typer.testing import CliRunner, Result
 
-from blocks.haproxy import HAProxyGateway
-from blocks.processes import free_port, is_free, marked
+from blocks.haproxy.gateway import HAProxyGateway
+from blocks.local.processes import free_port, is_free, marked
 from deployments.cli import app
 from deployments.local.demo import Users
 from deployments.local.settings import HOST, SERVICE, Home, StackSettings
 from deployments.local.stack import Stack
-from flows.policy.ledger import ServiceRecord
+from flows.policy.releases.ledger import ServiceRecord
 from tests.gateway.running import wait_until
 from tests.tiny_gguf import write_tiny_gguf
 
@@ -77,7 +77,7 @@ class RunningStack:
 
     @property
     def replica_processes(self) -> list[psutil.Process]:
-        return [process for process in marked(self.home.fleet) if "blocks.llama_cpp" in process.cmdline()]
+        return [process for process in marked(self.home.fleet) if "blocks.on_machine.llama_cpp" in process.cmdline()]
 
     def complete(self) -> httpx.Response:
         """One completion, as a user asks for it."""

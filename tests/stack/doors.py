@@ -9,7 +9,7 @@ from socket import create_connection
 
 import psutil
 
-from blocks.processes import marked
+from blocks.local.processes import marked
 
 PATIENCE_SECONDS = 2
 PATHS = (

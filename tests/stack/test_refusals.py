@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from blocks.processes import free_port
+from blocks.local.processes import free_port
 from tests.stack.conftest import skyferry
 
 

@@ -22,7 +22,7 @@ from typer.testing import Result
 from websockets import Subprotocol, WebSocketException
 from websockets.sync.client import connect
 
-from blocks.ports import WHOLE, Split
+from blocks.ports.gateway import WHOLE, Split
 from deployments.local.settings import HOST, SERVICE
 from deployments.local.stack import prefect_file
 from tests.gateway.running import wait_until

@@ -15,9 +15,9 @@ from uuid import uuid4
 import pytest
 
 from blocks.errors import Refused, Unavailable
-from blocks.hugging_face import HuggingFaceHub
-from blocks.s3 import S3Store
-from flows.policy.ledger import mirror_prefix
+from blocks.hubs.hugging_face import HuggingFaceHub
+from blocks.stores.s3 import S3Store
+from flows.policy.releases.ledger import mirror_prefix
 from tests.faults import Fault, FaultyProxy, faulty_proxy, slow_down
 from tests.mirroring import PART_BYTES, mirror
 from tests.servers import local_hub, running_seaweedfs, seaweedfs  # noqa: F401 - the fixture s3_store

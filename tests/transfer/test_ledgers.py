@@ -3,7 +3,7 @@
 import pytest
 
 from blocks.errors import Unavailable
-from flows.policy.ledger import ledger_key
+from flows.policy.releases.ledger import ledger_key
 from flows.tasks.mirror import read_needed
 from tests.fakes.store import FakeStore
 

@@ -8,10 +8,11 @@ from threading import Lock
 import pytest
 
 from blocks.errors import Refused, Unavailable, Unsupported
-from blocks.ports import Model, ModelFile, Objects, Part, PartLimits, Unfinished
+from blocks.ports.hub import Model, ModelFile
+from blocks.ports.store import Objects, Part, PartLimits, Unfinished
 from flows.tasks.mirror import check_writable, survey, write_manifest
-from flows.tasks.read_back import read_back
-from flows.tasks.transfer import Transfer
+from flows.transfer.read_back import read_back
+from flows.transfer.transfer import Transfer
 from tests.fakes.hub import FakeHub
 from tests.fakes.store import FakeStore
 from tests.mirroring import PART_BYTES, mirror, opened

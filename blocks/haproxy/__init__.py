@@ -1,0 +1,1 @@
+"""HAProxy as the gateway. Its configuration and its programs are in `deployments/haproxy`."""

@@ -1,0 +1,88 @@
+"""A fleet, where replicas run: what Skyferry asks of it, and the frozen values that cross."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Protocol, Self
+
+from blocks.ports.market import Offer
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """How the engine is started; part of what makes a release the release that it is."""
+
+    context_tokens: int
+    """The longest prompt plus answer that one request may have."""
+    parallel_requests: int
+    """How many requests one replica answers at the same time; further ones wait."""
+
+
+@dataclass(frozen=True)
+class ReplicaOrder:
+    """One replica that should exist. The name is derived from the release and a number, so that a retry adopts it."""
+
+    name: str
+    service: str
+    release: str
+    mirror_prefix: str
+    """The key prefix of the mirror in the fleet's store, ending in a slash."""
+    engine: EngineSettings
+    disk_bytes: int = 0
+    """What the replica fills of its machine's disk, beside the system; 0 where nobody has worked it out."""
+
+
+@dataclass(frozen=True)
+class Replica:
+    """One running copy of the engine."""
+
+    name: str
+    service: str
+    release: str
+    cell: str
+    address: str
+    """`host:port` of its OpenAI-compatible endpoint, as the gateway reaches it; empty while it has none yet."""
+    is_tls: bool = False
+    """It speaks TLS, with a certificate that the fleet's authority vouches for, and wants the release's key."""
+    launched_at: float | None = None
+    """Unix seconds; None where the fleet does not know."""
+    dollars_per_hour: float | None = None
+    """What it costs; None where the fleet does not know."""
+
+
+class Fleet(Protocol):
+    """Something that runs replicas."""
+
+    def of_installation(self, installation: str, inherited: Collection[str] = ()) -> Self:
+        """It, as one installation acts on it: what is another one's is never listed, adopted or stopped.
+
+        `inherited` are releases whose replicas may be from a time when none was marked: these are its own as well.
+        Without an installation only what is not marked can be seen and acted on.
+        """
+        ...
+
+    def launch(self, order: ReplicaOrder, offer: Offer) -> Replica:
+        """Start the replica on that offer, or adopt the one of that name wherever it is; it need not be ready yet.
+
+        Raises CellSaidNo, with nothing left there, where the cell cannot or will not give it.
+        """
+        ...
+
+    def replicas(self, service: str) -> tuple[Replica, ...]:
+        """Every replica of the service that exists, of any release."""
+        ...
+
+    def stop(self, name: str) -> None:
+        """End the replica and see that it is gone; gone already is no error."""
+        ...
+
+    def has_ended(self, name: str) -> bool:
+        """Whether its engine ended by itself, where it is known that its machine did not: no retry mends that."""
+        ...
+
+    def log_tail(self, name: str) -> str:
+        """The last lines that the replica printed; empty where there are none."""
+        ...
+
+    def key_of(self, release: str) -> str | None:
+        """The API key that the release's replicas ask for; None where they ask for none."""
+        ...

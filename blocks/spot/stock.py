@@ -1,0 +1,67 @@
+"""What a cloud forecasts of its spot machines, as stock."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from blocks.errors import SkyferryError
+from blocks.ports.market import Offer, Stock
+
+WORDS_AT_MOST = 300
+SURE_AT_MOST = 0.8
+"""How sure the surest forecast is; a guess. Vendors say that theirs is good for the moment and promises nothing.
+
+Below what placement takes for a count, so that no forecast puts an offer behind all others.
+"""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """How likely a spot machine can be had now."""
+
+    likelihood: float
+    """From 0 to 1."""
+    words: str
+
+    def stock(self, at: float) -> Stock:
+        """An even chance says nothing; the further from it, the surer is `free` above and `none` below."""
+        answer = "free" if self.likelihood >= 1 / 2 else "none"
+        return Stock(answer, at, SURE_AT_MOST * abs(2 * self.likelihood - 1), self.words)
+
+
+@dataclass(frozen=True)
+class Spot:
+    """A kind of machine in one place."""
+
+    instance: str
+    region: str
+    zone: str | None = None
+
+    @classmethod
+    def of(cls, offer: Offer) -> "Spot":
+        _, region, *zone = offer.cell.split("/")
+        return cls(offer.instance or "", region, *zone)
+
+
+Forecasts = Mapping[Offer, Forecast | SkyferryError]
+"""Of an offer that is not in it the cloud says nothing. An error is what the cloud says of that offer instead:
+Refused that it never rents it to us, CellSaidNo that it does not now, Unavailable that it does not know."""
+
+
+class ForecastSource(Protocol):
+    """A cloud that forecasts each kind of machine by itself."""
+
+    def ask(self, offers: Sequence[Offer]) -> Forecasts:
+        """Of machines on spot. Refused where our credentials are not taken, Unavailable where nobody answers."""
+        ...
+
+
+def one_line(words: str) -> str:
+    """What a cloud said, short enough for a table."""
+    return " ".join(words.split())[:WORDS_AT_MOST]
+
+
+def by(size: int, values: Sequence[str]) -> Iterator[list[str]]:
+    """So many at a time, for a cloud that takes no more in one question."""
+    for start in range(0, len(values), size):
+        yield list(values[start : start + size])

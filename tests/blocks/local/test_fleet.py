@@ -1,0 +1,56 @@
+"""This machine as a market of one offer."""
+
+import re
+import stat
+from pathlib import Path
+
+import pytest
+
+from blocks.errors import Refused
+from blocks.local.fleet import LEAST_MEMORY_BYTES, LocalFleet, memory_stock
+from blocks.ports.market import ON_PROCESSORS
+from blocks.stores.s3 import S3Store
+
+
+@pytest.fixture(name="fleet")
+def fleet_that_runs_nothing(tmp_path: Path) -> LocalFleet:
+    return LocalFleet(directory=tmp_path, store=S3Store(bucket="tests"), cell="desk", dollars_per_hour=0.25)
+
+
+@pytest.mark.parametrize("cells", [[], ["desk"], ["aws", "desk"]])
+@pytest.mark.parametrize("accelerators", [[], ["CPU"], ["L4", "cpu"]])
+def test_this_machine_is_the_one_offer(fleet: LocalFleet, cells: list[str], accelerators: list[str]) -> None:
+    """Its processors, at the price that its owner named."""
+    (offer,) = fleet.offers(cells, accelerators)
+    assert (offer.cell, offer.accelerator, offer.accelerators) == ("desk", ON_PROCESSORS, 0)
+    assert offer.dollars_per_hour == 0.25
+    assert (offer.host_gib or 0) > 0
+
+
+def test_other_places_and_accelerators_are_refused(fleet: LocalFleet) -> None:
+    """The refusal names what was asked and what to ask instead."""
+    with pytest.raises(Refused, match="aws/us-east-1 is not this machine; name desk"):
+        fleet.offers(["aws/us-east-1"], [])
+    with pytest.raises(Refused, match="L4 is not to be had in desk"):
+        fleet.offers([], ["L4"])
+
+
+def test_it_is_free_while_memory_suffices(fleet: LocalFleet) -> None:
+    """Stock is the memory to spare, and the load what others use of it."""
+    (offer,) = fleet.offers([], [])
+    free = memory_stock(offer, LEAST_MEMORY_BYTES, 4 * LEAST_MEMORY_BYTES, at=5)
+    assert (free.answer, free.at, free.load) == ("free", 5, 0.75)
+    assert memory_stock(offer, LEAST_MEMORY_BYTES - 1, 4 * LEAST_MEMORY_BYTES, at=5).answer == "none"
+    (now, again) = fleet.stock([offer, offer])
+    assert now == again
+    assert now.at > 0
+    assert 0 <= (now.load or 0) <= 1
+
+
+def test_a_release_has_one_key_that_others_cannot_read(fleet: LocalFleet, tmp_path: Path) -> None:
+    """The same for each process that asks, another for each release, from a file of this user's alone."""
+    key = fleet.key_of("1a")
+    assert re.fullmatch("[0-9a-f]{64}", key)
+    assert fleet.model_copy().key_of("1a") == key
+    assert fleet.key_of("1b") != key
+    assert stat.S_IMODE((tmp_path / "secret").stat().st_mode) == 0o600

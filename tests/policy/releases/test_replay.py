@@ -1,0 +1,119 @@
+"""Ruling again on what the ledger keeps."""
+
+from dataclasses import replace
+
+import pytest
+
+from blocks.errors import Refused
+from flows.policy.gating.gates import rule
+from flows.policy.gating.judge import Judge
+from flows.policy.gating.measures import Limits, budget_of_stage
+from flows.policy.releases.ledger import Stage
+from flows.policy.releases.replay import replay
+from tests.policy.gating.test_judge import LIMITS, OUTCOME, users
+
+
+def stage(seed: int, rate: float, limits: Limits = LIMITS) -> Stage:
+    """As the flow notes it, there and back through the ledger's JSON."""
+    judge = Judge(limits, "green", share=0.05, budget=0.6)
+    ruling = rule(judge.evidence(), limits, 0)
+    for number, outcome in enumerate(users(seed, rate=rate), start=1):
+        judge.observe(outcome, 10)
+        if number % 20 == 0 and (ruling := rule(judge.evidence(), limits, 12.5)).verdict != "hold":
+            break
+    noted = Stage(
+        share_percent=5,
+        verdict=ruling.verdict,
+        reason=ruling.reason,
+        requests=judge.evidence().requests,
+        seconds=12.5,
+        evidence=judge.evidence(),
+        limits=limits,
+    )
+    return Stage.model_validate_json(noted.model_dump_json())
+
+
+@pytest.mark.parametrize(("rate", "verdict"), [(0.002, "promote"), (0.05, "roll back")])
+def test_the_same_gates_say_the_same(rate: float, verdict: str) -> None:
+    """Word for word."""
+    kept = stage(1, rate)
+    again = replay(kept, {})
+    assert again.verdict == kept.verdict == verdict
+    assert again.reason == kept.reason
+
+
+def test_a_stage_from_before_tokens_were_judged_is_ruled_on_as_it_was() -> None:
+    """What an older ledger does not have is not asked for, and its bars stand where they stood."""
+    limits = LIMITS.model_copy(update={"token_p95_ms": None})
+    kept = stage(1, 0.05, limits).model_dump(mode="json")
+    for name in ("each_token", "tokens", "stable_tokens"):
+        del kept["evidence"][name]
+    del kept["limits"]["token_p95_ms"]
+    again = replay(Stage.model_validate(kept), {})
+    assert (again.verdict, again.reason) == (kept["verdict"], kept["reason"])
+
+
+@pytest.mark.parametrize(("rate", "verdict"), [(0.002, "promote"), (0.05, "roll back")])
+def test_a_stage_from_before_users_had_weights_is_ruled_on_as_it_was(rate: float, verdict: str) -> None:
+    """Each answer counts as one there, nothing was set aside, and nobody counted who left in the middle."""
+    kept = stage(1, rate).model_dump(mode="json")
+    counts = kept["evidence"]["counts"]
+    del counts["left midway"]
+    for count in counts.values():
+        for name in ("all_of", "weighed", "set_aside", "set_aside_hits", "allowed"):
+            del count[name]
+        count["counted"], count["counted_hits"] = count["of"], count["hits"]
+    again = replay(Stage.model_validate(kept), {})
+    assert (again.verdict, again.reason) == (kept["verdict"], kept["reason"]) == (verdict, kept["reason"])
+
+
+def test_other_gates_say_what_they_would_have_said() -> None:
+    """A release that failed 5 % would have been let go on where up to 10 % never matters."""
+    kept = stage(1, 0.05)
+    lax = replay(kept, {"error_percent": 20, "error_margin_percent": 10})
+    assert lax.verdict == "promote"
+    assert "limit 20 %" in lax.reason
+    assert replay(kept, {"false_alarm_percent": 1e-6}).verdict == "hold"
+    assert replay(stage(1, 0.002), {"minimum_requests": 10_000}).verdict == "hold"
+
+
+def test_bets_that_went_on_are_replayed_as_they_were_and_left_out_with_other_rates() -> None:
+    """A stage of the same release in which little more was to be seen."""
+    before = Judge(LIMITS, "green", share=0.05, budget=budget_of_stage(0, 3))
+    judges = [before]
+    for number in range(6):
+        if number == 3:
+            judges.append(Judge(LIMITS, "green", share=0.3, budget=budget_of_stage(1, 3), carried=before.carried()))
+        judges[-1].observe(replace(OUTCOME, status=500 if number in {1, 2, 4, 5} else 200), 10)
+    evidence = judges[-1].evidence()
+    ruling = rule(evidence, LIMITS, 10)
+    noted = Stage(
+        share_percent=30,
+        verdict=ruling.verdict,
+        reason=ruling.reason,
+        requests=evidence.requests,
+        seconds=10,
+        evidence=evidence,
+        limits=LIMITS,
+    )
+    kept = Stage.model_validate_json(noted.model_dump_json())
+    assert ruling.verdict == replay(kept, {}).verdict == "roll back"
+    assert ruling.reason == replay(kept, {}).reason
+    assert replay(kept, {"error_percent": 1.1}).verdict == "roll back"
+    assert replay(kept, {"more_than_stable": 1.2}).verdict == "hold"
+
+
+@pytest.mark.parametrize(
+    "gates",
+    [{"first_token_p95_ms": 400}, {"token_p95_ms": 50}, {"warm_up_seconds": 3}, {"error_percent": 0}, {"joy": 1}],
+)
+def test_what_cannot_be_replayed_is_refused_by_name(gates: dict[str, float]) -> None:
+    """Gates that requests were counted by, and gates that cannot be."""
+    with pytest.raises(Refused, match=next(iter(gates))):
+        replay(stage(1, 0.05), gates)
+
+
+def test_a_stage_whose_evidence_is_gone_is_refused() -> None:
+    """Only the last releases keep theirs."""
+    with pytest.raises(Refused, match="too long ago"):
+        replay(stage(1, 0.05).model_copy(update={"evidence": None}), {})
