@@ -63,7 +63,7 @@ class Fleet(Protocol):
     def launch(self, order: ReplicaOrder, offer: Offer) -> Replica:
         """Start the replica on that offer, or adopt the one of that name wherever it is; it need not be ready yet.
 
-        Raises CellSaidNo, with nothing left there, where the cell cannot or will not give it.
+        Raises NoCapacity, with nothing left there, where the cell cannot or will not give it.
         """
         ...
 
