@@ -10,6 +10,7 @@ from flows.boards.artifacts import only_for_show, show
 from flows.boards.boards import release_report
 from flows.mirror import mirror_model
 from flows.plans import MirrorPlan, PromotePlan, ProvisionPlan, ReleasePlan
+from flows.policy.releases.differences import release_before
 from flows.policy.releases.ledger import Release, ask_for, begin_stopping, owned_by, retire
 from flows.promote import limits_of, promote_canary
 from flows.provision import open_in_ledger, provision_fleet
@@ -73,8 +74,9 @@ def retire_the_old(service: Service, keep_warm_seconds: float) -> None:
 
 def report(service: Service, release: str) -> Release:
     """Show how the release stands, and where users reach it."""
-    standing = read_record(service.store, service.name).release(release)
-    text = release_report(standing, service.endpoint)
+    record = read_record(service.store, service.name)
+    standing = record.release(release)
+    text = release_report(standing, service.endpoint, release_before(record, standing))
     show(f"release-report-{service.name}", f"Release {release} is {standing.state}", text)
     with only_for_show():
         create_link_artifact(

@@ -15,6 +15,7 @@ from flows.policy.mirrors.collect import Verdict
 from flows.policy.mirrors.mirror import Selection
 from flows.policy.mirrors.verify import Finding
 from flows.policy.placement.plan import Placement
+from flows.policy.releases.differences import differences, engine_in_words
 from flows.policy.releases.ledger import Release, Stage
 from flows.policy.releases.scale import Decision
 from flows.policy.sizing.sizing import Need
@@ -38,6 +39,7 @@ def canary_board(
     forecast: str,
     engines: Engines,
     probed: Probed | None,
+    before: Release | None = None,
 ) -> str:
     """Stage, share, what each slot's users saw and its engines did, verdict and reason."""
     return f"""# Canary of {release.id}
@@ -57,7 +59,7 @@ This one takes {forecast}.
 
 {_engines_table(engines)}
 
-Model {escaped(release.repo)} at commit `{release.commit[:12]}`.
+Model {escaped(release.repo)} at commit `{release.commit[:12]}`. {_differences(before, release)}
 
 {stage_table(release.stages)}
 """
@@ -77,6 +79,14 @@ Stable could not take its traffic back now: {escaped(bars)}.
 
 def _arrows(stages: Sequence[int]) -> str:
     return " → ".join(f"{share} %" for share in stages)
+
+
+def _differences(before: Release | None, release: Release) -> str:
+    """Line by line, beside what users have."""
+    if before is None:
+        return ""
+    lines = "".join(f"\n- {escaped(line)}" for line in differences(before, release)) or " nothing"
+    return f"What differs from {before.id}:\n{lines}"
 
 
 def stage_table(stages: Sequence[Stage]) -> str:
@@ -141,7 +151,7 @@ def _dollars(amount: float | None) -> str:
     return "no price" if amount is None else f"${amount:.2f}"
 
 
-def release_report(release: Release, endpoint: str) -> str:
+def release_report(release: Release, endpoint: str, before: Release | None = None) -> str:
     return f"""# Release {release.id}: {release.state}
 
 | | |
@@ -149,9 +159,12 @@ def release_report(release: Release, endpoint: str) -> str:
 | endpoint | [{endpoint}]({endpoint}) |
 | model | {escaped(release.repo)} at commit `{release.commit}` |
 | mirror | `{release.mirror_prefix}` |
-| engine | context of {release.engine.context_tokens} tokens, {release.engine.parallel_requests} requests in parallel |
+| engine | {escaped(engine_in_words(release.engine.build))} |
+| settings | context of {release.engine.context_tokens} tokens, {release.engine.parallel_requests} requests in parallel |
 | slot | {release.slot} |
 {f"| reason | {escaped(release.closing_reason)} |" if release.closing_reason else ""}
+
+{_differences(before, release)}
 
 {stage_table(release.stages)}
 """
