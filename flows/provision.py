@@ -7,15 +7,16 @@ from functools import partial
 from prefect import flow
 
 from blocks.errors import Refused
+from blocks.ports.fleet import EngineSettings
 from blocks.ports.hub import Hub, Model
 from blocks.service import Service
 from blocks.stores.mirrors import mirror_prefix
 from flows.plans import FleetPlan, MirrorPlan, ProvisionPlan
 from flows.policy.placement.plan import Placement
 from flows.policy.releases.installation import check_nobody_else_serves
-from flows.policy.releases.ledger import Release, open_release, release_id
+from flows.policy.releases.ledger import Release, ServiceRecord, open_release, release_id
 from flows.runtime.runs import ended_run_of, own_run_id
-from flows.steps.engine import settings_for
+from flows.steps.engine import resolve_settings
 from flows.steps.place import plan_fleet, start_replicas
 from flows.steps.service import open_service
 from flows.steps.undo import rollback_on_error
@@ -31,7 +32,7 @@ def provision_fleet(plan: ProvisionPlan) -> Release | Placement:
     if plan.plan_only:
         model = look_up(service.hub, plan.repo, plan.revision)
         record = read_record(service.store, service.name)
-        engine = settings_for(service, plan, model.commit, record, keeps=False)
+        engine = _settings_of(service, plan, model, record, keeps=False)
         return plan_fleet(service, model, engine, plan.placement, is_only_a_plan=True)
     release = open_in_ledger(service, plan, needs_mirror=True)
     if release.state == "live":
@@ -48,6 +49,13 @@ def _as_mirrored(hub: Hub, model: Model, plan: FleetPlan) -> Model:
     return replace(model, files=choose_files(hub, model, **plan.wanted).files)
 
 
+def _settings_of(
+    service: Service, plan: FleetPlan, model: Model, record: ServiceRecord, *, keeps: bool
+) -> EngineSettings:
+    choice = service.choose_engine(plan.engine_version, plan.engine_flags, plan.engine_environment)
+    return resolve_settings(service, plan.repo, model.commit, plan.engine, choice, record, keeps=keeps)
+
+
 def open_in_ledger(service: Service, plan: FleetPlan, *, needs_mirror: bool = False) -> Release:
     """The release that the plan describes: begun now, taken over from a run that died, or live already.
 
@@ -59,7 +67,7 @@ def open_in_ledger(service: Service, plan: FleetPlan, *, needs_mirror: bool = Fa
     read_split(service.gateway, service.name)
     record = read_record(service.store, service.name)
     check_nobody_else_serves(record, service.name, list_servers(service.gateway, service.name))
-    engine = settings_for(service, plan, model.commit, record, keeps=True)
+    engine = _settings_of(service, plan, model, record, keeps=True)
     wanted = release_id(service.name, plan.repo, model.commit, engine)
     is_live = record.live is not None and record.live.id == wanted
     is_on_its_way = record.in_progress is not None and record.in_progress.id == wanted and record.in_progress.stages

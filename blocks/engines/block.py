@@ -1,5 +1,6 @@
 """The engine of a service, as a block: what its releases are started with unless one of them says otherwise."""
 
+from collections.abc import Mapping
 from typing import Any, Self
 
 import yaml

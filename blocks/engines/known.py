@@ -14,11 +14,9 @@ FLAG = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+!_-]*")
 SECRET = re.compile(
-    r"(^|[-_])(api-?_?keys?|keys?|token|tokens|secrets?|passwords?|passwd|credentials?|hf-token)$", re.IGNORECASE
+    r"(^|[-_])(api-?_?keys?|keys?|token|secrets?|passwords?|passwd|credentials?|hf-token)$", re.IGNORECASE
 )
 """Names of what is a secret: ledgers, reports and command lines show flags and environment."""
-NO_SECRETS = frozenset({"max-num-batched-tokens", "spec-tokens", "max-num-queued-tokens", "max-num-scheduled-tokens"})
-"""Flags that end like a secret's name, and count tokens."""
 OF_THE_MACHINE = frozenset(
     {
         "PATH",
@@ -131,7 +129,7 @@ def _check_flag(called: str, name: str, value: object) -> None:
             f"engine flag {name!r} of {called} is no flag's name; write it in small letters without the dashes before "
             f"it, such as max-num-batched-tokens"
         )
-    if SECRET.search(name) and name not in NO_SECRETS:
+    if SECRET.search(name):
         raise Refused(
             f"engine flag {name} of {called} would put a secret on a command line, which everybody on the machine can "
             f"read, and into the ledger; leave it out"

@@ -421,14 +421,17 @@ def prepare(command: Sequence[str], env: Mapping[str, str]) -> tuple[list[str], 
 
 def engine_of(env: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
     """The words for its command line, and its variables."""
+    arguments: list[str] = []
+    variables: dict[str, str] = {}
     try:
         arguments, variables = (json.loads(env.get(name) or none) for name, none in zip(OF_THE_ENGINE, ("[]", "{}")))
-        if isinstance(arguments, list) and isinstance(variables, dict):
-            if all(isinstance(word, str) for word in (*arguments, *variables, *variables.values())):
-                return arguments, variables
-    except ValueError:
-        pass
-    raise CannotServe(f"{' or '.join(OF_THE_ENGINE)} is not what a fleet writes; launch the replica again")
+        words = [*arguments, *variables, *variables.values()]
+        is_sound = isinstance(arguments, list) and all(isinstance(word, str) for word in words)
+    except (ValueError, TypeError, AttributeError):
+        is_sound = False
+    if not is_sound:
+        raise CannotServe(f"{' or '.join(OF_THE_ENGINE)} is not what a fleet writes; launch the replica again")
+    return arguments, variables
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -160,7 +160,7 @@ def release_report(release: Release, endpoint: str, before: Release | None = Non
 | model | {escaped(release.repo)} at commit `{release.commit}` |
 | mirror | `{release.mirror_prefix}` |
 | engine | {escaped(engine_in_words(release.engine.build))} |
-| settings | context of {release.engine.context_tokens} tokens, {release.engine.parallel_requests} requests in parallel |
+| context | {release.engine.context_tokens} tokens; {release.engine.parallel_requests} requests in parallel |
 | slot | {release.slot} |
 {f"| reason | {escaped(release.closing_reason)} |" if release.closing_reason else ""}
 

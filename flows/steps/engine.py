@@ -6,27 +6,33 @@ from prefect import get_run_logger
 
 from blocks.ports.fleet import EngineChoice, EngineSettings
 from blocks.service import Service
-from flows.plans import FleetPlan
 from flows.policy.releases.ledger import ServiceRecord, earlier_builds, is_standing_unrecorded, opened_by, release_id
 from flows.runtime.runs import own_run_id
 from flows.tasks.fleet import keep_engine, resolve_engine
 
 
-def settings_for(
-    service: Service, plan: FleetPlan, commit: str, record: ServiceRecord, *, keeps: bool
+def resolve_settings(
+    service: Service,
+    repo: str,
+    commit: str,
+    settings: EngineSettings,
+    choice: EngineChoice | None,
+    record: ServiceRecord,
+    *,
+    keeps: bool,
 ) -> EngineSettings:
-    """The plan's settings with the engine that its release records; where it `keeps`, what that names is in the store.
+    """These settings with the engine that the release records; where it `keeps`, what that names is in the store.
 
-    Refused, with nothing kept, where the fleet cannot have that engine, or its flags are not as they have to be.
+    Without a choice it is the fleet's own. Refused, with nothing kept, where the fleet cannot have that engine, or its
+    flags are not as they have to be.
     """
-    if (own := opened_by(record, own_run_id(), plan.repo, commit, plan.engine)) is not None:
+    if (own := opened_by(record, own_run_id(), repo, commit, settings)) is not None:
         return own.engine
-    choice = service.choose_engine(plan.engine_version, plan.engine_flags, plan.engine_environment)
-    if choice is None and is_standing_unrecorded(record, release_id(service.name, plan.repo, commit, plan.engine)):
-        return plan.engine
+    if choice is None and is_standing_unrecorded(record, release_id(service.name, repo, commit, settings)):
+        return settings
     resolved = resolve_engine(service.fleet, choice or EngineChoice(), earlier_builds(record))
     for warning in resolved.warnings:
         get_run_logger().warning("%s.", warning)
     if keeps:
         keep_engine(service.store, resolved.texts)
-    return replace(plan.engine, build=resolved.build)
+    return replace(settings, build=resolved.build)
