@@ -42,7 +42,12 @@ def start(given: LocalStart) -> LocalCommand:
             *("--alias", given.service),
             *given.flags,
         ],
-        environment={"SKYFERRY_API_KEY": given.api_key, "PYTHONPATH": str(ROOT)},
+        environment={
+            "SKYFERRY_API_KEY": given.api_key,
+            "PYTHONPATH": str(ROOT),
+            # Where it aborts, its last words are why, and no page of a debugger's.
+            "GGML_NO_BACKTRACE": "1",
+        },
     )
 
 

@@ -343,6 +343,7 @@ def fetch_folder(store: Store, mirror_prefix: str, directory: Path) -> Path:
         if not folder.exists():
             draft = directory / f"{name}.part"
             shutil.rmtree(draft, ignore_errors=True)
+            draft.mkdir(parents=True)
             try:
                 for file in files:
                     target = draft / file.path

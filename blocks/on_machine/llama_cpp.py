@@ -255,7 +255,10 @@ def start(given: argparse.Namespace, door: Endpoint) -> Server:
         threads=given.threads,
     )
     apply_flags(params, given)
-    server = Server(params)
+    try:
+        server = Server(params)
+    except RuntimeError as error:
+        sys.exit(f"llama.cpp did not start ({error}); what it said stands above")
     if (offered := context_offered(door)) < given.context_tokens:
         sys.exit(
             f"{weights.name} was trained for {offered} tokens and {given.context_tokens} were asked for; "

@@ -55,6 +55,8 @@ class FakeFleet:
     inherited: frozenset[str] = frozenset()
     on_launch: Callable[[ReplicaOrder], None] = lambda _: None
     """What happens while a launch goes on."""
+    on_resolve: Callable[[], object] = lambda: None
+    """What happens once an engine was resolved."""
     task: str = "run: an engine"
     """What the fleet's block says is started."""
     _ended: UserDict[tuple[str, str], Replica] = field(default_factory=UserDict)
@@ -74,6 +76,7 @@ class FakeFleet:
             environment=tuple(sorted(choice.environment.items())),
             task=sha256_of(body),
         )
+        self.on_resolve()
         return ResolvedEngine(build, {build.task: body})
 
     def launch(self, order: ReplicaOrder, offer: Offer) -> Replica:
