@@ -11,6 +11,7 @@ from blocks.ports.fleet import EngineBuild
 from blocks.stores.kept import ENGINES, read_kept
 from flows.plans import ProvisionPlan, ScaleUpPlan
 from flows.policy.placement.plan import Placement
+from flows.policy.releases.differences import differences
 from flows.policy.releases.ledger import ServiceRecord, ledger_key, release_id
 from flows.provision import provision_fleet
 from flows.release import release_model
@@ -52,7 +53,16 @@ def test_an_edited_block_changes_nothing_that_runs(live: World) -> None:
     live.fleet.kill(live.fleet.replicas("chat")[0].name)
     scale_up(ScaleUpPlan(service="chat"))
     assert live.fleet.orders[-1].engine == first.engine
-    assert release_model(plan("v1")).id != first.id
+
+
+def test_an_edited_block_is_a_release_once_somebody_releases(live: World) -> None:
+    """Of the same model: it rises by all its stages, and the ledger says what is new."""
+    first = live.first
+    live.fleet.task = "run: another engine"
+    second = release_model(plan("v1"))
+    assert [stage.share_percent for stage in second.stages] == [10, 100]
+    (task,) = differences(first, second)
+    assert task.startswith("task: ")
 
 
 def test_a_block_that_is_edited_while_a_release_goes_on_is_the_next_ones(live: World) -> None:
