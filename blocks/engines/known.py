@@ -61,7 +61,7 @@ class LocalCommand:
 
 @dataclass(frozen=True)
 class KnownEngine:
-    """One engine. What each of them has to keep to stands in tests/contracts/test_engine.py, which holds them to it.
+    """One engine. What each of them has to keep stands in tests/contracts/test_engine_keeps.py, which holds it to it.
 
     It is asked whether it is ready with GET /health, which is open to everybody and 200 only while it takes requests.
     """
