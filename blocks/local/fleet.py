@@ -22,8 +22,8 @@ from blocks.ports.fleet import Replica, ReplicaOrder
 from blocks.ports.market import ON_PROCESSORS, Offer, Stock
 from blocks.ports.store import Store
 from blocks.replica_tls import key_from
+from blocks.stores.kinds import AnyStore
 from blocks.stores.mirrors import MirroredFile, files_of
-from blocks.stores.s3 import S3Store
 
 LISTENING_SECONDS = 30
 POLL_SECONDS = 0.02
@@ -42,7 +42,7 @@ class LocalFleet(Block):
         title="Directory",
         description="Where the replicas' weights, logs and process ids are kept on this machine.",
     )
-    store: S3Store = Field(title="Store", description="The bucket that holds the mirrors of the models.")
+    store: AnyStore = Field(title="Store", description="The bucket that holds the mirrors of the models.")
     cell: str = Field(
         default="local",
         title="Cell",

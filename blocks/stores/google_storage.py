@@ -29,7 +29,7 @@ from pydantic import ConfigDict, Field, SecretStr
 from requests.exceptions import RequestException
 
 from blocks.errors import Conflict, Refused, Unavailable
-from blocks.fields import Endpoint, ServiceAccount
+from blocks.fields import Endpoint, Near, ServiceAccount
 from blocks.http import statuses
 from blocks.ports.store import MultipartUpload, Objects, Part, PartLimits, StoredObject, VersionedObject
 
@@ -66,11 +66,7 @@ class GoogleStore(Block):
         title="Endpoint",
         description="The address of an emulator, which is asked without credentials.",
     )
-    near: list[str] = Field(
-        default_factory=list,
-        title="Near",
-        description="Cells whose machines read weights from here if they can, as aws/us-east-1, gcp or slurm/alpha.",
-    )
+    near: Near = ()
 
     def get(self, key: str) -> VersionedObject | None:
         with self._translated(f"get {key}"):

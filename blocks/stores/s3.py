@@ -25,7 +25,7 @@ from prefect.blocks.core import Block
 from pydantic import ConfigDict, Field, SecretStr
 
 from blocks.errors import Conflict, Refused, SkyferryError, Unavailable, Unsupported
-from blocks.fields import Endpoint, KeyId, Secret
+from blocks.fields import Endpoint, KeyId, Near, Secret
 from blocks.http import statuses
 from blocks.ports.store import MultipartUpload, Objects, Part, PartLimits, StoredObject, VersionedObject
 from blocks.stores.s3_checksums import CHECKSUMS, Algorithm, Checksum
@@ -117,11 +117,7 @@ class S3Store(Block):
         title="Addressing",
         description="Whether the bucket's name is in the path or in the host's name; Alibaba's OSS wants virtual.",
     )
-    near: list[str] = Field(
-        default_factory=list,
-        title="Near",
-        description="Cells whose machines read weights from here if they can, as aws/us-east-1, gcp or slurm/alpha.",
-    )
+    near: Near = ()
 
     def create_bucket(self) -> None:
         """The account's own already is no error."""

@@ -32,6 +32,11 @@ class FakeStore:
         body = self.objects[key]
         self.objects[key] = bytes([body[0] ^ 0x80]) + body[1:]
 
+    near: tuple[str, ...] = ()
+
+    def presigned_url(self, key: str, seconds: int) -> str:
+        raise Refused(f"{self.url_of(key)} lies in memory, which no machine reads; want of {seconds} s")
+
     def get(self, key: str) -> VersionedObject | None:
         self._fail()
         body = self.objects.get(key)
