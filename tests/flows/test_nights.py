@@ -505,6 +505,24 @@ def test_what_the_night_drains_meanwhile_is_not_put_back_by_a_start(live: World)
     assert states(live)[going.address] == "draining"
 
 
+def test_what_the_gateway_has_not_looked_at_yet_is_waited_for(live: World) -> None:
+    """It sends nothing to a replica that it has not found well itself; that takes a second, and is no shortage."""
+    live.gateway.looks_until_up = 4
+    live.fleet.kill(f"{live.first.id}-0")
+    (started,) = reconcile(RECONCILE)
+    assert states(live)[started.replica.address] == "up"
+    assert live.record.shortage is not None
+    assert live.record.shortage.reason == "all that were asked for serve again"
+
+
+def test_what_the_gateway_never_finds_well_is_named(live: World) -> None:
+    """Nobody waits for it for ever."""
+    live.gateway.looks_until_up = 1000
+    live.fleet.kill(f"{live.first.id}-0")
+    with pytest.raises(Unavailable, match="1 of the 2 replicas"):
+        reconcile(RECONCILE)
+
+
 def test_a_roll_back_to_the_warm_release_asks_for_as_many_as_by_day(live: World) -> None:
     """The new one was scaled to zero; users are back on the old one, and one of it that dies is brought back."""
     old = live.first
