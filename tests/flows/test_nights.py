@@ -14,7 +14,7 @@ from prefect.exceptions import TerminationSignal
 
 from blocks.errors import Refused, SkyferryError, Unavailable
 from blocks.ports.fleet import Replica
-from blocks.ports.gateway import Split
+from blocks.ports.gateway import WHOLE, Split
 from flows.mirror import mirror_model
 from flows.plans import (
     MirrorPlan,
@@ -521,6 +521,27 @@ def test_what_the_gateway_never_finds_well_is_named(live: World) -> None:
     live.fleet.kill(f"{live.first.id}-0")
     with pytest.raises(Unavailable, match="1 of the 2 replicas"):
         reconcile(RECONCILE)
+
+
+def test_a_release_of_a_service_that_sleeps_waits_for_nothing(live: World) -> None:
+    """Scaled to zero, it has nobody to lose and nothing to go back to; from then on as many as by day are asked for."""
+    scale_down(ScaleDownPlan(service="chat", replicas=0, to_zero=True))
+    release = release_model(plan("v2"))
+    assert (release.state, release.stages) == ("live", ())
+    assert live.gateway.split("chat").share_of(release.slot) == WHOLE
+    assert len(live.fleet.replicas("chat")) == 2
+    assert live.record.has_users
+
+
+def test_what_still_answers_of_a_service_that_was_to_sleep_is_kept(live: World) -> None:
+    """One that was busy at the scale-down has users, so the release goes stage by stage."""
+    busy = live.fleet.replicas("chat")[0]
+    live.engine.in_flight_at[busy.address] = 1
+    with pytest.raises(Unavailable, match="stayed"):
+        scale_down(ScaleDownPlan(service="chat", replicas=0, to_zero=True, drain_timeout_seconds=0.001))
+    live.engine.in_flight_at.clear()
+    release = release_model(plan("v2"))
+    assert [stage.share_percent for stage in release.stages] == [10, 100]
 
 
 def test_a_roll_back_to_the_warm_release_asks_for_as_many_as_by_day(live: World) -> None:
