@@ -8,7 +8,7 @@ from typing import Any
 import psutil
 import pytest
 
-from blocks.errors import CellSaidNo, Refused, Unexplained
+from blocks.errors import NoCapacity, Refused, Unexplained
 from blocks.local.fleet import LocalFleet
 from blocks.ports.fleet import EngineSettings, Replica, ReplicaOrder
 from blocks.ports.market import Offer
@@ -236,7 +236,7 @@ def test_the_words_of_a_no_are_what_the_cloud_said() -> None:
 
 
 @pytest.mark.server
-@pytest.mark.parametrize(("error", "kind"), [(OURS[0], Refused), (THE_CELLS[0], CellSaidNo), (UNKNOWN[0], Unexplained)])
+@pytest.mark.parametrize(("error", "kind"), [(OURS[0], Refused), (THE_CELLS[0], NoCapacity), (UNKNOWN[0], Unexplained)])
 def test_a_launch_says_whose_fault_it_was(
     fleet: PaperFleet, paper: PaperSkyPilot, error: Exception, kind: type[Exception]
 ) -> None:
