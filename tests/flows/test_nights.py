@@ -528,7 +528,7 @@ def test_a_release_of_a_service_that_sleeps_waits_for_nothing(live: World) -> No
     scale_down(ScaleDownPlan(service="chat", replicas=0, to_zero=True))
     release = release_model(plan("v2"))
     assert (release.state, release.stages) == ("live", ())
-    assert live.gateway.split("chat").share_of(release.slot) == WHOLE
+    assert live.gateway.split("chat").weight_of(release.slot) == WHOLE
     assert len(live.fleet.replicas("chat")) == 2
     assert live.record.has_users
 
