@@ -117,6 +117,7 @@ class LocalFleet(Block):
             )
             write_atomically(_record(home, order.name), json.dumps(asdict(replica)))
             daemon = Daemon(order.name, home)
+            daemon.stop()  # where nobody can read who it is
             daemon.start(
                 [
                     *(sys.executable, "-m", "blocks.on_machine.llama_cpp"),
@@ -196,8 +197,8 @@ def _record(home: Path, name: str) -> Path:
 def _running(home: Path, name: str) -> Replica | None:
     try:
         replica = Replica(**json.loads(_record(home, name).read_text()))
-    except FileNotFoundError:
-        return None
+    except (FileNotFoundError, ValueError, TypeError):
+        return None  # where the machine lost its power the file may be empty
     return replica if Daemon(name, home).find() is not None else None
 
 

@@ -228,15 +228,22 @@ def not_the_cell(error: Exception) -> Refused | Unavailable | None:
 
 def reason(error: BaseException) -> str:
     """What SkyPilot said, in one line: of a failed provisioning what the cell itself said."""
-    said = [*getattr(error, "failover_history", ()), getattr(error, "detailed_reason", None), error]
+    history = (structured(one) or one for one in getattr(error, "failover_history", ()))
+    said = [*history, getattr(error, "detailed_reason", None), structured(error), error]
     words = " ".join(COLOURS.sub("", str(next(filter(None, said)))).split())
-    for manual in (" To fix:", " Hint:", " To keep retrying"):
+    for manual in (" To fix:", " Hint:", " To keep retrying", " Encoded authorization failure message"):
         words = words.partition(manual)[0]
     if words.startswith(NOTHING_TO_BE_HAD) and (why := words.partition(" Reason: ")[2]):
         words = why
     elif type(error).__name__ == "ResourcesUnavailableError" and not getattr(error, "failover_history", ()):
         words = f"{words.rstrip('.')}; it has none, or nobody answers there"  # SkyPilot says the same of both
     return words if len(words) <= REASON_AT_MOST else f"{words[:REASON_AT_MOST]} …"
+
+
+def structured(error: BaseException) -> str:
+    """What Google said, code by code: SkyPilot's own words for it are only that an operation has failed."""
+    told = [one for one in getattr(error, "errors", None) or () if isinstance(one, dict)]
+    return "; ".join(f"{one.get('code')}: {one.get('message')}" for one in told)
 
 
 def _cluster(record: Mapping[str, Any]) -> Cluster:
