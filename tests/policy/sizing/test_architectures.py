@@ -7,6 +7,8 @@ states in `vllm/model_executor/layers/mamba/mamba_utils.py`. Configs have the ke
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import reduce
+from typing import cast
 
 import pytest
 from hypothesis import given, settings
@@ -357,6 +359,10 @@ def test_a_model_type_that_is_no_name_comes_into_no_words(family: object) -> Non
     assert any("architecture '' is not known here" in line for line in need.arithmetic)
 
 
+DEEP = reduce(lambda inner, _: [inner], range(100_000), cast("list[object]", []))
+"""Deeper than whoever looks at all of it can go."""
+
+
 @pytest.mark.parametrize(
     ("what", "words"),
     [
@@ -366,6 +372,10 @@ def test_a_model_type_that_is_no_name_comes_into_no_words(family: object) -> Non
             "10,001 entries in hybrid_override_pattern",
         ),
         (model("llama", 8, 8, 64, layer_types=["full_attention"] * 10_001), "10,001 entries in layer_types"),
+        (model("llama", 8, 8, 64, num_key_value_heads=[8] * 10_001), "10,001 entries in num_key_value_heads"),
+        # Of 4 and of 8 heads, which share the width? By the larger number heads would count as too narrow.
+        (model("llama", 8, 8, 64, num_attention_heads=[4, 8]), r"num_attention_heads is \[4, 8\]"),
+        (model("llama", 8, 8, 64, head_dim=DEEP), r"head_dim is \[\[\["),
         (model("inkling_text", 8, 8, 64), "how much is not worked out here"),
         (model("llama", 8, 64, 32), "64 heads share a width of 32"),
         (model("llama", 8, 8, 64, head_dim="128"), "head_dim is '128'"),
@@ -386,6 +396,25 @@ def test_an_odd_config_is_refused_in_words(what: Config, words: str) -> None:
     """By the number's name and what stands there."""
     with pytest.raises(Refused, match=words):
         sized(what)
+
+
+@pytest.mark.parametrize("outer", [{"num_hidden_layers": 1}, {"hidden_size": 64}, {"num_attention_heads": 4096}])
+def test_a_language_model_has_no_number_of_another_part(outer: Config) -> None:
+    """What it leaves out, vLLM takes from the family's class and never from what stands around it."""
+    whole = model("llama", 32, 32, 4096)
+    inner = {name: value for name, value in whole.items() if name not in outer}
+    with pytest.raises(Refused, match="says nothing of"):
+        sized({"model_type": "of_several_media", **outer, "thinker_config": {"text_config": inner}})
+    twice = {"thinker_config": {"text_config": whole}}
+    assert sized({"model_type": "of_several_media", **outer, **twice}).kv_bytes == sized(whole).kv_bytes
+
+
+@pytest.mark.parametrize("nothing", [{}, {"sliding_window": None}])
+def test_a_window_that_is_none_is_none(nothing: Config) -> None:
+    """In a text config too: said to be none is another thing than not said."""
+    text = model("gpt_oss", 36, 64, 2880, num_key_value_heads=8, **nothing)
+    full = 36 * 2 * 8 * 64 * 2 * LONG
+    assert (sized({"model_type": "several", "text_config": text}).kv_bytes == full) is bool(nothing)
 
 
 @pytest.mark.parametrize(
