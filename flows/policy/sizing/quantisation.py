@@ -36,6 +36,8 @@ LEAST_OF_METHOD: Mapping[str, float] = {
     "fp_quant": 10.0, "humming": 7.5, "online": 7.5,
 }  # fmt: skip
 """What vLLM serves (`QuantizationMethods`), and auto-round, which is its `inc`."""
+MODELOPT = {"FP4": "modelopt_fp4", "MXFP8": "modelopt_mxfp8", "MIXED": "modelopt_mixed", "FP8": "modelopt"}
+"""By a part of its algorithm's name; vLLM serves none of the others (`QUANT_ALGOS` of its quantization/modelopt.py)."""
 EIGHT_BIT_ACTIVATIONS = 9.0
 """Compressed-tensors with weights of four bits and activations of eight (compressed_tensors_w4a8_fp8.py)."""
 LEAST_OF_SCHEME = 7.5
@@ -45,8 +47,14 @@ def quantised(config: Config, text: Config) -> Config:
     """What config.json says of it, at its top or with the language model's numbers; empty where nothing is."""
     for place in (config, text):
         for name in ("quantization_config", "compression_config"):
-            if said := section(place, name):
-                return said
+            said = place.get(name)
+            if said and not isinstance(said, Mapping):
+                raise Refused(
+                    f"config.json says in {name} what is no object but {shown(said)}, so nobody knows how the model is"
+                    " quantised; choose another model"
+                )
+            if said:
+                return section(place, name)
     return {}
 
 
@@ -55,9 +63,17 @@ def method_of(said: Config) -> str:
     if not said:
         return ""
     method = str(said.get("quant_method") or "").lower().replace("compressed_tensors", "compressed-tensors")
-    if section(said, "producer").get("name") == "modelopt" or "quant_algo" in section(said, "quantization"):
-        algorithm = str(section(said, "quantization").get("quant_algo")).upper()
-        method = "modelopt_fp4" if "FP4" in algorithm else "modelopt"
+    if (
+        method == "modelopt"
+        or section(said, "producer").get("name") == "modelopt"
+        or "quant_algo" in section(said, "quantization")
+    ):
+        algorithm = str((section(said, "quantization") or said).get("quant_algo") or "").upper()
+        if not algorithm and not method:
+            return ""  # of its weights nothing is quantised
+        if algorithm:
+            known = (served for part, served in MODELOPT.items() if part in algorithm)
+            method = next(known, f"ModelOpt's {algorithm}")
     if method not in LEAST_OF_METHOD:
         raise Refused(
             f"config.json says that the model is quantised by {shown(method)}, which vLLM does not serve;"

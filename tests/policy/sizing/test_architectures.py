@@ -546,6 +546,9 @@ def test_what_cannot_be_cut_is_shared_by_no_cards(what: Config, count: int, word
         ({"quant_method": "modelopt"}, "T4", False),
         ({"quant_method": "modelopt", "quantization": {"quant_algo": "NVFP4"}}, "T4", True),
         ({"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "FP8"}}, "L4", True),
+        # As newer versions of ModelOpt have it, without a section of its own; and with a quantised cache alone.
+        ({"quant_method": "modelopt", "producer": {"name": "modelopt"}, "quant_algo": "NVFP4"}, "T4", True),
+        ({"producer": {"name": "modelopt"}, "quantization": {"quant_algo": None}}, "T4", True),
         (W4A16, "T4", True),
         (
             {"quant_method": "compressed-tensors", "config_groups": {"group_0": {
@@ -597,11 +600,26 @@ def test_sparse_attention_has_kernels_for_new_cards_alone(what: Config, accelera
     assert ("compute capability" not in found.words) is can
 
 
-@pytest.mark.parametrize("method", ["bitsandbytes", "aqlm", None, 4])
-def test_a_checkpoint_that_vllm_cannot_read_is_refused(method: object) -> None:
+@pytest.mark.parametrize(
+    "said",
+    [
+        *({"quant_method": method} for method in ("bitsandbytes", "aqlm", None, 4, {"a": 1})),
+        {"quant_method": "modelopt", "quant_algo": "W4A8_AWQ"},
+        {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "INT8_SQ"}},
+    ],
+)
+def test_a_checkpoint_that_vllm_cannot_read_is_refused(said: Config) -> None:
     """Before a machine is rented that cannot start."""
     with pytest.raises(Refused, match="which vLLM does not serve"):
-        sized(model("llama", 4, 8, 1024, quantization_config={"quant_method": method}))
+        sized(model("llama", 4, 8, 1024, quantization_config=said))
+
+
+@pytest.mark.parametrize("name", ["quantization_config", "compression_config"])
+@pytest.mark.parametrize("said", ["fp8", [{"quant_method": "fp8"}], 8, True])
+def test_a_quantisation_that_is_no_object_is_refused(name: str, said: object) -> None:
+    """It was read as none at all."""
+    with pytest.raises(Refused, match=f"says in {name} what is no object"):
+        sized(model("llama", 4, 8, 1024, **{name: said}))
 
 
 def test_the_largest_cards_compute_more_at_once() -> None:
