@@ -18,7 +18,7 @@ start.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -28,6 +28,7 @@ from blocks.ports.market import Offer
 from flows.policy.sizing import gguf
 from flows.policy.sizing.architectures import VALUE_BYTES, Reading, read_architecture
 from flows.policy.sizing.kv_cache import GIB, STEP_TOKENS, Caches, Line
+from flows.policy.sizing.mistral import is_in_own_form
 from flows.policy.sizing.model_config import (
     INNER_WIDTH,
     WIDTH,
@@ -80,7 +81,7 @@ CPP_DISK_BYTES = 1 * GIB
 DISK_ROOM = 1.1
 """A file system keeps some of itself, and a file that came broken is fetched again beside the others."""
 
-SHARD = re.compile(r"-\d{5}-of-\d{5}\.")
+SHARD = re.compile(r"-\d+-of-\d+\.")
 
 
 class KvCache(Protocol):
@@ -170,10 +171,12 @@ def size_model(
     weights: Sequence[tuple[str, int]],
     index_total_bytes: int | None,
     engine: EngineSettings,
+    indexed: Collection[str] = (),
 ) -> Need:
     """What a model takes in vLLM, from its config.json and its files' sizes.
 
-    `index_total_bytes` is `metadata.total_size` of model.safetensors.index.json, None where there is none. Experts
+    `index_total_bytes` is `metadata.total_size` of model.safetensors.index.json, None where there is none, and
+    `indexed` are the files that it names. Experts
     count whole: each may be asked at any time. Images and sound have memory of their own, which is not counted.
     Refused where config.json does not say enough, or the context is longer than the model's.
     """
@@ -182,7 +185,9 @@ def size_model(
     text = {**text, "quantization_config": said} if said else text
     check_context(engine, longest_context(text))
     reading, least = read_architecture(text), least_capability(said)
-    weights_bytes, weights_line = _weights(weights, index_total_bytes, method_of(said) or _wider_than_served(text))
+    weights_bytes, weights_line = _weights(
+        weights, index_total_bytes, indexed, method_of(said) or _wider_than_served(text)
+    )
     caches = Caches(reading.caches, engine, reading.is_packed)
     token_bytes, sampling_bytes, activation_line = _activations(text, engine)
     disk_bytes, disk_line = _disk(weights, VLLM_DISK_BYTES, "vLLM and what it compiles")
@@ -417,14 +422,26 @@ def _largest_share(need: Need, cards: int) -> float:
 # --- Weights and activations ----------------------------------------------------------------------------------------
 
 
-def _weights(files: Sequence[tuple[str, int]], index_total_bytes: int | None, kind: str) -> tuple[int, str]:
-    """What vLLM would load: safetensors before .bin, shards before one file of the same, nothing in folders."""
+def _weights(
+    files: Sequence[tuple[str, int]], index_total_bytes: int | None, indexed: Collection[str], kind: str
+) -> tuple[int, str]:
+    """What vLLM would load (`_prepare_weights` in its model_loader/default_loader.py), and nothing in folders.
+
+    Mistral's own form before all, safetensors before .bin, what the index names before the rest.
+    """
     top = {path: size for path, size in files if "/" not in path}
     tensors = {path: size for path, size in top.items() if path.endswith(".safetensors") and "adapter" not in path}
-    plain = {path: size for path, size in tensors.items() if not path.startswith("consolidated")}
-    shards = {path: size for path, size in plain.items() if SHARD.search(path)}
     bins = {path: size for path, size in top.items() if path.startswith("pytorch_model") and path.endswith(".bin")}
-    chosen = shards or plain or tensors or bins
+    if own := [path for path, _ in files if is_in_own_form(path)]:
+        chosen = {path: size for path, size in tensors.items() if path in own}
+        if not chosen:
+            raise Refused(f"vLLM would look for {own[0]} outside of its folder and find nothing; ignore that file")
+    elif tensors and indexed:
+        if lacking := sorted(set(indexed) - top.keys()):
+            raise Refused(f"the index of the weights names {lacking[0]}, which is not there; mirror the model anew")
+        chosen = {path: size for path, size in top.items() if path in indexed}
+    else:
+        chosen = _without_twins(tensors or bins)
     if not chosen:
         named = ", ".join(sorted(top)) or "nothing"
         raise Refused(
@@ -432,11 +449,17 @@ def _weights(files: Sequence[tuple[str, int]], index_total_bytes: int | None, ki
             " GGUF file with llama.cpp"
         )
     total = sum(chosen.values())
-    counted = f"{len(chosen)} {'.bin' if chosen is bins else '.safetensors'} file{'s' if len(chosen) > 1 else ''}"
+    counted = f"{len(chosen)} {'.bin' if not tensors else '.safetensors'} file{'s' if len(chosen) > 1 else ''}"
     # The index counts the tensors alone. One that is far from its files is wrong, and then the files count.
-    if chosen is not bins and index_total_bytes is not None and 0.9 * total <= index_total_bytes <= total:
+    if tensors and not own and index_total_bytes is not None and 0.9 * total <= index_total_bytes <= total:
         total, counted = index_total_bytes, f"{index_total_bytes:,} bytes by the index of {counted}"
     return total, f"Weights: {counted} = {_size(total)}{f' ({kind})' if kind else ''}"
+
+
+def _without_twins(files: Mapping[str, int]) -> Mapping[str, int]:
+    """Of weights in shards and in one file as well, the shards."""
+    in_shards = {SHARD.sub(".", path) for path in files if SHARD.search(path)}
+    return {path: size for path, size in files.items() if path not in in_shards}
 
 
 def _wider_than_served(text: Config) -> str:

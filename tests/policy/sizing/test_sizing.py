@@ -207,7 +207,13 @@ SHARDS = [(f"model-0000{part}-of-00002.safetensors", 500) for part in (1, 2)]
         (SHARDS, 10, 1000),
         (SHARDS, 2000, 1000),
         ([*SHARDS, ("pytorch_model-00001-of-00001.bin", 1000), ("training_args.bin", 1)], None, 1000),
-        ([*SHARDS, ("consolidated.safetensors", 999), ("original/consolidated.00.pth", 999)], None, 1000),
+        ([*SHARDS, ("original/consolidated.00.pth", 999)], None, 1000),
+        # Mistral's own form goes before all, whatever the index says of the other.
+        ([*SHARDS, ("consolidated.safetensors", 1999)], 1000, 1999),
+        # Other weights beside the shards are loaded with them; the same in one file are not.
+        ([*SHARDS, ("vision_tower.safetensors", 300)], None, 1300),
+        ([("model-1-of-2.safetensors", 5), ("model-2-of-2.safetensors", 5), ("model.safetensors", 10)], None, 10),
+        ([("pytorch_model-00001-of-00001.bin", 9), ("pytorch_model.bin", 9)], None, 9),
         ([*SHARDS, ("original/model-00001-of-00001.safetensors", 999), ("model.safetensors", 1000)], 1000, 1000),
         ([("consolidated-00001-of-00001.safetensors", 7), ("config.json", 1)], None, 7),
         ([("pytorch_model.bin", 8), ("optimizer.bin", 9), ("tokenizer.json", 1)], 8, 8),
@@ -217,6 +223,21 @@ SHARDS = [(f"model-0000{part}-of-00002.safetensors", 500) for part in (1, 2)]
 def test_only_what_the_engine_loads_counts(files: Sequence[tuple[str, int]], index: int | None, weights: int) -> None:
     """One copy of the weights, by the index where it agrees with its files."""
     assert size_model(LLAMA_8B, files, index, ONE).weights_bytes == weights
+
+
+def test_the_index_says_which_files_are_loaded() -> None:
+    """All of them, and no others; one that is not there would end the engine."""
+    files = [*SHARDS, ("vision.safetensors", 300), ("old.safetensors", 7000)]
+    names = [*(path for path, _ in SHARDS), "vision.safetensors"]
+    assert size_model(LLAMA_8B, files, None, ONE, names).weights_bytes == 1300
+    with pytest.raises(Refused, match=r"names gone\.safetensors, which is not there"):
+        size_model(LLAMA_8B, files, None, ONE, [*names, "gone.safetensors"])
+
+
+def test_mistrals_form_in_a_folder_is_refused() -> None:
+    """VLLM sees it there, and then looks for it at the top."""
+    with pytest.raises(Refused, match="outside of its folder and find nothing"):
+        size_model(LLAMA_8B, [*SHARDS, ("original/consolidated.safetensors", 999)], None, ONE)
 
 
 def test_experts_and_quantised_files_count_as_they_are() -> None:
