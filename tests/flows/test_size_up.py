@@ -1,7 +1,7 @@
 """What a task makes of a model's own files, whoever wrote them."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import pytest
 
@@ -22,7 +22,7 @@ def sized(
     index: bytes = b"",
     more: bytes = b"",
     cut: int = 0,
-    files: Mapping[str, int] | None = None,
+    files: dict[str, int] | None = None,
     params: dict[str, object] | None = None,
     tokens: int = 1024,
 ) -> Need:
