@@ -160,6 +160,24 @@ NOT_KNOWN = (
 ATTENTION_FREE = frozenset({"mamba", "mamba2", "falcon_mamba"})
 
 
+CUT_ENCODERS = frozenset({
+    "aria", "cohere2_vision", "dots_ocr", "ernie4_5_moe_vl", "exaone4_5", "gemma3", "glm4v", "glm4v_moe", "glm_ocr",
+    "idefics3", "isaac", "kimi_k25", "kimi_vl", "llama4", "llava", "llava_next", "llava_next_video", "llava_onevision",
+    "minicpmv", "mistral3", "paddleocr_vl", "paligemma", "pixtral", "qwen2_5_vl", "qwen2_vl", "qwen3_5", "qwen3_5_moe",
+    "qwen3_vl", "qwen3_vl_moe", "smolvlm", "voxtral",
+})  # fmt: skip
+"""Models whose encoder of images or sound vLLM cuts as it cuts the language model (`divide` in glm4_1v.py, siglip.py
+and others); InternVL's fills its heads up, and others have theirs whole on each card."""
+ENCODER_HEADS = ("num_heads", "num_attention_heads", "encoder_attention_heads")
+
+
+def encoder_heads(config: Config) -> int | None:
+    """Of which each card has to get as many, as https://github.com/vllm-project/vllm/issues/24004 found too late."""
+    if family_of(config) not in CUT_ENCODERS:
+        return None
+    return number(section(config, "vision_config") or section(config, "audio_config"), *ENCODER_HEADS)
+
+
 # --- Which layers keep what -----------------------------------------------------------------------------------------
 
 

@@ -26,7 +26,7 @@ from blocks.errors import Refused
 from blocks.ports.fleet import EngineSettings
 from blocks.ports.market import Offer
 from flows.policy.sizing import gguf
-from flows.policy.sizing.architectures import VALUE_BYTES, Reading, read_architecture
+from flows.policy.sizing.architectures import VALUE_BYTES, Reading, encoder_heads, read_architecture
 from flows.policy.sizing.kv_cache import GIB, STEP_TOKENS, Caches, Line
 from flows.policy.sizing.mistral import is_in_own_form
 from flows.policy.sizing.model_config import (
@@ -197,7 +197,7 @@ def size_model(
         token_bytes,
         sampling_bytes,
         reading.layers,
-        _shares(reading, quantised_groups(said, text)),
+        _shares(reading, quantised_groups(said, text), encoder_heads(config)),
         disk_bytes=disk_bytes,
         least_capability=max(least, reading.least_capability),
         is_bound=bool(reading.bound),
@@ -211,7 +211,7 @@ def size_model(
     )
 
 
-def _shares(reading: Reading, groups: Sequence[int]) -> tuple[Share, ...]:
+def _shares(reading: Reading, groups: Sequence[int], encoder: int | None) -> tuple[Share, ...]:
     """What each card has to get a whole number of, or a whole copy."""
     shards = {
         part.shards for cache in reading.caches if cache.keeps != "states" for part in cache.parts if cache.layers
@@ -220,6 +220,7 @@ def _shares(reading: Reading, groups: Sequence[int]) -> tuple[Share, ...]:
         *(Share(count, words) for count, words in reading.whole),
         *(Share(count, "KV heads", may_be_copied=True) for count in sorted(shards) if count > 1),
         *(Share(count, "quantised groups") for count in groups),
+        *([Share(encoder, "attention heads of the encoder")] if encoder else []),
     )
 
 

@@ -512,9 +512,29 @@ def test_a_checkpoint_may_halve_its_cache() -> None:
 QWEN_72B = model("qwen2", 80, 64, 8192, num_key_value_heads=8, intermediate_size=29_568)
 
 
+GLM_4V = {
+    "model_type": "glm4v_moe",
+    "text_config": model("glm4_moe", 46, 96, 4096, num_key_value_heads=8, head_dim=128),
+    "vision_config": {"num_heads": 12, "hidden_size": 1536, "depth": 24},
+}
+VOXTRAL = {
+    "model_type": "voxtral",
+    "text_config": model("llama", 30, 32, 3072, num_key_value_heads=8, head_dim=128),
+    "audio_config": {"num_attention_heads": 20},
+}
+
+
+def test_an_encoder_that_is_not_cut_is_shared_by_any_cards() -> None:
+    """InternVL's heads are filled up to what the cards share."""
+    assert fit(sized(GLM_4V), cards(4)).fits
+    assert fit(sized(GLM_4V | {"model_type": "internvl_chat"}), cards(8)).fits
+
+
 @pytest.mark.parametrize(
     ("what", "count", "words"),
     [
+        (GLM_4V, 8, "12 attention heads of the encoder"),
+        (VOXTRAL, 8, "20 attention heads of the encoder"),
         (QWEN_72B | {"quantization_config": W4A16}, 8, "231 quantised groups"),
         (QWEN_72B | {"compression_config": W4A16}, 8, "231 quantised groups"),
         ({"model_type": "v", "quantization_config": W4A16, "text_config": QWEN_72B}, 8, "231 quantised groups"),
