@@ -270,7 +270,7 @@ def size_gguf(header: bytes, file_bytes: int, engine: EngineSettings) -> Need:
                 f"the first {len(header):,} bytes of the GGUF file do not say its {family or '<architecture>'}.{name};"
                 f" read {gguf.ENOUGH_BYTES:,} bytes, and if that is not enough, convert the model anew"
             )
-        if not isinstance(value, int) or value < 1:
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise Refused(
                 f"the GGUF file says that {family}.{name} is {value!r}, from which its memory cannot be told;"
                 " choose another model"
@@ -288,10 +288,11 @@ def size_gguf(header: bytes, file_bytes: int, engine: EngineSettings) -> Need:
     in_all = layers * kv_heads
     if isinstance(per_layer, tuple) and len(per_layer) == layers:
         in_all = sum(int(some) if some > 0 else kv_heads for some in per_layer)
-    key, value = (
-        said_number("attention.key_length", width // heads),
-        said_number("attention.value_length", width // heads),
-    )
+    # Where layers have more heads or fewer of them, the widest there can be count.
+    by_layer = said.get(f"{family}.attention.head_count")
+    fewest = min((some for some in by_layer if some > 0), default=heads) if isinstance(by_layer, tuple) else heads
+    widest = width // int(fewest)
+    key, value = said_number("attention.key_length", widest), said_number("attention.value_length", widest)
     context = _rounded_up(engine.context_tokens, CPP_CONTEXT_STEP)
     kv_bytes = in_all * (key + value) * VALUE_BYTES * context * engine.parallel_requests
     tokens = said.get("tokenizer.ggml.tokens")

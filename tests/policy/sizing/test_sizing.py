@@ -505,6 +505,8 @@ def write_header(path: Path, family: str, **numbers: int | list[int]) -> bytes:
         key = f"{family}.{name.replace('__', '.')}"
         if isinstance(value, list):
             writer.add_array(key, value)
+        elif isinstance(value, bool):
+            writer.add_bool(key, value)
         else:
             writer.add_uint32(key, value)
     writer.write_header_to_file()
@@ -583,6 +585,8 @@ ONE_SMALL = EngineSettings(256, 1)
         ({"attention__head_count_kv": [2, 4, 4, 2]}, 12 * (32 + 32) * 2),
         # Recurrent layers have no heads, and count as if they had.
         ({"attention__head_count_kv": [0, 4, 0, 2]}, 14 * (32 + 32) * 2),
+        # Layers with 4 heads share the same width as those with 8, and some have none.
+        ({"attention__head_count": [8, 4, 0, 8], "attention__head_count_kv": 2}, 4 * 2 * (64 + 64) * 2),
         # What says nothing sound of each layer: all count as the largest.
         ({"attention__head_count_kv": [4]}, 16 * (32 + 32) * 2),
         ({"attention__head_count_kv": [4, -4, -4, -4]}, 16 * (32 + 32) * 2),
@@ -590,7 +594,7 @@ ONE_SMALL = EngineSettings(256, 1)
 )
 def test_a_gguf_header_gives_the_cache(tmp_path: Path, more: Mapping[str, int | list[int]], bytes_a_token: int) -> None:
     """In the 256 tokens' steps of llama.cpp."""
-    header = write_header(tmp_path / "a.gguf", "llama", **WHOLE, **more)
+    header = write_header(tmp_path / "a.gguf", "llama", **{**WHOLE, **more})
     assert size_gguf(header, 1, EngineSettings(300, 3)).kv_bytes == bytes_a_token * 512 * 3
 
 
@@ -600,6 +604,7 @@ def test_a_gguf_header_gives_the_cache(tmp_path: Path, more: Mapping[str, int | 
         ({key: value for key, value in WHOLE.items() if key != "block_count"}, "do not say its llama.block_count"),
         (WHOLE | {"context_length": 128}, "made for 128 tokens and 256 are asked for"),
         (WHOLE | {"attention__head_count": 0}, "llama.attention.head_count is 0"),
+        (WHOLE | {"block_count": True}, "llama.block_count is True"),
         (WHOLE | {"attention__head_count_kv": [0, 0, 0, 0]}, "llama.attention.head_count_kv is 0"),
     ],
 )
