@@ -102,6 +102,8 @@ class States:
     kept: int = 2
     """Of one request: vLLM keeps the running one, the last before a block's end, and some a checkpoint of the prompt's
     (`MambaSpec.max_memory_usage_bytes` with prefix caching, which is on by default)."""
+    step: int = BLOCK_TOKENS
+    """Of how many tokens pages beside them are a multiple (`get_prefill_checkpoint_alignment`)."""
 
 
 @dataclass(frozen=True)
@@ -554,7 +556,7 @@ def _states(text: Config, family: str, kinds: Sequence[Layer]) -> Sequence[Cache
     # Without attention there is no prefix caching, and a request has the running state alone.
     kept = 1 if family in ATTENTION_FREE else STATES[family].kept
     size = sum(part.total_bytes for part in parts)
-    return (Cache(count, "states", parts, f"{size:,} bytes", tokens=kept),)
+    return (Cache(count, "states", parts, f"{size:,} bytes", tokens=kept, block_tokens=STATES[family].step),)
 
 
 def _whole_states(text: Config) -> Sequence[tuple[int, str]]:
@@ -647,6 +649,9 @@ def _state_bytes(text: Config, name: str, otherwise: int) -> int:
     return {"float32": FLOAT32_BYTES, "bfloat16": VALUE_BYTES, "float16": VALUE_BYTES}.get(str(said), otherwise)
 
 
+GATED_DELTA_TOKENS = 64
+"""Where FlashInfer computes it, as on Hopper, it keeps a state for every so many tokens of a prompt; elsewhere 16 do
+(layers/mamba/gdn/qwen_gdn_linear_attn.py)."""
 STATES: Mapping[str, States] = {
     "mamba": States(_mamba1),
     "falcon_mamba": States(_mamba1),
@@ -657,9 +662,9 @@ STATES: Mapping[str, States] = {
     "granitemoehybrid": States(_mamba2, kept=3),
     "zamba2": States(_mamba2, kept=3),
     "nemotron_h": States(_nemotron, kept=3),
-    "qwen3_next": States(_gated_delta, kept=3),
-    "qwen3_5_text": States(_gated_delta, kept=3),
-    "qwen3_5_moe_text": States(_gated_delta, kept=3),
+    "qwen3_next": States(_gated_delta, kept=3, step=GATED_DELTA_TOKENS),
+    "qwen3_5_text": States(_gated_delta, kept=3, step=GATED_DELTA_TOKENS),
+    "qwen3_5_moe_text": States(_gated_delta, kept=3, step=GATED_DELTA_TOKENS),
     "olmo_hybrid": States(_gated_delta, kept=3),
     "kimi_linear": States(_kimi_delta, kept=3),
     "minimax": States(_linear),
