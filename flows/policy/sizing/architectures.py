@@ -67,7 +67,7 @@ SLIDING = frozenset({
     "gemma4_unified_text", "gpt_oss", "laguna", "llama4_text", "mimo_v2", "mimo_v2_flash", "ministral", "olmo3",
     "step3p5",
 })  # fmt: skip
-ALL_SLIDE = frozenset({"mistral", "mixtral", "phi3", "phi3_v", "phimoe"})
+ALL_SLIDE = frozenset({"mistral", "mixtral", "phi3", "phi3_v", "phimoe", "starcoder2"})
 """A window that they name is that of every layer (`sliding_window` in vLLM's engine/arg_utils.py)."""
 WINDOW_AND_ONE = frozenset({"cohere2", "cohere2_moe"})
 """Their window does not count the token itself (model_executor/models/commandr.py)."""

@@ -137,6 +137,7 @@ FALCON_7B = {"model_type": "falcon", "num_hidden_layers": 32, "num_attention_hea
 FALCON_40B = {"model_type": "falcon", "num_hidden_layers": 60, "num_attention_heads": 128, "hidden_size": 8192,
               "new_decoder_architecture": True, "multi_query": True, "num_kv_heads": 8}  # fmt: skip
 STARCODER = {"model_type": "gpt_bigcode", "n_layer": 40, "n_head": 48, "n_embd": 6144, "multi_query": True}
+STARCODER2 = model("starcoder2", 40, 48, 6144, num_key_value_heads=4, sliding_window=4096)
 CHATGLM3 = {"model_type": "chatglm", "num_layers": 28, "num_attention_heads": 32, "hidden_size": 4096,
             "multi_query_attention": True, "multi_query_group_num": 2, "seq_length": 32_768}  # fmt: skip
 STEP_3P5 = model(
@@ -211,6 +212,7 @@ MINIMAX_PAGE = 512 * 2 * 8 * 128 * 2
         (FALCON_7B, 32 * 2 * 1 * 64 * 2 * LONG),
         (FALCON_40B, 60 * 2 * 8 * 64 * 2 * LONG),
         (STARCODER, 40 * 2 * 1 * 128 * 2 * LONG),
+        (STARCODER2, 40 * 2 * 4 * 128 * 2 * window_tokens(4096)),
         (CHATGLM3, 28 * 2 * 2 * 128 * 2 * LONG),
         (CHATGLM3 | {"multi_query_attention": False}, 28 * 2 * 32 * 128 * 2 * LONG),
         (MINIMAX_M3, (60 * 2 * 4 * 128 * 2 + 57 * 128 * 2) * LONG),
