@@ -38,6 +38,7 @@ from flows.policy.sizing.model_config import (
     longest_context,
     needed,
     number,
+    section,
 )
 from flows.policy.sizing.quantisation import least_capability, method_of, quantised, quantised_groups, why_not_on
 
@@ -471,13 +472,14 @@ def _wider_than_served(text: Config) -> str:
 
 def _activations(text: Config, engine: EngineSettings) -> tuple[int, int, str]:
     """The widest layer for one of a step's tokens, and the sampling of one token for each request."""
-    width = needed(text, *WIDTH)
-    inner = number(text, *INNER_WIDTH) or 4 * width
-    a_token = number(text, *EXPERTS_A_TOKEN) or 1
+    width, of_dbrx = needed(text, *WIDTH), section(text, "ffn_config")
+    inner = number(text, *INNER_WIDTH) or number(of_dbrx, *INNER_WIDTH) or 4 * width
+    a_token = number(text, *EXPERTS_A_TOKEN) or number(of_dbrx, *EXPERTS_A_TOKEN) or 1
     if expert := number(text, "moe_intermediate_size", "expert_ffn_hidden_size"):
         inner = max(inner, expert * (a_token + _shared_experts(text)))
-    elif number(text, "num_local_experts", "num_experts"):
+    elif number(text, "num_local_experts", "num_experts") or of_dbrx:
         inner *= a_token
+    inner = max(inner, number(text, "intermediate_size_mlp") or 0)  # Llama 4's dense layers
     words = number(text, "vocab_size") or LARGEST_VOCABULARY
     token, sampling = (3 * inner + 4 * width) * VALUE_BYTES, engine.parallel_requests * words * LOGIT_BYTES
     line = (

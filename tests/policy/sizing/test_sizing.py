@@ -287,6 +287,9 @@ def test_activations_are_never_below_the_measured_ones(what: Mapping[str, object
         ({"moe_intermediate_size": 2048, "num_experts_per_tok": 8, "n_shared_experts": 1}, 9 * 2048),
         ({"moe_intermediate_size": 768, "num_experts_per_tok": 8}, 14336),
         ({"intermediate_size": None}, 4 * 4096),
+        # Llama 4's dense layers are wider than its experts, and DBRX says of experts elsewhere.
+        ({"num_local_experts": 16, "num_experts_per_tok": 1, "intermediate_size_mlp": 32_768}, 32_768),
+        ({"intermediate_size": None, "ffn_config": {"ffn_hidden_size": 10_752, "moe_top_k": 4}}, 4 * 10_752),
     ],
 )
 def test_every_token_passes_through_its_experts(more: Mapping[str, object], inner: int) -> None:
