@@ -40,7 +40,15 @@ from flows.policy.sizing.model_config import (
     number,
     section,
 )
-from flows.policy.sizing.quantisation import least_capability, method_of, quantised, quantised_groups, why_not_on
+from flows.policy.sizing.quantisation import (
+    CUT_FROM,
+    capability_of,
+    least_capability,
+    method_of,
+    quantised,
+    quantised_groups,
+    why_not_on,
+)
 
 USABLE_SHARE = 0.90
 """Of a card, for the engine. vLLM's default was 0.9 for years and is 0.92 since it counts CUDA graphs in; they are
@@ -112,9 +120,12 @@ class Share:
     words: str
     may_be_copied: bool = False
     """On more cards than there are of it, each has a copy."""
+    parts: int = 1
+    """Into how many each of them can be cut on newer cards."""
 
-    def goes_on(self, cards: int) -> bool:
-        return self.count % cards == 0 or (self.may_be_copied and cards % self.count == 0)
+    def goes_on(self, cards: int, capability: float = 0.0) -> bool:
+        count = self.count * (self.parts if capability >= CUT_FROM else 1)
+        return count % cards == 0 or (self.may_be_copied and cards % self.count == 0)
 
     def __str__(self) -> str:
         return f"{self.count} {self.words}"
@@ -212,7 +223,7 @@ def size_model(
     )
 
 
-def _shares(reading: Reading, groups: Sequence[int], encoder: int | None) -> tuple[Share, ...]:
+def _shares(reading: Reading, groups: Mapping[int, int], encoder: int | None) -> tuple[Share, ...]:
     """What each card has to get a whole number of, or a whole copy."""
     shards = {
         part.shards for cache in reading.caches if cache.keeps != "states" for part in cache.parts if cache.layers
@@ -220,7 +231,7 @@ def _shares(reading: Reading, groups: Sequence[int], encoder: int | None) -> tup
     return (
         *(Share(count, words) for count, words in reading.whole),
         *(Share(count, "KV heads", may_be_copied=True) for count in sorted(shards) if count > 1),
-        *(Share(count, "quantised groups") for count in groups),
+        *(Share(count, "quantised groups", parts=parts) for count, parts in groups.items()),
         *([Share(encoder, "attention heads of the encoder")] if encoder else []),
     )
 
@@ -338,8 +349,9 @@ def fit(need: Need, offer: Offer) -> Fit:
         return _fit_on_processors(need, offer)
     if why := why_not_on(offer, need.least_capability):
         return Fit(fits=False, words=why)
-    if not _divides(need, offer.accelerators):
-        return Fit(fits=False, words=_why_not(need, offer.accelerators))
+    capability = capability_of(offer.accelerator) or 0.0
+    if not _divides(need, offer.accelerators, capability):
+        return Fit(fits=False, words=_why_not(need, offer.accelerators, capability))
     step_tokens = _step_tokens(need, offer)
     weights, kv = _largest_share(need, offer.accelerators), need.kv.on_each_of(offer.accelerators, step_tokens)
     activations = need.activations(step_tokens)
@@ -403,17 +415,17 @@ def _fit_on_processors(need: Need, offer: Offer) -> Fit:
 # --- How a model is divided among cards -----------------------------------------------------------------------------
 
 
-def _divides(need: Need, cards: int) -> bool:
+def _divides(need: Need, cards: int, capability: float) -> bool:
     """Does each card get a whole number of everything that cannot be cut?"""
     if need.shares is None:
         return cards <= need.layers
-    return all(share.goes_on(cards) for share in need.shares)
+    return all(share.goes_on(cards, capability) for share in need.shares)
 
 
-def _why_not(need: Need, cards: int) -> str:
+def _why_not(need: Need, cards: int, capability: float) -> str:
     if need.shares is None:
         return f"{cards} cards cannot share {need.layers} layers; take {need.layers} or fewer"
-    could = [str(count) for count in range(1, 2 * cards) if _divides(need, count)]
+    could = [str(count) for count in range(1, 2 * cards) if _divides(need, count, capability)]
     return f"{cards} cards cannot share {', '.join(map(str, need.shares))} evenly; take {', '.join(could)}"
 
 

@@ -516,6 +516,15 @@ def test_a_checkpoint_may_halve_its_cache() -> None:
 QWEN_72B = model("qwen2", 80, 64, 8192, num_key_value_heads=8, intermediate_size=29_568)
 
 
+FP8_BLOCKS = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+QWEN3_30B_FP8 = model(
+    "qwen3_moe", 48, 32, 2048, num_key_value_heads=4, head_dim=128, intermediate_size=6144, moe_intermediate_size=768,
+    num_experts=128, num_experts_per_tok=8, quantization_config=FP8_BLOCKS,
+)  # fmt: skip
+MINIMAX_M2 = model(
+    "minimax_m2", 62, 48, 3072, num_key_value_heads=8, head_dim=128, intermediate_size=1536, num_local_experts=256,
+    num_experts_per_tok=8, quantization_config=FP8_BLOCKS,
+)  # fmt: skip
 GLM_4V = {
     "model_type": "glm4v_moe",
     "text_config": model("glm4_moe", 46, 96, 4096, num_key_value_heads=8, head_dim=128),
@@ -526,6 +535,27 @@ VOXTRAL = {
     "text_config": model("llama", 30, 32, 3072, num_key_value_heads=8, head_dim=128),
     "audio_config": {"num_attention_heads": 20},
 }
+
+
+@pytest.mark.parametrize(
+    ("what", "count", "accelerator", "can"),
+    [
+        # 768 of an expert in blocks of 128: four cards cut these six at 64, if their programs can.
+        (QWEN3_30B_FP8, 2, "A100-80GB", True),
+        (QWEN3_30B_FP8, 4, "A100-80GB", False),
+        (QWEN3_30B_FP8, 4, "MI300X", False),
+        (QWEN3_30B_FP8, 4, "L40S", True),
+        (QWEN3_30B_FP8, 8, "H100", True),
+        (MINIMAX_M2, 8, "H200", True),
+        # An expert that is for all tokens is no expert's layer, and other methods' groups stay whole.
+        (QWEN3_30B_FP8 | {"n_shared_experts": 1}, 4, "H100", False),
+        (QWEN3_30B_FP8 | {"quantization_config": W4A16}, 4, "H100", False),
+    ],
+)
+def test_blocks_of_experts_are_cut_where_vllm_can(what: Config, count: int, accelerator: str, *, can: bool) -> None:
+    """As it plans it itself: without this no machine of eight cards had Qwen3-Coder-480B in eight bits."""
+    found = fit(sized(what, tokens=1024), cards(count, accelerator, 141))
+    assert ("cannot share" not in found.words) is can, found.words
 
 
 def test_an_encoder_that_is_not_cut_is_shared_by_any_cards() -> None:

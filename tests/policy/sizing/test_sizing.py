@@ -384,8 +384,8 @@ def test_no_card_is_taken_for_more_than_it_has(logged_gib: float, offer: Offer, 
         (LLAMA_70B, 3, "3 cards cannot share 64 attention heads, 8 KV heads evenly; take 1, 2, 4"),
         (
             QWEN3_30B_A3B | {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}},
-            4,
-            "4 cards cannot share 32 attention heads, 4 KV heads, 48 quantised groups, 6 quantised groups, 32",
+            16,
+            "16 cards cannot share 32 attention heads, 4 KV heads, 48 quantised groups, 6 quantised groups, 32",
         ),
         (
             QWEN_72B | {"quantization_config": {"quant_method": "awq", "group_size": 128}},
