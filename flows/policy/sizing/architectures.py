@@ -126,6 +126,10 @@ class Reading:
 def read_architecture(text: Config) -> Reading:
     """Of the language model's own numbers; Refused where they do not say enough."""
     family = family_of(text)
+    if family in NO_LONGER_SERVED:
+        raise Refused(
+            f"vLLM does not serve {family} any more, so an engine would end as it starts; choose another model"
+        )
     if family.startswith(NOT_SIZED):
         raise Refused(
             f"{family} keeps more than every token's keys and values, and how much is not worked out here; choose"
@@ -150,6 +154,9 @@ def read_architecture(text: Config) -> Reading:
 
 SPARSE_FROM = 9.0
 """Of all kernels for sparse latent attention (`supports_compute_capability` in vllm/v1/attention/backends/mla)."""
+NO_LONGER_SERVED = frozenset({"bamba", "minimax", "minimax_m1", "minimax_text_01", "phi3small", "phi4flash", "plamo2"})
+"""Of `_PREVIOUSLY_SUPPORTED_MODELS` in its model_executor/models/registry.py, those whose place Transformers'
+classes cannot take, for they keep states or need code of their own."""
 NOT_SIZED = ("inkling", "deepseek_v41")
 """How families begin of which a bound by tokens would be none: what passes through their short convolutions and
 compressors lies in windows that vLLM sizes for two steps (vllm/models/inkling/nvidia/sconv_swa_attn.py)."""
@@ -308,7 +315,6 @@ RULES: Mapping[str, Rule] = {
     "falcon_h1": _all("both"),
     "bailing_hybrid": _grouped,
     "bailing_moe_linear": _grouped,
-    "bamba": _listed("attn_layer_indices"),
     "exaone4": _exaone,
     "jamba": _jamba,
     "kimi_linear": _kimi_linear,
@@ -317,9 +323,6 @@ RULES: Mapping[str, Rule] = {
     "llama4_text": _flagged("no_rope_layers", "chunk", "full"),
     "mimo_v2": _flagged("hybrid_layer_pattern", "window", "full"),
     "mimo_v2_flash": _flagged("hybrid_layer_pattern", "window", "full"),
-    "minimax_m1": _flagged("attn_type_list", "full", "state"),
-    "minimax_text_01": _flagged("attn_type_list", "full", "state"),
-    "minimax": _flagged("attn_type_list", "full", "state"),
     "zamba2": _listed("hybrid_layer_ids", "both"),
 }
 """How families name their layers that do it in a way of their own; an empty answer where this config does not."""
@@ -657,7 +660,6 @@ STATES: Mapping[str, States] = {
     "falcon_mamba": States(_mamba1),
     "jamba": States(_mamba1),
     "mamba2": States(_mamba2),
-    "bamba": States(_mamba2, kept=3),
     "falcon_h1": States(_mamba2, kept=3),
     "granitemoehybrid": States(_mamba2, kept=3),
     "zamba2": States(_mamba2, kept=3),
@@ -667,9 +669,6 @@ STATES: Mapping[str, States] = {
     "qwen3_5_moe_text": States(_gated_delta, kept=3, step=GATED_DELTA_TOKENS),
     "olmo_hybrid": States(_gated_delta, kept=3),
     "kimi_linear": States(_kimi_delta, kept=3),
-    "minimax": States(_linear),
-    "minimax_m1": States(_linear),
-    "minimax_text_01": States(_linear),
     "bailing_hybrid": States(_linear),
     "bailing_moe_linear": States(_linear),
     "lfm2": States(_short_conv),
