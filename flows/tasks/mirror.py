@@ -22,7 +22,7 @@ from flows.policy.mirrors.mirror import Selection, what_is_there, what_to_mirror
 from flows.policy.mirrors.verify import Finding
 from flows.policy.mirrors.weights import code_named_in, may_name_code
 from flows.policy.releases.ledger import LEDGERS, ServiceRecord
-from flows.policy.sizing import gguf
+from flows.policy.sizing import gguf, mistral
 from flows.policy.sizing.sizing import Need, size_gguf, size_model
 from flows.runtime.retries import retried_task
 from flows.tasks.ledger import document_of
@@ -63,25 +63,36 @@ def size_up(
 ) -> Need:
     """How much memory a replica of the model needs, from what its own files say; `files` are sizes in bytes by path.
 
-    Refused where they do not say it: a model without config.json that is no single GGUF file.
+    Refused where they do not say it: a model without config.json that is no single GGUF file, or one that vLLM and
+    llama.cpp would each read by other files.
     """
     if choices := [path for path in files if path.endswith(".gguf")]:
         if len(choices) > 1:
             raise Refused(f"{repo} holds {len(choices)} GGUF files, {', '.join(choices)}; choose a repository with one")
+        if CONFIG in files and (others := [path for path in files if path.endswith(".safetensors")]):
+            raise Refused(
+                f"{repo} holds {choices[0]}, which llama.cpp serves, and {others[0]}, which vLLM serves, and what it"
+                " needs is another thing for each; ignore *.gguf or *.safetensors"
+            )
         wanted = min(gguf.ENOUGH_BYTES, files[choices[0]])
         header = _first(read(choices[0]), wanted)
         if len(header) < wanted:
             raise Unavailable(f"{choices[0]} of {repo} broke off after {len(header)} of the first {wanted} bytes")
         return size_gguf(header, files[choices[0]], engine)
-    if CONFIG not in files:
+
+    def parsed(path: str) -> dict[str, object]:
+        return _parsed(repo, path, _whole(repo, path, files[path], read)) if path in files else {}
+
+    is_mistrals = mistral.PARAMS in files and any(map(mistral.is_in_own_form, files))
+    if CONFIG not in files and not is_mistrals:
         raise Refused(f"{repo} has no {CONFIG}, so nobody knows what it needs; choose a model that has one, or a GGUF")
-    config = _parsed(repo, CONFIG, _whole(repo, CONFIG, files[CONFIG], read))
-    index = _parsed(repo, INDEX, _whole(repo, INDEX, files[INDEX], read)) if INDEX in files else {}
-    if QUANTISATION in files and config.get("quantization_config") is None:
-        config["quantization_config"] = _parsed(
-            repo, QUANTISATION, _whole(repo, QUANTISATION, files[QUANTISATION], read)
-        )
-    return size_model(config, tuple(files.items()), _total_bytes(index), engine)
+    config: Mapping[str, object] = parsed(CONFIG)
+    if is_mistrals:
+        config = mistral.config_of(parsed(mistral.PARAMS), config)
+    if config.get("quantization_config") is None and QUANTISATION in files:
+        config = {**config, "quantization_config": parsed(QUANTISATION)}
+    index = parsed(INDEX)
+    return size_model(config, tuple(files.items()), _total_bytes(index), engine, _files_in(index))
 
 
 CONFIG, INDEX = "config.json", "model.safetensors.index.json"
@@ -160,9 +171,16 @@ def _total_bytes(index: Mapping[str, object]) -> int | None:
         return None  # NaN and infinity
 
 
+def _files_in(index: Mapping[str, object]) -> frozenset[str]:
+    """Which files a safetensors index says that the weights lie in."""
+    said = index.get("weight_map")
+    return frozenset(map(str, said.values())) if isinstance(said, Mapping) else frozenset()
+
+
 def _parsed(repo: str, path: str, body: bytes) -> dict[str, object]:
     try:
-        parsed = json.loads(body)
+        # In no other alphabet and without a mark before it: engines read it so.
+        parsed = json.loads(body.decode())
     except (ValueError, RecursionError) as error:
         raise Refused(f"{path} of {repo} is no JSON ({error}); mirror another revision") from error
     if not isinstance(parsed, dict):
