@@ -177,6 +177,18 @@ def test_from_outside_nobody_is_led_inwards_past_the_proxy(monkeypatch: pytest.M
     assert inside.asked == []
 
 
+@pytest.mark.parametrize(
+    "host", ["localhost", "a.localhost", "2130706433", "0x7f.1", "0177.0.0.1", "127.1", "127.0.0.2."]
+)
+def test_nor_is_the_proxy_led_inwards(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    """It may run on this machine, and reads each spelling of its address as whoever connects does."""
+    with serving(lambda _: to(f"http://{host}:9333/col/delete")) as proxy:
+        monkeypatch.setenv("HTTP_PROXY", proxy.url)
+        with pytest.raises(Refused, match="loopback address, where no public server may lead"):
+            body(ask(f"http://hub-of.{host.rstrip('.')}.example/a"))
+    assert proxy.paths == [f"http://hub-of.{host.rstrip('.')}.example/a"]
+
+
 # --- TLS ------------------------------------------------------------------------------------------------------------
 
 
