@@ -67,7 +67,10 @@ class Reply:
     def __init__(self, ask: Ask, line: "_Line", response: http.client.HTTPResponse) -> None:
         self.ask, self._line, self._response = ask, line, response
         self.status = response.status
-        self.headers = {name.lower(): value for name, value in response.getheaders()}
+        # A header that comes twice is a list in two pieces, as pages' links are beside a cache's own.
+        self.headers = {
+            name.lower(): ", ".join(dict.fromkeys(response.headers.get_all(name, ()))) for name in response.headers
+        }
 
     @property
     def address(self) -> Address:

@@ -228,6 +228,9 @@ PAGES = [[entry(f"{page}-{number}") for number in range(3)] for page in range(4)
         '</api?cursor={cursor}#x>; rel="next"',
         '<?cursor={cursor}>; title="x"; rel="next last"',
         '<https://me:pw@evil.example/?x=0>; rel="prev", <?cursor={cursor}>; rel="next"',
+        '<?cursor={cursor}>; Rel="NEXT"',
+        '<?a=b;c&cursor={cursor}>; title="x, y; z"; rel="next"',
+        '<?cursor={cursor}>; rel="next"\r\nLink: <https://cache.example>; rel=preconnect',
     ],
 )
 def test_the_next_page_is_asked_of_the_hub_itself(link: str) -> None:
@@ -243,6 +246,13 @@ def test_pages_without_an_end_are_refused() -> None:
     """The same cursor again, or new ones for ever."""
     with pytest.raises(Refused, match="without an end"):
         looked_up(paged([*PAGES, *PAGES], '<?cursor=1>; rel="next"'))
+
+
+@pytest.mark.parametrize("link", ['</api/models/org/model/tree/page-2>; rel="next"', "<>; rel=next", "<#x>;rel=next"])
+def test_a_next_page_that_cannot_be_asked_for_is_no_end(link: str) -> None:
+    """Who says that there are more files has not listed all."""
+    with pytest.raises(Refused, match="more files, and not by which query"):
+        looked_up(paged(PAGES, link))
 
 
 def test_what_is_named_elsewhere_and_not_listed_is_missing() -> None:
