@@ -42,6 +42,8 @@ def test_what_is_no_business_of_a_log_is_left_out(said: str, left: str) -> None:
 def test_a_long_text_is_cut_and_says_so() -> None:
     """A page of HTML in place of an answer does not fill the log; nor does a megabyte take long."""
     assert cleaned("x" * 2_000_000, 10) == "xxxxxxxxxx… (2000000 characters in all)"
+    assert cleaned("a." * 1_000_000, 10) == "a.a.a.a.a.… (2000000 characters in all)"
+    assert cleaned(f"{'a' * 99}://me:pa55word@db") == f"{'a' * 99}://db"
 
 
 def test_a_secret_is_masked_before_it_is_cut() -> None:
