@@ -79,24 +79,15 @@ def test_each_line_of_a_secret_is_one() -> None:
         assert not {"MIIEvAIBADAN", "BgkqhkiG9w0B"} & set(without_secrets(said).replace(r"\n", " ").split())
 
 
-EDGES = (
-    "stores/azure_blob",
-    "stores/directory",
-    "stores/google_storage",
-    "stores/mirrors",
-    "stores/s3",
-    "hubs/hugging_face",
-    "on_machine/node",
-    "http/wire",
-)
-"""What raises an error of ours in place of a stranger's who may have quoted a signed address, or a key."""
+HOME = Path(blocks.__path__[0])
+EDGES = sorted(path.relative_to(HOME).as_posix() for path in HOME.rglob("*.py"))
+"""All of the edge: each block stands before a stranger who may quote a signed address, a key, or what was sent."""
 
 
 @pytest.mark.parametrize("edge", EDGES)
 def test_no_strangers_exception_goes_on_behind_ours(edge: str) -> None:
     """Prefect logs an error with its cause, whose text nobody has cleaned: what is needed of it stands in ours."""
-    source = (Path(blocks.__path__[0]) / f"{edge}.py").read_text()
-    assert list(lines_that_keep_a_cause(ast.parse(source))) == []
+    assert list(lines_that_keep_a_cause(ast.parse((HOME / edge).read_text()))) == []
 
 
 def lines_that_keep_a_cause(tree: ast.AST) -> Iterator[int]:
