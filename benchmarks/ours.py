@@ -11,7 +11,7 @@ from pydantic import SecretStr
 
 from blocks.hubs.hugging_face import HuggingFaceHub
 from blocks.ports.hub import Model
-from blocks.ports.store import Part, Store, Unfinished
+from blocks.ports.store import MultipartUpload, Part, Store
 from blocks.stores.s3 import S3Store
 from flows.policy.mirrors.mirror import PART_BYTES
 from flows.policy.releases.ledger import mirror_prefix
@@ -23,13 +23,13 @@ class Nowhere(S3Store):
 
     bucket: str = "nowhere"
 
-    def begin(self, key: str) -> Unfinished:
-        return Unfinished(key, "nowhere", 0)
+    def begin(self, key: str) -> MultipartUpload:
+        return MultipartUpload(key, "nowhere", 0)
 
-    def send(self, upload: Unfinished, number: int, body: memoryview) -> Part:
+    def send(self, upload: MultipartUpload, number: int, body: memoryview) -> Part:
         return Part(number, len(body), upload.id, "")
 
-    def complete(self, upload: Unfinished, parts: Sequence[Part]) -> None:
+    def complete(self, upload: MultipartUpload, parts: Sequence[Part]) -> None:
         """It is nowhere."""
 
 

@@ -39,10 +39,11 @@ def mask_from_now_on(secret: str) -> None:
 
 def without_secrets(text: str) -> str:
     """The same text, its lines too, without secrets, userinfo, queries of addresses and control characters."""
+    text = _USERINFO.sub(r"\1", text)  # first, for a mask has a blank, and no address goes on after one
     for secret in sorted(_secrets, key=len, reverse=True):
         text = text.replace(secret, MASK)
     text = _TOKENS.sub(lambda found: f"{found[1] or found[2] or found[3]} {MASK}", text)
-    text = _QUERY.sub("?…", _USERINFO.sub(r"\1", text))
+    text = _QUERY.sub("?…", text)
     return _CONTROLS.sub("", text)
 
 

@@ -34,7 +34,7 @@ class Conflict(SkyferryError):
     """Somebody else wrote first: read again what stands, then decide anew."""
 
 
-class CellSaidNo(SkyferryError):
+class NoCapacity(SkyferryError):
     """This cell will not give the machine now, and why; another cell may."""
 
     def __init__(self, cell: str, reason: str) -> None:
@@ -45,11 +45,11 @@ class CellSaidNo(SkyferryError):
         return f"{self.cell} said no: {self.reason}"
 
 
-class Unexplained(CellSaidNo):
+class Unexplained(NoCapacity):
     """This cell gave no machine, and nobody knows its words: it may be the cell's fault, or ours."""
 
 
-class NotReady(CellSaidNo):
+class NotReady(NoCapacity):
     """This cell gave the machine, but no engine answered there in time: the machine's fault, or the model's."""
 
 

@@ -9,17 +9,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Annotated, cast
 
 import typer
+from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from blocks.errors import Refused, SkyferryError
-from blocks.files import alone
 from blocks.local.processes import ended_with_this_process
 from deployments.local.demo import Demo, Noticed, Report, Users
 from deployments.local.settings import SERVICE, Home, StackSettings
@@ -55,7 +55,7 @@ def up(data: Data = DATA, ui_port: UiPort = None, gateway_port: GatewayPort = No
     """Start the embedded stack: Prefect, an S3 store, a model hub and the gateway; one that runs already is found."""
     with _spoken_errors():
         home = Home(data.resolve())
-        with _alone(home):
+        with _locked(home):
             stack = _bring_up(home, ui_port, gateway_port)
         _show_addresses(stack)
         _mention_missing_replicas(stack)
@@ -64,7 +64,7 @@ def up(data: Data = DATA, ui_port: UiPort = None, gateway_port: GatewayPort = No
 @app.command()
 def down(data: Data = DATA) -> None:
     """End every process of the stack; its data stays."""
-    with _spoken_errors(), _alone(_known_stack(data).home):
+    with _spoken_errors(), _locked(_known_stack(data).home):
         _bring_down(_known_stack(data))
     console.print("Everything is stopped.")
 
@@ -98,21 +98,21 @@ def demo(
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     directory = data or (DATA if keep else None)
     with _spoken_errors(), _home_of(directory) as home, nullcontext() if keep else ended_with_this_process(home.path):
-        with _alone(home):
+        with _locked(home):
             if StackSettings.read(home) is not None:
                 raise Refused(
                     f"{home.path} holds a stack already, and the demo begins with none; name another with --data"
                 )
             stack = Stack(home, StackSettings.settle(home, None, None))
         try:
-            with _alone(home):
+            with _locked(home):
                 _start(stack)
             report = Demo(stack, rate, console.print).play()
         finally:
             if keep:
                 _show_addresses(stack)
             else:
-                with _alone(home):
+                with _locked(home):
                     _bring_down(stack)
     if json_file is not None:
         json_file.write_text(report.model_dump_json(indent=1))
@@ -185,18 +185,25 @@ def _spoken_errors() -> Iterator[None]:
 
 
 @contextmanager
-def _alone(home: Home) -> Iterator[None]:
+def _locked(home: Home) -> Iterator[None]:
     """Nobody else starts or ends what is in there meanwhile; who is killed lets go of it."""
     home.refuse_others()
-    with ExitStack() as held:
-        with console.status(f"waiting for another `skyferry` that starts or ends the stack in {home.path}"):
-            try:
-                held.enter_context(alone(home.lock_file))
-            except OSError as error:
-                raise Refused(
-                    f"{error.filename or home.path} cannot be written ({error.strerror}); make it this user's, or "
-                    f"name another directory with --data"
-                ) from error
+    lock = FileLock(home.lock_file)
+    try:
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            console.print(
+                f"Another `skyferry` starts or ends the stack in {home.path}: waiting for it.", soft_wrap=True
+            )
+            lock.acquire()
+    except OSError as error:
+        raise Refused(
+            f"{error.filename or home.path} cannot be written ({error.strerror}); make it this user's, or "
+            f"name another directory with --data"
+        ) from error
+    with lock:
+        lock.release()  # from here on it is held by the `with` alone
         yield
 
 

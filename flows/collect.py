@@ -25,12 +25,12 @@ def collect_mirrors(plan: CollectPlan) -> tuple[Verdict, ...]:
         for doubt in doubts:
             get_run_logger().warning("Nothing of that mirror is deleted: %s", doubt)
         orphans = which_are_orphans(unfinished, time.time(), plan.orphaned_after_hours * 3600)
-        under_way = {
+        in_progress = {
             mirror.prefix
             for mirror in mirrors
             if any(upload.key.startswith(mirror.prefix) for upload in unfinished if upload not in orphans)
         }
-        ruled = what_to_collect(mirrors, needed, under_way, keep_newest=plan.keep_newest)
+        ruled = what_to_collect(mirrors, needed, in_progress, keep_newest=plan.keep_newest)
         with only_for_show():
             table = collection_table(store.url_of(MIRRORS), ruled, orphans, dry_run=plan.dry_run)
             create_markdown_artifact(table, key=f"garbage-{service.name}-{number + 1}")

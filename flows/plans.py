@@ -186,7 +186,7 @@ class ProvisionPlan(FleetPlan):
 
 
 class PromotePlan(Plan):
-    """Move traffic to the release under way, stage by stage."""
+    """Move traffic to the release in progress, stage by stage."""
 
     stages_percent: Stages = Field(
         default=(5, 15, 30, 50, 100),

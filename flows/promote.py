@@ -19,15 +19,15 @@ from flows.policy.gating.judge import Carried, Judge
 from flows.policy.gating.measures import Limits, budget_of_stage
 from flows.policy.gating.probes import PART_OF_THE_BUDGET, ProbeJudge
 from flows.policy.gating.stages import stages_left
-from flows.policy.releases.ledger import Release, go_live, held_by, note_stage, take_over
+from flows.policy.releases.ledger import Release, go_live, note_stage, owned_by, take_over
 from flows.runtime.runs import Unanswered, ask_a_person, ended_run_of, own_run_id
-from flows.steps.place import mend
+from flows.steps.place import reconcile_replicas
 from flows.steps.service import open_service
 from flows.steps.stage import Stable, StageWatch
-from flows.steps.undo import RolledBack, users_keep_what_they_had
+from flows.steps.undo import RolledBack, rollback_on_error
 from flows.tasks.fleet import list_replicas
-from flows.tasks.gateway import give_share, list_servers, measure_rate, read_split, wait_for_way_back
-from flows.tasks.ledger import amend, read_record, record_of
+from flows.tasks.gateway import list_servers, measure_rate, read_split, set_weight, wait_for_rollback_blockers
+from flows.tasks.ledger import read_record, record_of, update_ledger
 
 MEASURED_SECONDS = 5
 """For so long requests are counted, at most, to know how many come."""
@@ -43,29 +43,29 @@ class Approval(RunInput):
 
 @flow(name="promote-canary", flow_run_name="promote-canary-of-{plan.service}")
 def promote_canary(plan: PromotePlan) -> Release:
-    """Give the release under way more of the traffic stage by stage, from the split that stands."""
+    """Give the release in progress more of the traffic stage by stage, from the split that stands."""
     service = open_service(plan.service)
     limits = limits_of(service, plan)  # what is refused ends no release that stands ready
     release = _take_over(service)
     candidates: Sequence[Replica] = ()
-    with users_keep_what_they_had(service):
+    with rollback_on_error(service):
         live = read_record(service.store, service.name).live
         if live is None:
             get_run_logger().info("The first release of %s has no users to lose: it gets all traffic.", service.name)
-            give_share(service.gateway, service.name, release.slot, 100)
+            set_weight(service.gateway, service.name, release.slot, 100)
         else:
             candidates = _promote_by_stages(service, release, live, plan, limits)
-        record = amend(service.store, service.name, partial(go_live, run_id=own_run_id()))
+        record = update_ledger(service.store, service.name, partial(go_live, run_id=own_run_id()))
     # Outside the guard: a release that its users have and that has lost a machine is no reason to take it back.
     release = record.release(release.id)
-    mend(service, release, candidates, plan.ready_timeout_seconds)
+    reconcile_replicas(service, release, candidates, plan.ready_timeout_seconds)
     return release
 
 
 def _take_over(service: Service) -> Release:
-    ended = ended_run_of(read_record(service.store, service.name).under_way)
+    ended = ended_run_of(read_record(service.store, service.name).in_progress)
     step = partial(take_over, run_id=own_run_id(), ended_run_id=ended)
-    return held_by(amend(service.store, service.name, step), own_run_id())
+    return owned_by(update_ledger(service.store, service.name, step), own_run_id())
 
 
 def _promote_by_stages(
@@ -73,7 +73,7 @@ def _promote_by_stages(
 ) -> Sequence[Replica]:
     """The replicas that the last stage began with."""
     board = Board(f"canary-board-{service.name}", f"The canary of {service.name}, stage by stage")
-    standing = read_split(service.gateway, service.name).share_of(release.slot)
+    standing = read_split(service.gateway, service.name).weight_of(release.slot)
     carried = Carried.after(stage.evidence for stage in release.stages if stage.evidence is not None)
     candidates = _replicas_of(service, release.id)
     stable = Stable(live, _replicas_of(service, live.id), had=_servers_in(service, live.slot))
@@ -82,10 +82,10 @@ def _promote_by_stages(
         if share in plan.approve_before_percent:
             _ask_a_person(release, share, plan.approval_timeout_seconds)
         # Somebody else may have ended the release since the last look, above all while a person was asked.
-        held_by(read_record(service.store, service.name), own_run_id())
-        mend(service, release, candidates, plan.ready_timeout_seconds)
+        owned_by(read_record(service.store, service.name), own_run_id())
+        reconcile_replicas(service, release, candidates, plan.ready_timeout_seconds)
         if share * 100 > standing:
-            _see_a_way_back(service, release, plan, share, stable, board)
+            _wait_for_rollback_blockers(service, release, plan, share, stable, board)
         candidates = _replicas_of(service, release.id)
         cells = _cells(candidates)
         budget = budget_of_stage(plan.stages_percent.index(share), len(plan.stages_percent))
@@ -104,8 +104,9 @@ def _promote_by_stages(
             requests_a_second=rate,
         )
         stage = watch.hold()
-        release = held_by(
-            amend(service.store, service.name, partial(note_stage, run_id=own_run_id(), stage=stage)), own_run_id()
+        release = owned_by(
+            update_ledger(service.store, service.name, partial(note_stage, run_id=own_run_id(), stage=stage)),
+            own_run_id(),
         )
         if stage.verdict == "roll back":
             raise RolledBack(f"rolled back at {share} %: {stage.reason}")
@@ -114,18 +115,18 @@ def _promote_by_stages(
     return candidates
 
 
-def _see_a_way_back(
+def _wait_for_rollback_blockers(
     service: Service, release: Release, plan: PromotePlan, share: int, stable: Stable, board: Board
 ) -> None:
     """No share rises while stable could not take all of its traffic back."""
 
-    def bars() -> str:
-        held_by(record_of(service.store, service.name), own_run_id())
-        if words := stable.what_bars_the_way_back(service):
+    def blockers() -> str:
+        owned_by(record_of(service.store, service.name), own_run_id())
+        if words := stable.rollback_blockers(service):
             board.show(waiting_board(release, plan.stages_percent, share, words))
         return words
 
-    if words := wait_for_way_back(share, bars, plan.stage_deadline_seconds):
+    if words := wait_for_rollback_blockers(share, blockers, plan.stage_deadline_seconds):
         raise RolledBack(
             f"rolled back before {share} %: for {plan.stage_deadline_seconds:g} s stable could not have taken its "
             f"traffic back: {words}"

@@ -17,9 +17,9 @@ from flows.policy.releases.ledger import Release, open_release, release_id
 from flows.runtime.runs import ended_run_of, own_run_id
 from flows.steps.place import plan_fleet, start_replicas
 from flows.steps.service import open_service
-from flows.steps.undo import users_keep_what_they_had
+from flows.steps.undo import rollback_on_error
 from flows.tasks.gateway import list_servers, read_split
-from flows.tasks.ledger import amend, read_record
+from flows.tasks.ledger import read_record, update_ledger
 from flows.tasks.mirror import check_writable, choose_files, look_up, read_manifest
 
 
@@ -33,7 +33,7 @@ def provision_fleet(plan: ProvisionPlan) -> Release | Placement:
     release = open_in_ledger(service, plan, needs_mirror=True)
     if release.state == "live":
         return release
-    with users_keep_what_they_had(service):
+    with rollback_on_error(service):
         start_replicas(service, release, plan.ready_timeout_seconds)
     return release
 
@@ -58,7 +58,7 @@ def open_in_ledger(service: Service, plan: FleetPlan, *, needs_mirror: bool = Fa
     check_nobody_else_serves(record, service.name, list_servers(service.gateway, service.name))
     wanted = release_id(service.name, plan.repo, model.commit, plan.engine)
     is_live = record.live is not None and record.live.id == wanted
-    is_on_its_way = record.under_way is not None and record.under_way.id == wanted and record.under_way.stages
+    is_on_its_way = record.in_progress is not None and record.in_progress.id == wanted and record.in_progress.stages
     if not is_live and not is_on_its_way:
         # What no cell can hold, or the caps do not allow, would only be found out once the model is mirrored; and of a
         # release that stands ready already, it would be found out by the guard, which ends it.
@@ -67,7 +67,7 @@ def open_in_ledger(service: Service, plan: FleetPlan, *, needs_mirror: bool = Fa
     prefix = mirror_prefix(model.repo, model.commit)
     if needs_mirror and read_manifest(service.store, prefix) is None:
         raise Refused(f"{prefix} is no complete mirror; run mirror-model for {model.repo} first")
-    ended = ended_run_of(record.under_way)
+    ended = ended_run_of(record.in_progress)
     step = partial(
         open_release,
         service=service.name,
@@ -80,4 +80,4 @@ def open_in_ledger(service: Service, plan: FleetPlan, *, needs_mirror: bool = Fa
         now=datetime.now(UTC),
         installation=service.installation,
     )
-    return amend(service.store, service.name, step).release(wanted)
+    return update_ledger(service.store, service.name, step).release(wanted)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from prefect import flow, get_run_logger
 
 from blocks.ports.fleet import Replica
-from blocks.ports.store import Unfinished
+from blocks.ports.store import MultipartUpload
 from blocks.service import Service
 from flows.boards.artifacts import show
 from flows.boards.boards import decision_table, uploads_table
@@ -28,7 +28,7 @@ DRAIN_SECONDS = 15.0
 @dataclass(frozen=True)
 class Orphans:
     replicas: tuple[Replica, ...]
-    uploads: tuple[Unfinished, ...]
+    uploads: tuple[MultipartUpload, ...]
 
 
 @flow(name="reap-orphans", flow_run_name="reap-orphans-of-{plan.service}")
@@ -63,7 +63,7 @@ def _reap_replicas(service: Service, plan: ReapPlan) -> tuple[Replica, ...]:
     return orphans
 
 
-def _reap_uploads(service: Service, plan: ReapPlan) -> tuple[Unfinished, ...]:
+def _reap_uploads(service: Service, plan: ReapPlan) -> tuple[MultipartUpload, ...]:
     """Those of any of the service's stores that began too long ago for anybody to be at them."""
     now = time.time()
     found = [(store, upload) for store in service.stores for upload in list_uploads(store)]

@@ -14,14 +14,14 @@ from flows.plans import ReconcilePlan
 from flows.policy.releases.ledger import Release, ServiceRecord, end_shortage, note_shortage
 from flows.policy.releases.reconcile import Standing, asked_for, how_it_stands, is_over, next_try_at, who_hangs
 from flows.runtime.runs import has_ended
-from flows.runtime.waiting import pause
+from flows.runtime.sleep import sleep
 from flows.steps.drain import LastToAnswer, stop_replicas
 from flows.steps.place import clear_slot, start_replicas
 from flows.steps.service import open_service
 from flows.tasks.engine import loads_of, who_is_silent
 from flows.tasks.fleet import Started, list_replicas
 from flows.tasks.gateway import list_servers, read_split
-from flows.tasks.ledger import amend, read_record
+from flows.tasks.ledger import read_record, update_ledger
 
 ASKED_AGAIN_SECONDS = 10.0
 """Between the two questions that a replica has to leave unanswered before it counts as hung."""
@@ -33,7 +33,8 @@ LAST_RESORT_SECONDS = 15.0
 def reconcile(plan: ReconcilePlan) -> Sequence[Started]:
     """Bring back the live release's replicas that were asked for and do not serve; returns those that were started.
 
-    It asks for no number of its own: the night's stays the night's. A release under way is its own run's to look after.
+    It asks for no number of its own: the night's stays the night's. A release in progress is its own run's to look
+    after.
     """
     service = open_service(plan.service)
     record = read_record(service.store, service.name)
@@ -45,7 +46,7 @@ def reconcile(plan: ReconcilePlan) -> Sequence[Started]:
     standing = _standing(service, record.live, wanted)
     if not standing.missing:
         if record.shortage is not None and is_over(record.shortage, datetime.now(UTC)):
-            amend(service.store, service.name, partial(end_shortage))
+            update_ledger(service.store, service.name, partial(end_shortage))
         return ()
     if (due := next_try_at(record.shortage)) is not None and datetime.now(UTC) < due:
         get_run_logger().warning("%s; the next try is at %s.", standing.words, f"{due:%H:%M:%S %Z}")
@@ -54,14 +55,14 @@ def reconcile(plan: ReconcilePlan) -> Sequence[Started]:
 
 
 def _is_looked_after(service: Service, record: ServiceRecord) -> bool:
-    """Whether a run looks after a release under way; Unavailable where it has a share and no run looks at all."""
-    candidate = record.under_way
+    """Whether a run looks after a release in progress; Unavailable where it has a share and no run looks at all."""
+    candidate = record.in_progress
     if candidate is None:
         return False
     if not has_ended(candidate.run_id):
-        get_run_logger().info("Release %s is under way: its run looks after it.", candidate.id)
+        get_run_logger().info("Release %s is in progress: its run looks after it.", candidate.id)
         return True
-    if share := read_split(service.gateway, service.name).share_of(candidate.slot):
+    if share := read_split(service.gateway, service.name).weight_of(candidate.slot):
         raise Unavailable(
             f"release {candidate.id} has {share / 100:g} % of the traffic of {service.name}, and its run "
             f"{candidate.run_id} has ended, so nobody watches it: release it again, which goes on there, or run "
@@ -78,7 +79,7 @@ def take_out_the_hung(service: Service, release: Release) -> None:
     if not silent or len(silent) == len(asked):
         return
     before = loads_of(service.engine, silent)
-    pause(ASKED_AGAIN_SECONDS)
+    sleep(ASKED_AGAIN_SECONDS)
     silent = who_is_silent(service.engine, silent)
     hung = who_hangs(silent, before, loads_of(service.engine, silent))
     if not hung:
@@ -121,14 +122,14 @@ def _bring_back(
     if now.missing:
         reason = str(error or "not all of them became ready")
         noted = partial(note_shortage, reason=reason, now=datetime.now(UTC))
-        shortage = amend(service.store, service.name, noted).shortage
+        shortage = update_ledger(service.store, service.name, noted).shortage
         due = next_try_at(shortage)
         raise Unavailable(
             f"{now.words}{f', since {shortage.since:%Y-%m-%d %H:%M %Z}' if shortage else ''}: {reason}; the next run "
             f"of reconcile{f' after {due:%H:%M:%S %Z}' if due else ''} tries again"
         ) from error
     noted = partial(note_shortage, reason="all that were asked for serve again", now=datetime.now(UTC))
-    amend(service.store, service.name, noted)
+    update_ledger(service.store, service.name, noted)
     names = ", ".join(sorted({replica.name for replica in now.serving} - had))
     get_run_logger().warning("%s; back: %s.", now.words, names)
     if error is not None:

@@ -10,16 +10,16 @@ from flows.boards.artifacts import only_for_show, show
 from flows.boards.boards import release_report
 from flows.mirror import mirror_model
 from flows.plans import MirrorPlan, PromotePlan, ProvisionPlan, ReleasePlan
-from flows.policy.releases.ledger import Release, ask_for, begin_stopping, held_by, retire
+from flows.policy.releases.ledger import Release, ask_for, begin_stopping, owned_by, retire
 from flows.promote import limits_of, promote_canary
 from flows.provision import open_in_ledger, provision_fleet
 from flows.runtime.runs import own_run_id
-from flows.runtime.waiting import pause
+from flows.runtime.sleep import sleep
 from flows.steps.drain import stop_release
 from flows.steps.place import start_replicas
 from flows.steps.service import open_service
-from flows.steps.undo import RolledBack, traffic_to_live, users_keep_what_they_had
-from flows.tasks.ledger import amend, read_record
+from flows.steps.undo import RolledBack, rollback_on_error, traffic_to_live
+from flows.tasks.ledger import read_record, update_ledger
 
 DRAIN_TIMEOUT_SECONDS = 900.0
 """The longest answer that a replaced replica may still be giving."""
@@ -36,15 +36,15 @@ def release_model(plan: ReleasePlan) -> Release:
         if release.state == "live":
             # It stands already; its replicas may not, after a restart of their machine, nor may its traffic, where the
             # run that made it live was killed or lost the ledger's answer.
-            amend(service.store, service.name, partial(ask_for, replicas=None))
+            update_ledger(service.store, service.name, partial(ask_for, replicas=None))
             start_replicas(service, release, plan.ready_timeout_seconds)
-            if (record := read_record(service.store, service.name)).under_way is None:
+            if (record := read_record(service.store, service.name)).in_progress is None:
                 traffic_to_live(service, record)
         else:
-            with users_keep_what_they_had(service):
+            with rollback_on_error(service):
                 mirror_model(pinned.part(MirrorPlan))
                 # Rolled back meanwhile, it would be opened anew.
-                held_by(read_record(service.store, service.name), own_run_id())
+                owned_by(read_record(service.store, service.name), own_run_id())
                 provision_fleet(pinned.part(ProvisionPlan))
                 promote_canary(pinned.part(PromotePlan))
         retire_the_old(service, plan.keep_warm_seconds)
@@ -63,12 +63,12 @@ def retire_the_old(service: Service, keep_warm_seconds: float) -> None:
     old = read_record(service.store, service.name).retiring
     if old is not None:
         get_run_logger().info("%s stays warm for %g s.", old.id, keep_warm_seconds)
-        pause(keep_warm_seconds)
-        amend(service.store, service.name, partial(begin_stopping, release=old.id))
+        sleep(keep_warm_seconds)
+        update_ledger(service.store, service.name, partial(begin_stopping, release=old.id))
     for replaced in read_record(service.store, service.name).replaced:
         if replaced.state == "stopping":
             stop_release(service, replaced.id, drain_timeout_seconds=DRAIN_TIMEOUT_SECONDS)
-            amend(service.store, service.name, partial(retire, release=replaced.id))
+            update_ledger(service.store, service.name, partial(retire, release=replaced.id))
 
 
 def report(service: Service, release: str) -> Release:

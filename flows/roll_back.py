@@ -10,5 +10,5 @@ from flows.steps.undo import roll_back_to_stable
 
 @flow(name="roll-back", flow_run_name="roll-back-{plan.service}")
 def roll_back(plan: RollBackPlan) -> ServiceRecord:
-    """End the release under way, whoever runs it; or go back to the one before the live one while it is warm."""
+    """End the release in progress, whoever runs it; or go back to the one before the live one while it is warm."""
     return roll_back_to_stable(open_service(plan.service), plan.reason)

@@ -18,7 +18,7 @@ from flows.steps.service import open_service
 from flows.steps.undo import traffic_to_live
 from flows.tasks.fleet import list_replicas
 from flows.tasks.gateway import list_servers, read_split
-from flows.tasks.ledger import amend, read_record
+from flows.tasks.ledger import read_record, update_ledger
 
 
 @flow(name="scale-down", flow_run_name="scale-down-{plan.service}")
@@ -51,7 +51,7 @@ def scale_down(plan: ScaleDownPlan) -> tuple[Replica, ...]:
     show(f"what-to-stop-{service.name}", "Which replicas go, and why", table)
     if plan.dry_run:
         return ()
-    if record.under_way is None:
+    if record.in_progress is None:
         # What an ended release left behind must have no traffic when it goes.
         traffic_to_live(service, record)
     if is_way_back:
@@ -61,10 +61,10 @@ def scale_down(plan: ScaleDownPlan) -> tuple[Replica, ...]:
         )
     else:
         # Before any of them goes: nobody brings back what goes by intent.
-        amend(service.store, service.name, partial(ask_for, replicas=wanted))
+        update_ledger(service.store, service.name, partial(ask_for, replicas=wanted))
     chosen = tuple(decision.replica for decision in decisions if decision.stop)
     for release in {replica.release for replica in chosen}:
-        amend(service.store, service.name, partial(begin_stopping, release=release))
+        update_ledger(service.store, service.name, partial(begin_stopping, release=release))
     stayed = stop_replicas(
         service,
         chosen,
@@ -81,11 +81,11 @@ def scale_down(plan: ScaleDownPlan) -> tuple[Replica, ...]:
 
 
 def _has_a_candidate(service: Service, record: ServiceRecord) -> bool:
-    """Whether a release under way has a share of the traffic, or a run that may give it one at any moment."""
-    candidate = record.under_way
+    """Whether a release in progress has a share of the traffic, or a run that may give it one at any moment."""
+    candidate = record.in_progress
     if candidate is None or record.live is None:
         return False
-    return read_split(service.gateway, service.name).share_of(candidate.slot) > 0 or not has_ended(candidate.run_id)
+    return read_split(service.gateway, service.name).weight_of(candidate.slot) > 0 or not has_ended(candidate.run_id)
 
 
 def _kept_warm(record: ServiceRecord) -> set[str]:
@@ -100,5 +100,5 @@ def _close_emptied_releases(service: Service) -> None:
     kept_warm = _kept_warm(record := read_record(service.store, service.name))
     for release in record.replaced:
         if release.id not in running | kept_warm:
-            amend(service.store, service.name, partial(begin_stopping, release=release.id))
-            amend(service.store, service.name, partial(retire, release=release.id))
+            update_ledger(service.store, service.name, partial(begin_stopping, release=release.id))
+            update_ledger(service.store, service.name, partial(retire, release=release.id))

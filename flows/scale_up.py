@@ -16,7 +16,7 @@ from flows.runtime.runs import own_run_id, see_that_it_is_not_late
 from flows.steps.place import start_replicas
 from flows.steps.service import open_service
 from flows.tasks.fleet import Started
-from flows.tasks.ledger import amend, read_record
+from flows.tasks.ledger import read_record, update_ledger
 
 
 @flow(name="scale-up", flow_run_name="scale-up-{plan.service}")
@@ -33,7 +33,7 @@ def scale_up(plan: ScaleUpPlan) -> Sequence[Started]:
         if start_at > now:
             return _run_again_at(start_at, plan)
     # First: what cannot be had now, reconcile goes on trying to bring back.
-    amend(service.store, service.name, partial(ask_for, replicas=None))
+    update_ledger(service.store, service.name, partial(ask_for, replicas=None))
     return start_replicas(service, record.live, plan.ready_timeout_seconds)
 
 

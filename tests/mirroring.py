@@ -13,13 +13,13 @@ from blocks.ports.hub import Hub, Model
 from blocks.ports.store import Store
 from blocks.stores.mirrors import Manifest, mirror_prefix
 from blocks.stores.s3 import S3Store
-from flows.runtime.patience import Patience
+from flows.runtime.retry_policy import RetryPolicy
 from flows.tasks.mirror import survey, write_manifest
 from flows.transfer.transfer import Target, Transfer
 
 PART_BYTES = 5 << 20
 """The smallest part that S3 takes, so that files of several parts are soon copied."""
-QUICK = Patience(first_wait_seconds=0.01, longest_wait_seconds=0.05)
+QUICK = RetryPolicy(first_wait_seconds=0.01, longest_wait_seconds=0.05)
 
 
 def opened(store: Store, model: Model) -> Target:

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Self
 
 import psutil
+from filelock import FileLock
 from prefect.blocks.core import Block
 from pydantic import ConfigDict, Field, PrivateAttr
 
 from blocks.errors import EngineEnded, Refused, Unavailable
-from blocks.files import alone, write_private, write_whole
+from blocks.files import write_atomically, write_private
 from blocks.local.processes import Daemon, free_port
 from blocks.ports.fleet import Replica, ReplicaOrder
 from blocks.ports.market import ON_PROCESSORS, Offer, Stock
@@ -100,7 +101,7 @@ class LocalFleet(Block):
         Returns once the process listens, so that its address is its own and nobody else's.
         """
         home = self._home_of(order.name)
-        with alone(home / f"{order.name}.lock"):
+        with FileLock(home / f"{order.name}.lock"):
             if (running := _running(home, order.name)) is not None:
                 return running
             weights = fetch_weights(self.store, order.mirror_prefix, self.directory / "weights")
@@ -114,7 +115,7 @@ class LocalFleet(Block):
                 launched_at=time.time(),
                 dollars_per_hour=offer.dollars_per_hour,
             )
-            write_whole(_record(home, order.name), json.dumps(asdict(replica)))
+            write_atomically(_record(home, order.name), json.dumps(asdict(replica)))
             daemon = Daemon(order.name, home)
             daemon.start(
                 [
@@ -144,7 +145,7 @@ class LocalFleet(Block):
     def stop(self, name: str) -> None:
         """SIGTERM, SIGKILL where that does not help, and everything forgotten but the log."""
         home = self._home_of(name)
-        with alone(home / f"{name}.lock"):
+        with FileLock(home / f"{name}.lock"):
             daemon = Daemon(name, home)
             daemon.stop()
             if (process := daemon.find()) is not None:
@@ -162,7 +163,7 @@ class LocalFleet(Block):
     def key_of(self, release: str) -> str:
         """Made from a secret in the directory: whoever else is on this machine can reach the replicas' ports too."""
         secret = self.directory / "secret"
-        with alone(self.directory / "secret.lock"):
+        with FileLock(self.directory / "secret.lock"):
             if not secret.exists():
                 write_private(secret, secrets.token_hex(32))
         return key_from(secret.read_text(), release)
@@ -219,7 +220,7 @@ def fetch_weights(store: Store, mirror_prefix: str, directory: Path) -> Path:
     """
     file = _choose_weights(store, mirror_prefix)
     weights = directory / f"{file.sha256}.gguf"
-    with alone(directory / f"{file.sha256}.lock"):
+    with FileLock(directory / f"{file.sha256}.lock"):
         if not weights.exists():
             draft = weights.with_suffix(".part")
             draft.unlink(missing_ok=True)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import psutil
 
-from blocks.files import write_whole
+from blocks.files import write_atomically
 
 POLL_SECONDS = 0.05
 KEEPER_GRACE_SECONDS = 2
@@ -71,7 +71,7 @@ class Daemon:
                 start_new_session=True,
             )
         process = psutil.Process(child.pid)
-        write_whole(self.pid_file, json.dumps({"pid": child.pid, "created": process.create_time()}))
+        write_atomically(self.pid_file, json.dumps({"pid": child.pid, "created": process.create_time()}))
         return process
 
     def stop(self, grace_seconds: float = 10) -> None:

@@ -32,7 +32,7 @@ UNIX_PATH_BYTES = 107
 
 
 @dataclass(frozen=True)
-class Door:
+class Endpoint:
     """Where llama.cpp's own server listens, and the key that it asks for."""
 
     host: str
@@ -57,7 +57,7 @@ class UnixConnection(HTTPConnection):
 
 
 def settings(
-    weights: Path, door: Door, *, context_tokens: int, parallel: int, alias: str, threads: int
+    weights: Path, door: Endpoint, *, context_tokens: int, parallel: int, alias: str, threads: int
 ) -> CommonParams:
     """What llama.cpp is started with: a request that does not fit its context gets HTTP 400, never a cut prompt."""
     params = CommonParams()
@@ -83,7 +83,7 @@ def settings(
     return params
 
 
-def context_offered(door: Door) -> int:
+def context_offered(door: Endpoint) -> int:
     """What one request may have: never more tokens than the model was trained for."""
     with closing(door.connect()) as connection:
         connection.request("GET", "/props", headers={"Authorization": f"Bearer {door.api_key}"} if door.api_key else {})
@@ -165,7 +165,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     if lock is None:
-        _kept = start(given, Door(given.host, given.port, api_key))
+        _kept = start(given, Endpoint(given.host, given.port, api_key))
         signal.pause()
     else:
         inside = given.private_key.absolute().with_name("llama.sock")
@@ -174,11 +174,11 @@ def main() -> None:
         inside.unlink(missing_ok=True)
         # Taken before the weights are read: where another has the port, this ends at once.
         listener = listen(given.host, given.port)
-        _kept = start(given, Door(str(inside), given.port, api_key))
+        _kept = start(given, Endpoint(str(inside), given.port, api_key))
         asyncio.run(answer_by_tls(listener, lock, str(inside)))
 
 
-def start(given: argparse.Namespace, door: Door) -> Server:
+def start(given: argparse.Namespace, door: Endpoint) -> Server:
     """It serves for as long as it is kept; the process ends where it cannot give each request its whole context."""
     weights = find_weights(given.weights)
     server = Server(

@@ -2,9 +2,13 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Literal, Protocol, Self
 
 from blocks.ports.market import Offer
+
+
+ModelKind = Literal["chat", "completion", "embedding", "rerank"]
+"""What a model is asked for: that decides how it is seen to be ready, probed, judged and sized."""
 
 
 @dataclass(frozen=True)
@@ -15,6 +19,7 @@ class EngineSettings:
     """The longest prompt plus answer that one request may have."""
     parallel_requests: int
     """How many requests one replica answers at the same time; further ones wait."""
+    kind: ModelKind = "chat"
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,7 @@ class Fleet(Protocol):
     def launch(self, order: ReplicaOrder, offer: Offer) -> Replica:
         """Start the replica on that offer, or adopt the one of that name wherever it is; it need not be ready yet.
 
-        Raises CellSaidNo, with nothing left there, where the cell cannot or will not give it.
+        Raises NoCapacity, with nothing left there, where the cell cannot or will not give it.
         """
         ...
 

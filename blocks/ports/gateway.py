@@ -29,7 +29,7 @@ class Split:
     def giving(cls, slot: Slot, basis_points: int) -> "Split":
         return cls(basis_points if slot == "green" else WHOLE - basis_points)
 
-    def share_of(self, slot: Slot) -> int:
+    def weight_of(self, slot: Slot) -> int:
         """In basis points."""
         return self.green_basis_points if slot == "green" else WHOLE - self.green_basis_points
 

@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 @dataclass(frozen=True)
-class Found:
+class VersionedObject:
     body: bytes
     etag: str
 
@@ -21,10 +21,10 @@ MANIFEST = "skyferry-manifest.json"
 """The file below a mirror's prefix that says what it holds; written last, it alone says that the mirror exists."""
 
 
-class Records(Protocol):
+class ConditionalStore(Protocol):
     """Small documents with conditional writes: an ETag says which version a writer has seen."""
 
-    def get(self, key: str) -> Found | None: ...
+    def get(self, key: str) -> VersionedObject | None: ...
 
     def put(self, key: str, body: bytes, *, replacing: str | None) -> str:
         """Write over the version with the ETag `replacing` (None: only where there is none); the new ETag.
@@ -77,7 +77,7 @@ class Part:
     number: int
     """From 1, in the order of the bytes; parts may be sent in any order."""
     size_bytes: int
-    receipt: str
+    etag: str
     """What the store calls it."""
     checksum: str | None
     """As `Uploads.checksum` has it; None where the store does not say."""
@@ -86,7 +86,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Unfinished:
+class MultipartUpload:
     """An upload that is no object yet."""
 
     key: str
@@ -113,28 +113,28 @@ class Uploads(Protocol):
         """Does the store say of a part that it is these bytes? False where it does not say."""
         ...
 
-    def begin(self, key: str) -> Unfinished: ...
+    def begin(self, key: str) -> MultipartUpload: ...
 
-    def send(self, upload: Unfinished, number: int, body: memoryview) -> Part:
+    def send(self, upload: MultipartUpload, number: int, body: memoryview) -> Part:
         """The store checks the bytes; a part sent again replaces the one before."""
         ...
 
-    def sent(self, upload: Unfinished) -> tuple[Part, ...]:
+    def sent(self, upload: MultipartUpload) -> tuple[Part, ...]:
         """The parts that are there, by number."""
         ...
 
-    def complete(self, upload: Unfinished, parts: Sequence[Part]) -> None:
+    def complete(self, upload: MultipartUpload, parts: Sequence[Part]) -> None:
         """Make the object of all these parts, each with its checksum; it appears whole or not at all.
 
         The store, or the block, checks the whole object as well. Conflict also where an object has that key already.
         """
         ...
 
-    def abort(self, upload: Unfinished) -> None:
+    def abort(self, upload: MultipartUpload) -> None:
         """Remove its parts; gone already is no error."""
         ...
 
-    def unfinished(self, prefix: str) -> tuple[Unfinished, ...]:
+    def unfinished(self, prefix: str) -> tuple[MultipartUpload, ...]:
         """Oldest first."""
         ...
 
@@ -154,5 +154,5 @@ class Copies(Protocol):
         ...
 
 
-class Store(Records, Objects, Uploads, Copies, Protocol):
+class Store(ConditionalStore, Objects, Uploads, Copies, Protocol):
     """One bucket."""

@@ -16,13 +16,14 @@ from time import monotonic
 from typing import Any, Self
 
 import yaml
+from filelock import FileLock
 from prefect.blocks.core import Block
 from pydantic import ConfigDict, Field, PrivateAttr, field_validator
 
 from blocks.engines.openai import OpenAIEngine
-from blocks.errors import CellSaidNo, Refused, SkyferryError, Unavailable, Unexplained
+from blocks.errors import NoCapacity, Refused, SkyferryError, Unavailable, Unexplained
 from blocks.fields import Secret
-from blocks.files import alone, write_whole
+from blocks.files import write_atomically
 from blocks.on_machine.node import CannotServe, File, encode_files
 from blocks.ports.fleet import EngineSettings, Replica, ReplicaOrder
 from blocks.ports.market import Offer, Stock, is_within
@@ -170,7 +171,7 @@ class SkyPilotFleet(Block):
     def launch(self, order: ReplicaOrder, offer: Offer) -> Replica:
         """Start or adopt the replica; returns once its machine is set up and the engine's job was handed to it."""
         called = self._called(order.name)
-        with alone(self._home / f"{called}.lock"):
+        with FileLock(self._home / f"{called}.lock"):
             adopted = self._adopt(order.name)
             # With secrets in it, where a launch was killed.
             shutil.rmtree(self._sent(called), ignore_errors=True)
@@ -292,9 +293,9 @@ class SkyPilotFleet(Block):
         if (own := find_ours(error)) is None:
             self.stop(order.name)
             if isinstance(error, TimeoutError):
-                return CellSaidNo(offer.cell, f"no machine was ready within {self.launch_timeout_seconds:g} s")
+                return NoCapacity(offer.cell, f"no machine was ready within {self.launch_timeout_seconds:g} s")
             is_known = who_is_to_blame(error) == "the cell's"
-            return (CellSaidNo if is_known else Unexplained)(offer.cell, reason(error))
+            return (NoCapacity if is_known else Unexplained)(offer.cell, reason(error))
         refusal = (
             f"{order.name} cannot be launched, and that is no matter of {offer.cell}: {type(own).__name__}: "
             f"{reason(own)}; mend the credentials, the account or the task that it names (`sky check` tells of the "
@@ -404,7 +405,7 @@ class SkyPilotFleet(Block):
     def _turn(self, cell: str) -> Iterator[None]:
         """One launch at a time on a Slurm cluster: SkyPilot's daemons there race for a port, and engines would."""
         lock = self._home / f"{_slurm_cluster(cell).replace('/', '-')}.turn"
-        with alone(lock) if cell.startswith(SLURM) else nullcontext():
+        with FileLock(lock) if cell.startswith(SLURM) else nullcontext():
             yield
 
     def _replica(self, cluster: Cluster) -> Replica:
@@ -439,7 +440,7 @@ class SkyPilotFleet(Block):
         with suppress(Unavailable):  # a machine that answers nobody is taken down all the same
             if printed := self._skypilot.log_tail(called, LOG_LINES):
                 self._home.mkdir(parents=True, exist_ok=True)
-                write_whole(self._log(called), printed)
+                write_atomically(self._log(called), printed)
 
     @property
     def _market(self) -> SkyPilotMarket:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from threading import Thread
 from typing import Any, Protocol, TypeVar
 
-from blocks.errors import CellSaidNo, Refused, SkyferryError, Unavailable
+from blocks.errors import NoCapacity, Refused, SkyferryError, Unavailable
 from blocks.ports.market import ON_PROCESSORS, Offer, Stock, is_within
 from blocks.skypilot import catalog
 from blocks.skypilot.catalog import closest
@@ -164,7 +164,7 @@ class SkyPilotMarket:
             return self._told_of(offer, place, answers)
         except Refused as error:
             return Stock("refused", self.now(), 1.0, str(error))
-        except CellSaidNo as error:
+        except NoCapacity as error:
             return Stock("none", self.now(), 1.0, str(error))
         except SkyferryError as error:
             return Stock("unknown", self.now(), 0.0, str(error))

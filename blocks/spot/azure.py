@@ -20,7 +20,7 @@ from azure.identity import DefaultAzureCredential
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.alias_generators import to_camel
 
-from blocks.errors import CellSaidNo, Refused, SkyferryError, Unavailable
+from blocks.errors import NoCapacity, Refused, SkyferryError, Unavailable
 from blocks.ports.market import Offer
 from blocks.spot.stock import Forecast, Forecasts, Spot, by, one_line
 
@@ -146,7 +146,7 @@ def _meaning(score: PlacementScore) -> Forecast | SkyferryError:
     if score.score == "RestrictedSkuNotAvailable":
         return Refused(f"Azure rents this subscription no {where} on spot; ask it to, or name other cells")
     if score.is_quota_available is False:
-        return CellSaidNo(
+        return NoCapacity(
             f"azure/{score.region}", f"the quota for spot machines has no room for {score.sku}; ask for more"
         )
     if score.score == "DataNotFoundOrStale":

@@ -45,7 +45,7 @@ class Spot:
 
 Forecasts = Mapping[Offer, Forecast | SkyferryError]
 """Of an offer that is not in it the cloud says nothing. An error is what the cloud says of that offer instead:
-Refused that it never rents it to us, CellSaidNo that it does not now, Unavailable that it does not know."""
+Refused that it never rents it to us, NoCapacity that it does not now, Unavailable that it does not know."""
 
 
 class ForecastSource(Protocol):

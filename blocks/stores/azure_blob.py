@@ -35,7 +35,7 @@ from blocks.cleaning import cleaned
 from blocks.errors import Conflict, Refused, Unavailable
 from blocks.fields import BareEndpoint, Secret
 from blocks.http import statuses
-from blocks.ports.store import Found, Objects, Part, PartLimits, StoredObject, Unfinished
+from blocks.ports.store import MultipartUpload, Objects, Part, PartLimits, StoredObject, VersionedObject
 
 TIMEOUT_SECONDS = 60
 PASSES = frozenset({"md5mismatch", "crc64mismatch", "operationtimedout", "serverbusy", "containerbeingdeleted"})
@@ -64,7 +64,7 @@ class AzureStore(Block):
         description="A key or SAS token of the account; left empty, Azure's library finds an identity by itself.",
     )
 
-    def get(self, key: str) -> Found | None:
+    def get(self, key: str) -> VersionedObject | None:
         with self._translated(f"get {key}"):
             try:
                 found = self._container.download_blob(key, validate_content=True, timeout=TIMEOUT_SECONDS)
@@ -72,7 +72,7 @@ class AzureStore(Block):
                 if _is_more_than_the_blob(error):
                     raise
                 return None
-            return Found(found.readall(), found.properties.etag or "")
+            return VersionedObject(found.readall(), found.properties.etag or "")
 
     def put(self, key: str, body: bytes, *, replacing: str | None) -> str:
         condition: dict[str, Any] = (
@@ -130,13 +130,13 @@ class AzureStore(Block):
         """For the names of blocks; on its way Azure checks a block by its MD5."""
         return f"{crc64nvme(body):016x}"  # pyright: ignore[reportArgumentType] - it takes any buffer
 
-    def begin(self, key: str) -> Unfinished:
-        upload = Unfinished(key, f"{time.time_ns() // 1000:016x}{uuid.uuid4().hex[:8]}", time.time())
+    def begin(self, key: str) -> MultipartUpload:
+        upload = MultipartUpload(key, f"{time.time_ns() // 1000:016x}{uuid.uuid4().hex[:8]}", time.time())
         with self._translated(f"begin an upload of {key}"):
             self._stage(upload, _name(upload, BEGUN, NO_CHECKSUM), b"0")  # Azure takes no block without a byte
         return upload
 
-    def send(self, upload: Unfinished, number: int, body: memoryview) -> Part:
+    def send(self, upload: MultipartUpload, number: int, body: memoryview) -> Part:
         checksum = self.checksum(body)
         name = _name(upload, number, checksum)
         with self._translated(f"write part {number} of {upload.key}"):
@@ -146,7 +146,7 @@ class AzureStore(Block):
     def holds(self, part: Part, body: memoryview) -> bool:
         return part.checksum == self.checksum(body)
 
-    def sent(self, upload: Unfinished) -> tuple[Part, ...]:
+    def sent(self, upload: MultipartUpload) -> tuple[Part, ...]:
         with self._translated(f"list the parts of {upload.key}"):
             blocks = self._waiting(upload.key)
         own = [(name, size) for name, size in blocks if name.startswith(upload.id)]
@@ -159,7 +159,7 @@ class AzureStore(Block):
             if int(number) != BEGUN
         )
 
-    def complete(self, upload: Unfinished, parts: Sequence[Part]) -> None:
+    def complete(self, upload: MultipartUpload, parts: Sequence[Part]) -> None:
         """Each block was checked as it came, and its name has its checksum: so the names are the whole's check."""
         there = {(part.number, part.checksum, part.size_bytes) for part in self.sent(upload)}
         if any((part.number, part.checksum, part.size_bytes) not in there for part in parts):
@@ -175,7 +175,7 @@ class AzureStore(Block):
                     raise
                 raise Conflict(f"{self.url_of(upload.key)} is there already; see what stands there") from None
 
-    def abort(self, upload: Unfinished) -> None:
+    def abort(self, upload: MultipartUpload) -> None:
         """Azure forgets waiting blocks only with a blob: where there is none, one without a byte comes and goes.
 
         Where the blob is there, Azure removes the blocks after a week.
@@ -192,10 +192,10 @@ class AzureStore(Block):
                 etag=str(made["etag"]), match_condition=MatchConditions.IfNotModified, timeout=TIMEOUT_SECONDS
             )
 
-    def unfinished(self, prefix: str) -> tuple[Unfinished, ...]:
+    def unfinished(self, prefix: str) -> tuple[MultipartUpload, ...]:
         with self._translated(f"list the unfinished uploads of {prefix}"):
             found = {
-                Unfinished(blob.name, upload_id, int(upload_id[:16], 16) / 1e6)
+                MultipartUpload(blob.name, upload_id, int(upload_id[:16], 16) / 1e6)
                 for blob in self._container.list_blobs(
                     name_starts_with=prefix, include=["uncommittedblobs"], timeout=TIMEOUT_SECONDS
                 )
@@ -241,7 +241,7 @@ class AzureStore(Block):
             except ResourceExistsError:
                 return
 
-    def _stage(self, upload: Unfinished, name: str, body: bytes) -> None:
+    def _stage(self, upload: MultipartUpload, name: str, body: bytes) -> None:
         blob = self._container.get_blob_client(upload.key)
         blob.stage_block(name, body, len(body), validate_content=True, timeout=TIMEOUT_SECONDS)
 
@@ -260,7 +260,7 @@ class AzureStore(Block):
         committed, _ = self._container.get_blob_client(key).get_block_list("committed", timeout=TIMEOUT_SECONDS)
         return [(_as_named(block.id or ""), block.size or 0) for block in committed]
 
-    def _is_gone(self, upload: Unfinished) -> NoReturn:
+    def _is_gone(self, upload: MultipartUpload) -> NoReturn:
         raise Conflict(
             f"{self.url_of(upload.key)}: the upload {upload.id} is gone; see what stands there, and begin anew"
         )
@@ -313,7 +313,7 @@ def _is_condition(error: HttpResponseError) -> bool:
     return error.status_code == HTTPStatus.PRECONDITION_FAILED or "exist" in _code(error).lower()
 
 
-def _name(upload: Unfinished, number: int, checksum: str) -> str:
+def _name(upload: MultipartUpload, number: int, checksum: str) -> str:
     """All names of a blob's blocks have the same length: Azure wants it."""
     return f"{upload.id}-{number:05}-{checksum}"
 

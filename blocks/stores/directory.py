@@ -16,7 +16,7 @@ from prefect.blocks.core import Block
 from pydantic import ConfigDict, Field
 
 from blocks.errors import Conflict, Refused, Unavailable
-from blocks.ports.store import Found, Objects, Part, PartLimits, StoredObject, Unfinished
+from blocks.ports.store import MultipartUpload, Objects, Part, PartLimits, StoredObject, VersionedObject
 
 CHUNK_BYTES = 8 << 20
 OWN = ".skyferry"
@@ -36,13 +36,13 @@ class DirectoryStore(Block):
         description="Where the objects lie; it has to be there. On what is mounted, name a directory below the mount.",
     )
 
-    def get(self, key: str) -> Found | None:
+    def get(self, key: str) -> VersionedObject | None:
         with self._translated(f"get {key}"):
             try:
                 body = self._path(key).read_bytes()
             except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
                 return None
-        return Found(body, _etag(body))
+        return VersionedObject(body, _etag(body))
 
     def put(self, key: str, body: bytes, *, replacing: str | None) -> str:
         """Writers on other machines are kept apart where the file system has locks that they share."""
@@ -105,14 +105,14 @@ class DirectoryStore(Block):
     def checksum(self, body: memoryview) -> str:
         return f"{crc64nvme(body):016x}"  # pyright: ignore[reportArgumentType] - it takes any buffer
 
-    def begin(self, key: str) -> Unfinished:
+    def begin(self, key: str) -> MultipartUpload:
         with self._translated(f"begin an upload of {key}"):
             upload = self._uploads / uuid.uuid4().hex
             upload.mkdir(parents=True)
             (upload / "key").write_text(key)
-            return Unfinished(key, upload.name, (upload / "key").stat().st_mtime)
+            return MultipartUpload(key, upload.name, (upload / "key").stat().st_mtime)
 
-    def send(self, upload: Unfinished, number: int, body: memoryview) -> Part:
+    def send(self, upload: MultipartUpload, number: int, body: memoryview) -> Part:
         """The name of a part's file says what is in it, so that half a part is none."""
         name = f"{number:05}-{self.checksum(body)}"
         with self._translated(f"write part {number} of {upload.key}"):
@@ -132,14 +132,14 @@ class DirectoryStore(Block):
         """The name alone is no proof, but what is put together is read from the disk once more."""
         return part.checksum == self.checksum(body)
 
-    def sent(self, upload: Unfinished) -> tuple[Part, ...]:
+    def sent(self, upload: MultipartUpload) -> tuple[Part, ...]:
         with self._translated(f"list the parts of {upload.key}"):
             named = [(PART_NAME.fullmatch(path.name), path) for path in sorted(self._home(upload).iterdir())]
             return tuple(
                 Part(int(name[1]), path.stat().st_size, path.name, name[2]) for name, path in named if name is not None
             )
 
-    def complete(self, upload: Unfinished, parts: Sequence[Part]) -> None:
+    def complete(self, upload: MultipartUpload, parts: Sequence[Part]) -> None:
         """Each part is read back from the disk and checked as the object is put together."""
         with self._translated(f"complete {upload.key}"):
             home = self._home(upload)
@@ -149,14 +149,15 @@ class DirectoryStore(Block):
                 self._place(upload.key, (self._checked(home, upload, part) for part in parts))
             shutil.rmtree(home)
 
-    def abort(self, upload: Unfinished) -> None:
+    def abort(self, upload: MultipartUpload) -> None:
         with self._translated(f"abort the upload of {upload.key}"), suppress(FileNotFoundError):
             shutil.rmtree(self._uploads / upload.id)
 
-    def unfinished(self, prefix: str) -> tuple[Unfinished, ...]:
+    def unfinished(self, prefix: str) -> tuple[MultipartUpload, ...]:
         with self._translated(f"list the unfinished uploads of {prefix}"):
             found = [
-                Unfinished(key.read_text(), key.parent.name, key.stat().st_mtime) for key in self._uploads.glob("*/key")
+                MultipartUpload(key.read_text(), key.parent.name, key.stat().st_mtime)
+                for key in self._uploads.glob("*/key")
             ]
         return tuple(sorted((u for u in found if u.key.startswith(prefix)), key=lambda upload: upload.started_at))
 
@@ -176,7 +177,7 @@ class DirectoryStore(Block):
                 draft.unlink(missing_ok=True)
         return False
 
-    def _checked(self, home: Path, upload: Unfinished, part: Part) -> memoryview:
+    def _checked(self, home: Path, upload: MultipartUpload, part: Part) -> memoryview:
         try:
             body = memoryview((home / f"{part.number:05}-{part.checksum}").read_bytes())
         except FileNotFoundError:
@@ -192,7 +193,7 @@ class DirectoryStore(Block):
     def _uploads(self) -> Path:
         return self.directory / OWN / "uploads"
 
-    def _home(self, upload: Unfinished) -> Path:
+    def _home(self, upload: MultipartUpload) -> Path:
         home = self._uploads / upload.id
         if not home.exists():
             raise Conflict(f"{self.url_of(upload.key)}: the upload {upload.id} is gone; begin anew")

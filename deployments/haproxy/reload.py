@@ -15,7 +15,7 @@ def reload(run_directory: Path, timeout_seconds: float = 60) -> None:
     """Return once a new worker runs with the configuration that stands there now; requests in flight go on.
 
     By the master's socket, which answers. SIGUSR2 does the same and is lost without a word where it comes while an
-    earlier reload is under way: the master starts itself anew, twice, and ignores the signal each time until it is
+    earlier reload is in progress: the master starts itself anew, twice, and ignores the signal each time until it is
     done. Its socket is closed meanwhile, so this asks again. Refused, in HAProxy's own words, where it cannot run with
     that configuration; then the old worker goes on. Unavailable where no master answers in time.
     """

@@ -30,7 +30,7 @@ from flows.policy.releases.ledger import ServiceRecord, ledger_key
 START_SECONDS = 120
 POLL_SECONDS = 0.2
 UNDO_SECONDS = 30
-"""How long a release that is under way may take to give users back what they had, when all is stopped."""
+"""How long a release that is in progress may take to give users back what they had, when all is stopped."""
 FALLBACK_HOST, FALLBACK_KEY = "SKYFERRY_FALLBACK_HOST", "SKYFERRY_FALLBACK_KEY"
 """Environment variables that name an outside OpenAI-compatible provider, and hold the key for it."""
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import httpx
 
-from blocks.files import write_whole
+from blocks.files import write_atomically
 
 MAX_TOKENS = (3, 6)
 QUESTION_WORDS = (2, 4)
@@ -215,12 +215,12 @@ async def run(
                     group.create_task(send(client, request, tally))
                 patience.reschedule(loop.time() + LAST_ANSWERS_SECONDS)
         reporting.cancel()
-    write_whole(report, tally.report())
+    write_atomically(report, tally.report())
 
 
 async def _report_again_and_again(tally: Tally, report: Path) -> None:
     while True:
-        write_whole(report, tally.report())
+        write_atomically(report, tally.report())
         await asyncio.sleep(REPORT_SECONDS)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from blocks.ports.hub import Model
 from blocks.ports.market import Offer
-from blocks.ports.store import Unfinished
+from blocks.ports.store import MultipartUpload
 from flows.boards.markdown import escaped
 from flows.policy.gating.bets import interval
 from flows.policy.gating.engines import Engines
@@ -320,7 +320,7 @@ def verification_table(findings: Sequence[Finding]) -> str:
 
 
 def uploads_table(
-    uploads: Sequence[tuple[str, Unfinished]], orphans: Collection[Unfinished], *, now: float, dry_run: bool
+    uploads: Sequence[tuple[str, MultipartUpload]], orphans: Collection[MultipartUpload], *, now: float, dry_run: bool
 ) -> str:
     """Uploads come with the address of what they are to become."""
     rows = (
@@ -331,7 +331,9 @@ def uploads_table(
     return f"# What to abort{' (dry run: nothing was aborted)' if dry_run else ''}\n\n{table}\n"
 
 
-def collection_table(store: str, verdicts: Sequence[Verdict], orphans: Sequence[Unfinished], *, dry_run: bool) -> str:
+def collection_table(
+    store: str, verdicts: Sequence[Verdict], orphans: Sequence[MultipartUpload], *, dry_run: bool
+) -> str:
     rows = (
         f"| {escaped(one.mirror.prefix)} | {_megabytes(one.mirror.size_bytes)} "
         f"| {'**delete**' if one.delete else 'keep'} | {escaped(one.reason)} |"

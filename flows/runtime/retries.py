@@ -13,8 +13,8 @@ from prefect.logging.loggers import task_run_logger
 from prefect.tasks import exponential_backoff
 
 from blocks.errors import Unavailable
-from flows.runtime.patience import LONGEST_OBEYED_SECONDS
-from flows.runtime.waiting import longest_told_seconds, pause
+from flows.runtime.retry_policy import LONGEST_OBEYED_SECONDS
+from flows.runtime.sleep import longest_told_seconds, sleep
 
 
 def _can_pass(task: Task[Any, Any], run: TaskRun, state: State[Any]) -> bool:
@@ -26,11 +26,11 @@ def _can_pass(task: Task[Any, Any], run: TaskRun, state: State[Any]) -> bool:
         if error.after_seconds > longest_told_seconds(LONGEST_OBEYED_SECONDS):
             return False  # to come back earlier would be worse than not at all; the error says when
         task_run_logger(run, task).info("Waiting for %.0f s, as it was told: %s", error.after_seconds, error)
-        pause(error.after_seconds)
+        sleep(error.after_seconds)
     return True
 
 
-act = partial(
+retried_task = partial(
     task,
     retries=4,
     retry_delay_seconds=exponential_backoff(backoff_factor=1),

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from blocks.errors import Refused, SkyferryError
 from flows.policy.releases.hours import hour_meant, why_too_late
 from flows.policy.releases.ledger import Release
-from flows.runtime.waiting import pause
+from flows.runtime.sleep import sleep
 
 Form = TypeVar("Form", bound=RunInput)
 
@@ -77,7 +77,7 @@ def ask_a_person(form: type[Form], key: str, timeout_seconds: float) -> Form:
                 error,
                 left,
             )
-            pause(POLL_SECONDS)
+            sleep(POLL_SECONDS)
     raise Unanswered(f"nobody answered within {timeout_seconds:g} s{away}")
 
 
@@ -98,7 +98,7 @@ def _ask_or_go_on(form: type[Form], key: str, timeout_seconds: float) -> Form:
             raise Refused(f"flow run {run_id} is {state and state.name}, so nobody can answer it; start it again")
         if time.monotonic() >= deadline:
             raise FlowPauseTimeout
-        pause(POLL_SECONDS)
+        sleep(POLL_SECONDS)
 
 
 def ended_run_of(release: Release | None) -> str | None:

@@ -10,7 +10,7 @@ from blocks.errors import SkyferryError, Unavailable
 from blocks.ports.fleet import Replica
 from blocks.ports.gateway import Server, Slot
 from blocks.service import Service
-from flows.policy.releases.way_back import alone_answering
+from flows.policy.releases.rollback import alone_answering
 from flows.tasks.engine import who_is_healthy
 from flows.tasks.fleet import list_replicas, stop_replica, wait_until_idle
 from flows.tasks.gateway import attach, detach, drain, hand_over_key, list_servers

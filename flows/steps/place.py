@@ -8,7 +8,7 @@ from functools import partial
 from prefect import get_run_logger
 from prefect.futures import PrefectFuture, as_completed
 
-from blocks.errors import CellSaidNo, EngineEnded, NotReady, Refused, SkyferryError, Unexplained
+from blocks.errors import EngineEnded, NoCapacity, NotReady, Refused, SkyferryError, Unexplained
 from blocks.ports.fleet import EngineSettings, Replica, ReplicaOrder
 from blocks.ports.gateway import Server
 from blocks.ports.hub import Model
@@ -26,7 +26,7 @@ from flows.steps.drain import put_in_slot
 from flows.steps.undo import traffic_to_live
 from flows.tasks.fleet import Started, list_replicas, start_replica
 from flows.tasks.gateway import detach, list_servers
-from flows.tasks.ledger import amend, read_record
+from flows.tasks.ledger import read_record, update_ledger
 from flows.tasks.market import ask_for_stock, list_offers, note_attempt, read_attempts
 from flows.tasks.mirror import read_manifest, size_up
 
@@ -143,7 +143,7 @@ def start_replicas(
     Where those that were `lost` stood, the next launch is taken to be less likely to succeed. NotAll where some of a
     live release's are there now, and others cannot be had.
     """
-    if release.state == "under way" and not release.stages:
+    if release.state == "in progress" and not release.stages:
         # Whatever an earlier release left in the split, this one begins without traffic.
         traffic_to_live(service, read_record(service.store, service.name))
     wanted = service.replicas if wanted is None else wanted
@@ -163,7 +163,7 @@ def start_replicas(
     clear_slot(service, release)
     for one in started:
         if not one.was_running:
-            amend(service.store, service.name, partial(note_start, seconds=one.seconds))
+            update_ledger(service.store, service.name, partial(note_start, seconds=one.seconds))
     if error is not None and started and release.state == "live":
         raise NotAll(started, wanted, error) from error
     if error is not None:
@@ -200,7 +200,7 @@ def _in_state(state: str, servers: Sequence[Server]) -> set[str]:
     return {server.address for server in servers if server.state == state}
 
 
-def mend(service: Service, release: Release, had: Sequence[Replica], timeout_seconds: float) -> None:
+def reconcile_replicas(service: Service, release: Release, had: Sequence[Replica], timeout_seconds: float) -> None:
     """Start the replicas that the release `had`, or should have, and has no more; their machine may have been taken."""
     running = [replica for replica in list_replicas(service.fleet, service.name) if replica.release == release.id]
     # The gateway knows within a second; a fleet in a cloud may ask for its machines every half minute only.
@@ -380,7 +380,7 @@ class _Placing:
         tried = self._starting.pop(future)
         try:
             started = future.result()
-        except CellSaidNo as no:
+        except NoCapacity as no:
             get_run_logger().warning("%s", no)
             self._said_no[tried.offer] = no.reason
             self._learn(no, tried)
@@ -394,7 +394,7 @@ class _Placing:
                 note_attempt(self.service.store, tried.ended(None))
             self._show()
 
-    def _learn(self, no: CellSaidNo, tried: _Try) -> None:
+    def _learn(self, no: NoCapacity, tried: _Try) -> None:
         """What a no says of its cell is kept; where it is no matter of cells, no further one is asked."""
         attempt = tried.ended(no.reason)
         if isinstance(no, Unexplained):

@@ -25,7 +25,7 @@ from flows.policy.releases.installation import (
     remembered,
 )
 from flows.policy.releases.ledger import LEDGERS, ServiceRecord
-from flows.runtime.retries import act
+from flows.runtime.retries import retried_task
 from flows.tasks.ledger import document_of, read_record, step_on
 
 _in_hand: ContextVar[Service | None] = ContextVar("service_in_hand", default=None)
@@ -50,7 +50,7 @@ def open_service(name: str, *, only_looks: bool = False) -> Service:
     return service.of_installation(installation.id, inherited(record, installation))
 
 
-@act(task_run_name="know-own-installation")
+@retried_task(task_run_name="know-own-installation")
 def know_installation(
     store: Store, service: str, document: str | None, record: ServiceRecord, *, only_looks: bool
 ) -> Installation:

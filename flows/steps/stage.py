@@ -21,11 +21,11 @@ from flows.policy.gating.gates import Ruling, forecast, rule
 from flows.policy.gating.judge import Judge, speaks
 from flows.policy.gating.measures import Evidence, Probed
 from flows.policy.gating.probes import Pair, ProbeJudge, probes_missing, seconds_between_rounds
-from flows.policy.releases.ledger import Release, Stage, held_by
-from flows.policy.releases.way_back import held_without_way_back, what_bars_the_way_back
+from flows.policy.releases.ledger import Release, Stage, owned_by
+from flows.policy.releases.rollback import hold_while_blocked, rollback_blockers
 from flows.runtime.runs import own_run_id
 from flows.tasks.engine import LoadReader, loads_of, probe
-from flows.tasks.gateway import drain, give_share, hold_stage
+from flows.tasks.gateway import drain, hold_stage, set_weight
 from flows.tasks.ledger import record_of
 
 
@@ -38,14 +38,14 @@ class Stable:
     had: int
     """Servers in its slot when its candidate got the first share."""
 
-    def what_bars_the_way_back(self, service: Service) -> str:
+    def rollback_blockers(self, service: Service) -> str:
         """Why it could not take all of the traffic now, in words; nothing where it could."""
         try:
             servers = [s for s in service.gateway.servers(service.name) if s.slot == self.release.slot]
         except Unavailable as error:
             return f"the gateway does not say how it is: {error}"
         loads = loads_of(service.engine, self.replicas)
-        return what_bars_the_way_back(
+        return rollback_blockers(
             servers,
             {replica.address: loads[replica.name] for replica in self.replicas},
             had=self.had,
@@ -88,7 +88,7 @@ class StageWatch:
         service = self.service
         # Before the share, so that what it brings is in the differences, and nobody's requests wait to be looked at.
         self._note_loads(loads_of(service.engine, [*self.candidates, *self.stable.replicas]))
-        give_share(service.gateway, service.name, self.release.slot, self.share)
+        set_weight(service.gateway, service.name, self.release.slot, self.share)
         with LoadReader(service.engine, [*self.candidates, *self.stable.replicas]) as self._reader, self._until_over():
             ruling, seconds = hold_stage(service.gateway, service.name, self.share, self._look)
             while ruling.bad_cells:
@@ -124,7 +124,7 @@ class StageWatch:
     def _look(self, outcomes: Sequence[Outcome], is_complete: bool, seconds: float) -> Ruling:  # noqa: FBT001 - see hold_stage
         try:
             # A roll-back by hand ends the stage within a second, and not at its deadline.
-            held_by(record_of(self.service.store, self.service.name), self._run_id)
+            owned_by(record_of(self.service.store, self.service.name), self._run_id)
         except Unavailable as error:
             # The next share is not given without the ledger; until then, what users see is what counts.
             get_run_logger().warning("The ledger cannot be read: %s", error)
@@ -138,8 +138,8 @@ class StageWatch:
         self._probe(evidence, seconds)
         ruling = rule(evidence, limits, seconds, self._probed)
         if ruling.verdict == "promote" and self.share < self.stages_percent[-1]:
-            self._bars = self.stable.what_bars_the_way_back(self.service)
-            ruling = held_without_way_back(ruling, self._bars, seconds, limits.deadline_seconds)
+            self._bars = self.stable.rollback_blockers(self.service)
+            ruling = hold_while_blocked(ruling, self._bars, seconds, limits.deadline_seconds)
         self.board.show(
             canary_board(
                 self.release,

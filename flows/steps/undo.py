@@ -12,11 +12,11 @@ from blocks.ports.fleet import Replica
 from blocks.service import Service
 from flows.policy.releases.ledger import Release, ServiceRecord, back_out, replica_orders, what_to_back_out
 from flows.runtime.runs import own_run_id
-from flows.runtime.waiting import done_by
+from flows.runtime.sleep import done_by
 from flows.steps.drain import LastToAnswer, put_in_slot, stop_replicas
 from flows.tasks.fleet import list_replicas
-from flows.tasks.gateway import give_share
-from flows.tasks.ledger import amend, read_record
+from flows.tasks.gateway import set_weight
+from flows.tasks.ledger import read_record, update_ledger
 
 LAST_RESORT_SECONDS = 15.0
 """How long the busy replicas of a candidate may still take to finish."""
@@ -33,8 +33,8 @@ class RolledBack(SkyferryError):
 
 
 @contextmanager
-def users_keep_what_they_had(service: Service) -> Iterator[None]:
-    """On any error, cancellation too, undo the release under way if it is this run's, and raise the error again."""
+def rollback_on_error(service: Service) -> Iterator[None]:
+    """On any error, cancellation too, undo the release in progress if it is this run's, and raise the error again."""
     stable = read_record(service.store, service.name).live
     try:
         yield
@@ -50,12 +50,12 @@ def users_keep_what_they_had(service: Service) -> Iterator[None]:
         except SkyferryError:
             # Without the ledger the release stays open for a retry or a roll-back, but no user waits for that.
             if stable is not None:
-                give_share(service.gateway, service.name, stable.slot, 100)
+                set_weight(service.gateway, service.name, stable.slot, 100)
             raise
-        if record.under_way is None:
+        if record.in_progress is None:
             # Somebody else has ended the release, maybe just before this run moved traffic once more.
             traffic_to_live(service, record)
-        elif record.under_way.run_id == own_run_id():
+        elif record.in_progress.run_id == own_run_id():
             reason = "its run was ended from outside" if ended_from_outside else str(error)
             with nullcontext() if deadline is None else done_by(deadline - STOPPING_SECONDS):
                 roll_back_to_stable(service, reason, deadline=deadline)
@@ -71,11 +71,11 @@ def roll_back_to_stable(service: Service, reason: str, *, deadline: float | None
     """
     before = read_record(service.store, service.name)
     bad = what_to_back_out(before)
-    if bad.state == "under way" and before.live is not None:
+    if bad.state == "in progress" and before.live is not None:
         # No more than one word to the gateway comes before the ledger's: asking a cloud for its machines takes time.
-        give_share(service.gateway, service.name, before.live.slot, 100)
+        set_weight(service.gateway, service.name, before.live.slot, 100)
     # Where the live release goes, the ledger comes first: from then on nobody stops the warm one any more.
-    record = amend(service.store, service.name, partial(back_out, release=bad.id, reason=reason))
+    record = update_ledger(service.store, service.name, partial(back_out, release=bad.id, reason=reason))
     traffic_to_live(service, record)
     left = None if deadline is None else max(0.0, deadline - time.monotonic() - STOPPING_SECONDS)
     try:
@@ -105,9 +105,9 @@ def _launched_or_to_be(service: Service, release: Release) -> list[Replica]:
 
 
 def traffic_to_live(service: Service, record: ServiceRecord) -> None:
-    """Put the traffic where the ledger says that it stands while no release is under way; before the first, nowhere."""
+    """Put the traffic where the ledger has it while no release is in progress; before the first, nowhere."""
     if record.live is None:
         return
     standing = [r for r in list_replicas(service.fleet, service.name) if r.release == record.live.id and r.address]
     put_in_slot(service, record.live.slot, record.live.id, standing)
-    give_share(service.gateway, service.name, record.live.slot, 100)
+    set_weight(service.gateway, service.name, record.live.slot, 100)

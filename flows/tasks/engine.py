@@ -10,7 +10,7 @@ from blocks.errors import Unavailable
 from blocks.ports.engine import Engine, Load, Prompt
 from blocks.ports.fleet import Replica
 from flows.policy.gating.probes import Pair
-from flows.runtime.retries import act
+from flows.runtime.retries import retried_task
 
 READ_SECONDS = 5.0
 READERS = 16
@@ -73,7 +73,7 @@ class LoadReader:
         return read
 
 
-@act(task_run_name="probe-{release}-and-stable-{round_number}")
+@retried_task(task_run_name="probe-{release}-and-stable-{round_number}")
 def probe(
     engine: Engine,
     prompts: Sequence[Prompt],

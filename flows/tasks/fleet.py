@@ -4,15 +4,15 @@ import time
 from dataclasses import dataclass, replace
 from itertools import count
 
-from blocks.errors import CellSaidNo, EngineEnded, NotReady, Refused, SkyferryError, Unavailable
+from blocks.errors import EngineEnded, NoCapacity, NotReady, Refused, SkyferryError, Unavailable
 from blocks.http.addresses import in_one_spelling
 from blocks.ports.engine import Engine
 from blocks.ports.fleet import Fleet, Replica, ReplicaOrder
 from blocks.ports.gateway import Pool
 from blocks.ports.market import Offer
-from blocks.ports.store import Records
-from flows.runtime.retries import act
-from flows.runtime.waiting import pause
+from blocks.ports.store import ConditionalStore
+from flows.runtime.retries import retried_task
+from flows.runtime.sleep import sleep
 from flows.tasks.ledger import record_of
 
 POLL_SECONDS = 0.5
@@ -29,13 +29,13 @@ class Started:
     """Adopted, so that the seconds say nothing about how long a start takes."""
 
 
-@act(task_run_name="start-{order.name}-in-{offer.cell}")
+@retried_task(task_run_name="start-{order.name}-in-{offer.cell}")
 def start_replica(
-    fleet: Fleet, engine: Engine, records: Records, order: ReplicaOrder, offer: Offer, timeout_seconds: float
+    fleet: Fleet, engine: Engine, records: ConditionalStore, order: ReplicaOrder, offer: Offer, timeout_seconds: float
 ) -> Started:
     """Launch or adopt the replica and wait until it has completed a prompt; one that does not is taken down again.
 
-    Raises CellSaidNo where this cell will not give the machine, or no address for it; NotReady where it gave one on
+    Raises NoCapacity where this cell will not give the machine, or no address for it; NotReady where it gave one on
     which nothing answers in time, EngineEnded where the engine ended by itself; Refused, with nothing left behind,
     where the release was given up before or meanwhile.
     """
@@ -54,7 +54,7 @@ def start_replica(
 def _launch_and_wait(
     fleet: Fleet,
     engine: Engine,
-    records: Records,
+    records: ConditionalStore,
     order: ReplicaOrder,
     offer: Offer,
     timeout_seconds: float,
@@ -75,7 +75,7 @@ def _launch_and_wait(
         if time.monotonic() - begun > timeout_seconds:
             raise _why_late(fleet, order, offer, standing, timeout_seconds)
         replica = standing  # some clouds give the address later
-        pause(POLL_SECONDS)
+        sleep(POLL_SECONDS)
     engine.complete(replica)
     _check_asked_for(fleet, records, order, was_running=was_running)
     return Started(_as_the_gateway_spells_it(replica), time.monotonic() - begun, was_running=False)
@@ -93,11 +93,11 @@ def _why_gone(fleet: Fleet, order: ReplicaOrder, offer: Offer) -> SkyferryError:
     )
 
 
-def _why_late(fleet: Fleet, order: ReplicaOrder, offer: Offer, standing: Replica, timeout_seconds: float) -> CellSaidNo:
+def _why_late(fleet: Fleet, order: ReplicaOrder, offer: Offer, standing: Replica, timeout_seconds: float) -> NoCapacity:
     last_words = fleet.log_tail(order.name)
     fleet.stop(order.name)
     if not standing.address:
-        return CellSaidNo(
+        return NoCapacity(
             offer.cell,
             f"replica {order.name} ran there for {timeout_seconds:g} s and was never given an address at which the "
             f"gateway could reach it, so it was taken down: see to the load balancer, or to the ports, of that cell",
@@ -113,7 +113,7 @@ def _standing(fleet: Fleet, order: ReplicaOrder) -> Replica | None:
     return next((replica for replica in fleet.replicas(order.service) if replica.name == order.name), None)
 
 
-def _check_asked_for(fleet: Fleet, records: Records, order: ReplicaOrder, *, was_running: bool) -> None:
+def _check_asked_for(fleet: Fleet, records: ConditionalStore, order: ReplicaOrder, *, was_running: bool) -> None:
     """A start may take long, and whoever gives the release up stops only the replicas that there are by then.
 
     Whoever asks for fewer replicas of a live one, as the night does, likewise; one that
@@ -121,7 +121,7 @@ def _check_asked_for(fleet: Fleet, records: Records, order: ReplicaOrder, *, was
     """
     record = record_of(records, order.service)
     state = record.release(order.release).state
-    if state not in {"under way", "live"}:
+    if state not in {"in progress", "live"}:
         raise Refused(f"release {order.release} is {state}, so {order.name} is not started")
     if state == "live" and record.wanted is not None and not was_running:
         others = [r for r in fleet.replicas(order.service) if r.release == order.release and r.name != order.name]
@@ -132,7 +132,7 @@ def _check_asked_for(fleet: Fleet, records: Records, order: ReplicaOrder, *, was
             )
 
 
-@act(task_run_name="list-replicas-of-{service}")
+@retried_task(task_run_name="list-replicas-of-{service}")
 def list_replicas(fleet: Fleet, service: str) -> tuple[Replica, ...]:
     return tuple(map(_as_the_gateway_spells_it, fleet.replicas(service)))
 
@@ -142,7 +142,7 @@ def _as_the_gateway_spells_it(replica: Replica) -> Replica:
     return replace(replica, address=in_one_spelling(replica.address))
 
 
-@act(task_run_name="wait-until-idle-{replica.name}")
+@retried_task(task_run_name="wait-until-idle-{replica.name}")
 def wait_until_idle(pool: Pool, engine: Engine, replica: Replica, timeout_seconds: float) -> bool:
     """True once both the gateway and the engine say that nothing is in flight; unknown counts as busy.
 
@@ -154,7 +154,7 @@ def wait_until_idle(pool: Pool, engine: Engine, replica: Replica, timeout_second
     while not (_gateway_is_idle(pool, replica) and _engine_is_idle(engine, replica)):
         if time.monotonic() > deadline:
             return False
-        pause(POLL_SECONDS)
+        sleep(POLL_SECONDS)
     return True
 
 
@@ -170,7 +170,7 @@ def _engine_is_idle(engine: Engine, replica: Replica) -> bool:
     return load is not None and not load.in_flight
 
 
-@act(task_run_name="stop-{replica.name}")
+@retried_task(task_run_name="stop-{replica.name}")
 def stop_replica(fleet: Fleet, replica: Replica) -> None:
     """Returns once the fleet no longer lists it."""
     fleet.stop(replica.name)

@@ -10,52 +10,52 @@ from blocks.ports.fleet import Fleet, Replica
 from blocks.ports.gateway import Outcome, Pool, Reading, RequestLog, Router, Server, Slot, Split
 from flows.policy.gating.gates import Ruling
 from flows.policy.gating.judge import speaks
-from flows.runtime.retries import act
-from flows.runtime.waiting import pause
+from flows.runtime.retries import retried_task
+from flows.runtime.sleep import sleep
 
 POLL_SECONDS = 1.0
 RATE_REQUESTS = 20
 """So many tell how many come in a second."""
 
 
-@act(task_run_name="read-split-of-{service}")
+@retried_task(task_run_name="read-split-of-{service}")
 def read_split(router: Router, service: str) -> Split:
     return router.split(service)
 
 
-@act(task_run_name="give-{share_percent}-percent-of-{service}-to-{slot}")
-def give_share(router: Router, service: str, slot: Slot, share_percent: int) -> None:
+@retried_task(task_run_name="give-{share_percent}-percent-of-{service}-to-{slot}")
+def set_weight(router: Router, service: str, slot: Slot, share_percent: int) -> None:
     """The other slot gets the rest."""
     router.set_split(service, Split.giving(slot, share_percent * 100))
 
 
-@act(task_run_name="list-servers-of-{service}")
+@retried_task(task_run_name="list-servers-of-{service}")
 def list_servers(pool: Pool, service: str) -> tuple[Server, ...]:
     return pool.servers(service)
 
 
-@act(task_run_name="attach-{replica.name}-to-{slot}")
+@retried_task(task_run_name="attach-{replica.name}-to-{slot}")
 def attach(pool: Pool, service: str, slot: Slot, replica: Replica) -> None:
     pool.attach(service, slot, replica.address, is_tls=replica.is_tls)
 
 
-@act(task_run_name="give-the-gateway-the-key-of-{release}")
+@retried_task(task_run_name="give-the-gateway-the-key-of-{release}")
 def hand_over_key(fleet: Fleet, pool: Pool, service: str, slot: Slot, release: str) -> None:
     """The key itself is no parameter, so that it stands in no task run."""
     pool.set_key(service, slot, fleet.key_of(release))
 
 
-@act(task_run_name="drain-{address}-in-{slot}")
+@retried_task(task_run_name="drain-{address}-in-{slot}")
 def drain(pool: Pool, service: str, slot: Slot, address: str) -> None:
     pool.drain(service, slot, address)
 
 
-@act(task_run_name="detach-{address}-from-{slot}")
+@retried_task(task_run_name="detach-{address}-from-{slot}")
 def detach(pool: Pool, service: str, slot: Slot, address: str) -> None:
     pool.detach(service, slot, address)
 
 
-@act(task_run_name="hold-stage-of-{share_percent}-percent")
+@retried_task(task_run_name="hold-stage-of-{share_percent}-percent")
 def hold_stage(
     log: RequestLog,
     service: str,
@@ -83,10 +83,10 @@ def hold_stage(
         ruling = rule(reading.outcomes, reading.is_complete, elapsed)
         if ruling.verdict != "hold" or ruling.bad_cells:
             return ruling, elapsed
-        pause(POLL_SECONDS)
+        sleep(POLL_SECONDS)
 
 
-@act(task_run_name="measure-traffic-of-{service}")
+@retried_task(task_run_name="measure-traffic-of-{service}")
 def measure_rate(log: RequestLog, service: str, within_seconds: float) -> float | None:
     """Requests to a model that end in a second now, of both slots; None where the log cannot be read, or has a gap."""
     begun = time.monotonic()
@@ -100,20 +100,20 @@ def measure_rate(log: RequestLog, service: str, within_seconds: float) -> float 
             requests = sum(map(speaks, reading.outcomes))
             if requests >= RATE_REQUESTS or elapsed >= within_seconds:
                 return requests / elapsed
-            pause(min(POLL_SECONDS, within_seconds - elapsed))
+            sleep(min(POLL_SECONDS, within_seconds - elapsed))
     except Unavailable as error:
         get_run_logger().warning("The request log cannot be read: %s", error)
         return None
 
 
-@act(task_run_name="see-a-way-back-before-{share_percent}-percent")
-def wait_for_way_back(share_percent: int, bars: Callable[[], str], within_seconds: float) -> str:
-    """Wait until nothing bars the way back to stable; what still does after that time, in words."""
+@retried_task(task_run_name="see-a-way-back-before-{share_percent}-percent")
+def wait_for_rollback_blockers(share_percent: int, blockers: Callable[[], str], within_seconds: float) -> str:
+    """Wait until nothing blocks the way back to stable; what still does after that time, in words."""
     deadline = time.monotonic() + within_seconds
     has_told = False
-    while (words := bars()) and (left := deadline - time.monotonic()) > 0:
+    while (words := blockers()) and (left := deadline - time.monotonic()) > 0:
         if not has_told:
             get_run_logger().warning("%s %%: stable could not take its traffic back now: %s", share_percent, words)
             has_told = True
-        pause(min(POLL_SECONDS, left))
+        sleep(min(POLL_SECONDS, left))
     return words

@@ -9,19 +9,19 @@ from prefect.runtime import task_run
 from pydantic import BaseModel, ValidationError
 
 from blocks.errors import Conflict, Unavailable
-from blocks.ports.store import Found, Records
+from blocks.ports.store import ConditionalStore, VersionedObject
 from flows.policy.releases.ledger import ServiceRecord, ledger_key
-from flows.runtime.retries import act
+from flows.runtime.retries import retried_task
 
 D = TypeVar("D", bound=BaseModel)
 
 
-def document_of(records: Records, key: str, kind: type[D]) -> D:
+def document_of(records: ConditionalStore, key: str, kind: type[D]) -> D:
     """What stands under that key now, or an empty one."""
     return _parsed(records.get(key), key, kind)
 
 
-def _parsed(found: Found | None, key: str, kind: type[D]) -> D:
+def _parsed(found: VersionedObject | None, key: str, kind: type[D]) -> D:
     """Unavailable where it is no such document: to whoever needs it, that is as good as a store that is away."""
     if found is None:
         return kind()
@@ -36,7 +36,7 @@ def _parsed(found: Found | None, key: str, kind: type[D]) -> D:
         ) from error
 
 
-def step_on(records: Records, key: str, kind: type[D], step: Callable[[D], D]) -> D:
+def step_on(records: ConditionalStore, key: str, kind: type[D], step: Callable[[D], D]) -> D:
     """Take one step; where somebody else wrote meanwhile, take it from what stands now."""
     for attempt in stamina.retry_context(on=Conflict, attempts=8, wait_initial=0.05, wait_max=1):
         with attempt:
@@ -49,18 +49,18 @@ def step_on(records: Records, key: str, kind: type[D], step: Callable[[D], D]) -
     raise AssertionError  # stamina either returns from the block above or raises
 
 
-def record_of(records: Records, service: str) -> ServiceRecord:
+def record_of(records: ConditionalStore, service: str) -> ServiceRecord:
     """The ledger of one service; for code that looks so often that a task run each time would bury the others."""
     return document_of(records, ledger_key(service), ServiceRecord)
 
 
-read_record = act(task_run_name="read-ledger-of-{service}")(record_of)
+read_record = retried_task(task_run_name="read-ledger-of-{service}")(record_of)
 
 
 def _name_of_step() -> str:
     return f"ledger-{task_run.parameters['step'].func.__name__}"
 
 
-@act(task_run_name=_name_of_step)
-def amend(records: Records, service: str, step: partial[ServiceRecord]) -> ServiceRecord:
+@retried_task(task_run_name=_name_of_step)
+def update_ledger(records: ConditionalStore, service: str, step: partial[ServiceRecord]) -> ServiceRecord:
     return step_on(records, ledger_key(service), ServiceRecord, step)

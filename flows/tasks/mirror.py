@@ -15,7 +15,7 @@ from prefect.cache_policies import NO_CACHE
 from blocks.errors import Conflict, Refused, Unavailable, Unsupported
 from blocks.ports.fleet import EngineSettings
 from blocks.ports.hub import Hub, Model, ModelFile
-from blocks.ports.store import MANIFEST, Store, Unfinished
+from blocks.ports.store import MANIFEST, MultipartUpload, Store
 from blocks.stores.mirrors import MIRRORS, Manifest, MirroredFile, is_manifest, manifest_in, manifest_of
 from flows.policy.mirrors.collect import Mirror, mirrors_in
 from flows.policy.mirrors.mirror import Selection, what_is_there, what_to_mirror, what_to_resume
@@ -24,7 +24,7 @@ from flows.policy.mirrors.weights import code_named_in, may_name_code
 from flows.policy.releases.ledger import LEDGERS, ServiceRecord
 from flows.policy.sizing import gguf
 from flows.policy.sizing.sizing import Need, size_gguf, size_model
-from flows.runtime.retries import act
+from flows.runtime.retries import retried_task
 from flows.tasks.ledger import document_of
 from flows.transfer.read_back import read_back
 from flows.transfer.transfer import Transfer
@@ -32,12 +32,12 @@ from flows.transfer.transfer import Transfer
 MANIFESTS_AT_ONCE = 8
 
 
-@act(task_run_name="look-up-{repo}")
+@retried_task(task_run_name="look-up-{repo}")
 def look_up(hub: Hub, repo: str, revision: str) -> Model:
     return hub.look_up(repo, revision)
 
 
-@act(task_run_name="check-that-the-store-can-be-written")
+@retried_task(task_run_name="check-that-the-store-can-be-written")
 def check_writable(store: Store, *, keeps_ledger: bool = True) -> None:
     """Write and delete a tiny object; Refused where that may not be done, or not as the ledger needs it."""
     key = f"probe/{uuid4()}"
@@ -52,12 +52,12 @@ def check_writable(store: Store, *, keeps_ledger: bool = True) -> None:
         store.delete(key)
 
 
-@act(task_run_name="read-manifest")
+@retried_task(task_run_name="read-manifest")
 def read_manifest(store: Store, prefix: str) -> Manifest | None:
     return manifest_of(store, prefix)
 
 
-@act(task_run_name="size-up-{repo}")
+@retried_task(task_run_name="size-up-{repo}")
 def size_up(
     repo: str, files: Mapping[str, int], read: Callable[[str], Iterator[bytes]], engine: EngineSettings
 ) -> Need:
@@ -116,7 +116,7 @@ def _whole(repo: str, path: str, size_bytes: int, read: Callable[[str], Iterator
     return body
 
 
-@act(task_run_name="choose-files-of-{model.repo}")
+@retried_task(task_run_name="choose-files-of-{model.repo}")
 def choose_files(
     hub: Hub,
     model: Model,
@@ -181,13 +181,13 @@ class Survey:
     """Those of them that something of the right size lies at, which nobody vouches for."""
     held: Mapping[str, str] = field(default_factory=dict)
     """Keys of other mirrors' objects by the sha256 of their content."""
-    unfinished: Mapping[str, Unfinished] = field(default_factory=dict)
+    unfinished: Mapping[str, MultipartUpload] = field(default_factory=dict)
     """Uploads to go on with, by key."""
     doubts: tuple[str, ...] = ()
     """What was found beside it that cannot be used, and is nobody's harm."""
 
 
-@act(task_run_name="survey-{prefix}")
+@retried_task(task_run_name="survey-{prefix}")
 def survey(store: Store, files: Iterable[ModelFile], prefix: str) -> Survey:
     """Find out what is missing; abort uploads that nobody goes on with.
 
@@ -251,7 +251,7 @@ def copy_file(transfer: Transfer, file: ModelFile) -> MirroredFile | None:
     return transfer.copy(file)
 
 
-@act(task_run_name="write-manifest")
+@retried_task(task_run_name="write-manifest")
 def write_manifest(store: Store, prefix: str, manifest: Manifest) -> Manifest:
     """One that stands already is made larger by what it lacks: another run has written it. Returns what stands.
 
@@ -289,7 +289,7 @@ def _check_that_all_is_listed(store: Store, manifest: Manifest) -> None:
         )
 
 
-@act(task_run_name="find-mirrors-of-{repo}")
+@retried_task(task_run_name="find-mirrors-of-{repo}")
 def find_mirrors(store: Store, repo: str, commit: str | None) -> tuple[dict[str, Manifest], tuple[Finding, ...]]:
     """Manifests by prefix; of every commit where none is given. What cannot be read as one is a finding."""
     home = f"{MIRRORS}{repo}/{commit or ''}"
@@ -297,7 +297,7 @@ def find_mirrors(store: Store, repo: str, commit: str | None) -> tuple[dict[str,
     return found, tuple(Finding(store.url_of(""), home, "a manifest", doubt) for doubt in doubts)
 
 
-@act(task_run_name="verify-{key}")
+@retried_task(task_run_name="verify-{key}")
 def verify_file(store: Store, key: str, file: MirroredFile) -> Finding:
     """Read the whole object back and hash it."""
     is_unread = False
@@ -309,8 +309,8 @@ def verify_file(store: Store, key: str, file: MirroredFile) -> Finding:
     return Finding(store.url_of(""), key, file.sha256, found, is_unread)
 
 
-@act(task_run_name="look-what-is-needed")
-def look_what_is_there(store: Store) -> tuple[tuple[Mirror, ...], tuple[Unfinished, ...], tuple[str, ...]]:
+@retried_task(task_run_name="look-what-is-needed")
+def look_what_is_there(store: Store) -> tuple[tuple[Mirror, ...], tuple[MultipartUpload, ...], tuple[str, ...]]:
     """Every mirror of the store, every upload that is no object yet, and what is wrong with manifests that are none."""
     there = tuple(store.list(MIRRORS))
     manifests, doubts = _manifests(store, [found.key for found in there])
@@ -318,13 +318,13 @@ def look_what_is_there(store: Store) -> tuple[tuple[Mirror, ...], tuple[Unfinish
     return mirrors_in(there, dates), store.unfinished(MIRRORS), doubts
 
 
-@act(task_run_name="read-what-releases-need")
+@retried_task(task_run_name="read-what-releases-need")
 def read_needed(stores: Sequence[Store]) -> frozenset[str]:
     """The prefixes of the mirrors that any release of any ledger in these stores refers to."""
     return _needed(stores)
 
 
-@act(task_run_name="delete-{mirror.prefix}")
+@retried_task(task_run_name="delete-{mirror.prefix}")
 def delete_mirror(store: Store, stores: Sequence[Store], mirror: Mirror) -> bool:
     """The manifest first, so that there is no mirror any more; False where a release has come to need it meanwhile.
 
@@ -340,14 +340,14 @@ def delete_mirror(store: Store, stores: Sequence[Store], mirror: Mirror) -> bool
     return True
 
 
-@act(task_run_name="list-uploads")
-def list_uploads(store: Store) -> tuple[Unfinished, ...]:
+@retried_task(task_run_name="list-uploads")
+def list_uploads(store: Store) -> tuple[MultipartUpload, ...]:
     """Every upload of a mirror that is no object yet, the oldest first."""
     return store.unfinished(MIRRORS)
 
 
-@act(task_run_name="abort-{upload.key}")
-def abort_upload(store: Store, upload: Unfinished) -> None:
+@retried_task(task_run_name="abort-{upload.key}")
+def abort_upload(store: Store, upload: MultipartUpload) -> None:
     store.abort(upload)
 
 

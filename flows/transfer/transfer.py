@@ -19,10 +19,10 @@ from typing import Self, TypeVar
 
 from blocks.errors import Conflict, Refused, SkyferryError, Unavailable
 from blocks.ports.hub import Hub, Model, ModelFile
-from blocks.ports.store import Part, Store, Unfinished
+from blocks.ports.store import MultipartUpload, Part, Store
 from blocks.stores.mirrors import Manifest, MirroredFile
 from flows.policy.mirrors.mirror import part_bytes
-from flows.runtime.patience import Patience
+from flows.runtime.retry_policy import RetryPolicy
 from flows.transfer.read_back import read_back
 
 T = TypeVar("T")
@@ -31,7 +31,7 @@ PASSES_AT_MOST = 4
 """A file is read again where its hash was wrong, once, and where an upload was taken away meanwhile."""
 WORKERS = 4
 MEMORY_BYTES = 128 << 20
-PATIENCE = Patience()
+PATIENCE = RetryPolicy()
 
 
 @dataclass
@@ -48,7 +48,7 @@ class Target:
     """Those of them that something of the right size lies at."""
     held: Mapping[str, str] = field(default_factory=dict)
     """Keys of objects that the store has already, by the sha256 of their content."""
-    unfinished: Mapping[str, Unfinished] = field(default_factory=dict)
+    unfinished: Mapping[str, MultipartUpload] = field(default_factory=dict)
     """Uploads to go on with, by key."""
     error: SkyferryError | None = None
     """Why it has dropped out."""
@@ -79,7 +79,7 @@ class Transfer:
         *,
         workers: int = WORKERS,
         memory_bytes: int = MEMORY_BYTES,
-        patience: Patience = PATIENCE,
+        patience: RetryPolicy = PATIENCE,
         on_progress: Callable[[], None] = lambda: None,
     ) -> None:
         self.hub, self.model, self.targets = hub, model, targets
@@ -328,7 +328,7 @@ class _Delivery:
         self.is_whole = file.size_bytes <= size
         self.is_done = False
         self._found = target.unfinished.get(self.key)
-        self._upload: Unfinished | None = None
+        self._upload: MultipartUpload | None = None
         self._parts: dict[int, Part] = {}
         self._is_sent = False
         """An object is there, and only reading it tells whether it is the file."""

@@ -9,7 +9,7 @@ import pytest
 
 import blocks
 from blocks.cleaning import cleaned, mask_from_now_on, without_secrets
-from blocks.errors import CellSaidNo, Refused, Unavailable
+from blocks.errors import NoCapacity, Refused, Unavailable
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_a_secret_that_a_block_knows_stands_in_no_error() -> None:
         assert str(error) == "no: (a secret)\nand (a secret)"
         again = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own, as Prefect does it
         assert (str(again), vars(again)) == (str(error), vars(error))
-    said = CellSaidNo("aws", "key s3cr/et+key== is refused")
+    said = NoCapacity("aws", "key s3cr/et+key== is refused")
     assert (said.reason, str(said)) == ("key (a secret) is refused", "aws said no: key (a secret) is refused")
 
 
@@ -77,6 +77,11 @@ def test_each_line_of_a_secret_is_one() -> None:
     mask_from_now_on("-----BEGIN PRIVATE KEY-----\nMIIEvAIBADAN\nBgkqhkiG9w0B\n-----END PRIVATE KEY-----\n")
     for said in ("MIIEvAIBADAN\nBgkqhkiG9w0B", "MIIEvAIBADAN BgkqhkiG9w0B", r"MIIEvAIBADAN\nBgkqhkiG9w0B"):
         assert not {"MIIEvAIBADAN", "BgkqhkiG9w0B"} & set(without_secrets(said).replace(r"\n", " ").split())
+
+
+def test_a_known_password_leaves_no_user_behind_in_an_address() -> None:
+    mask_from_now_on("pa55word")
+    assert without_secrets("no route to https://me:pa55word@hub.example/x") == "no route to https://hub.example/x"
 
 
 HOME = Path(blocks.__path__[0])

@@ -8,7 +8,7 @@ from uuid import uuid4
 import pytest
 
 from blocks.errors import Conflict, Refused
-from blocks.ports.store import Found, Part, Store, StoredObject, Unfinished
+from blocks.ports.store import MultipartUpload, Part, Store, StoredObject, VersionedObject
 from blocks.stores.directory import DirectoryStore
 from blocks.stores.google_storage import GoogleStore
 from blocks.stores.s3 import S3Store
@@ -51,7 +51,7 @@ def random_bytes(size_bytes: int) -> bytes:
     return Random(size_bytes).randbytes(size_bytes)  # noqa: S311 - the same bytes in each run, not a secret
 
 
-def send(store: Store, upload: Unfinished, body: bytes, part_bytes: int = 5 * MIB) -> list[Part]:
+def send(store: Store, upload: MultipartUpload, body: bytes, part_bytes: int = 5 * MIB) -> list[Part]:
     """All parts, the last one first: they may come in any order."""
     starts = [*enumerate(range(0, len(body), part_bytes), 1)]
     sent = [store.send(upload, number, memoryview(body)[start : start + part_bytes]) for number, start in starts[::-1]]
@@ -66,7 +66,7 @@ def test_nothing_is_found_where_nothing_was_put(store: Store, key: str) -> None:
 def test_what_is_put_is_found(store: Store, key: str) -> None:
     """A document comes back with the ETag that writing it gave."""
     etag = store.put(key, b"one", replacing=None)
-    assert store.get(key) == Found(b"one", etag)
+    assert store.get(key) == VersionedObject(b"one", etag)
 
 
 def test_a_first_version_replaces_nothing(store: Store, key: str) -> None:
@@ -82,7 +82,7 @@ def test_only_the_version_seen_is_replaced(store: Store, key: str) -> None:
     second = store.put(key, b"two", replacing=first)
     with pytest.raises(Conflict):
         store.put(key, b"three", replacing=first)
-    assert store.get(key) == Found(b"two", second)
+    assert store.get(key) == VersionedObject(b"two", second)
 
 
 def test_a_deleted_version_is_not_replaced(store: Store, key: str) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Self
 
-from blocks.errors import CellSaidNo, SkyferryError, Unavailable
+from blocks.errors import NoCapacity, SkyferryError, Unavailable
 from blocks.http.addresses import in_one_spelling
 from blocks.ports.engine import Answer, Load, Prompt
 from blocks.ports.fleet import Replica, ReplicaOrder
@@ -69,7 +69,7 @@ class FakeFleet:
         if key in self.running:
             return self.running[key]
         if offer.cell in self.says_no:
-            raise CellSaidNo(offer.cell, self.says_no[offer.cell])
+            raise NoCapacity(offer.cell, self.says_no[offer.cell])
         address = f"{self.host}:{next(self._ports)}"
         launched = Replica(
             order.name,

@@ -9,7 +9,7 @@ from dataclasses import replace
 from threading import Lock
 
 from blocks.errors import Conflict, Refused, SkyferryError, Unsupported
-from blocks.ports.store import Found, Objects, Part, PartLimits, StoredObject, Unfinished
+from blocks.ports.store import MultipartUpload, Objects, Part, PartLimits, StoredObject, VersionedObject
 
 LIMITS = PartLimits(smallest_bytes=5 << 20, largest_bytes=5 << 30, parts=10_000)
 
@@ -19,7 +19,7 @@ class FakeStore:
         """One that does not vouch says nothing of what it has, as stores that ignore checksums do."""
         self.part_limits, self.provider, self.vouches = part_limits, provider, vouches
         self.objects: dict[str, bytes] = {}
-        self.uploads: dict[Unfinished, dict[int, bytes]] = {}
+        self.uploads: dict[MultipartUpload, dict[int, bytes]] = {}
         self._ids = itertools.count()
         self.failures: deque[SkyferryError] = deque()
         """Each is raised once, by the next verbs in turn."""
@@ -32,10 +32,10 @@ class FakeStore:
         body = self.objects[key]
         self.objects[key] = bytes([body[0] ^ 0x80]) + body[1:]
 
-    def get(self, key: str) -> Found | None:
+    def get(self, key: str) -> VersionedObject | None:
         self._fail()
         body = self.objects.get(key)
-        return None if body is None else Found(body, _etag(body))
+        return None if body is None else VersionedObject(body, _etag(body))
 
     def put(self, key: str, body: bytes, *, replacing: str | None) -> str:
         self._fail()
@@ -69,25 +69,25 @@ class FakeStore:
     def holds(self, part: Part, body: memoryview) -> bool:
         return part.checksum == self.checksum(body)
 
-    def begin(self, key: str) -> Unfinished:
+    def begin(self, key: str) -> MultipartUpload:
         self._fail()
         self._may_write()
         number = next(self._ids)
-        upload = Unfinished(key, f"upload-{number}", float(number))
+        upload = MultipartUpload(key, f"upload-{number}", float(number))
         self.uploads[upload] = {}
         return upload
 
-    def send(self, upload: Unfinished, number: int, body: memoryview) -> Part:
+    def send(self, upload: MultipartUpload, number: int, body: memoryview) -> Part:
         self._fail()
         self._sent(upload)[number] = bytes(body)
         return replace(_part(self, number, body), is_vouched=self.vouches)
 
-    def sent(self, upload: Unfinished) -> tuple[Part, ...]:
+    def sent(self, upload: MultipartUpload) -> tuple[Part, ...]:
         self._fail()
         found = tuple(_part(self, number, memoryview(body)) for number, body in sorted(self._sent(upload).items()))
         return found if self.vouches else tuple(replace(part, checksum=None) for part in found)
 
-    def complete(self, upload: Unfinished, parts: Sequence[Part]) -> None:
+    def complete(self, upload: MultipartUpload, parts: Sequence[Part]) -> None:
         self._fail()
         sent = self._sent(upload)
         with self._lock:
@@ -102,11 +102,11 @@ class FakeStore:
             self.objects[upload.key] = b"".join(sent[part.number] for part in parts)
             del self.uploads[upload]
 
-    def abort(self, upload: Unfinished) -> None:
+    def abort(self, upload: MultipartUpload) -> None:
         self._fail()
         self.uploads.pop(upload, None)
 
-    def unfinished(self, prefix: str) -> tuple[Unfinished, ...]:
+    def unfinished(self, prefix: str) -> tuple[MultipartUpload, ...]:
         self._fail()
         return tuple(upload for upload in self.uploads if upload.key.startswith(prefix))
 
@@ -138,7 +138,7 @@ class FakeStore:
         if self.failures:
             raise self.failures.popleft()
 
-    def _sent(self, upload: Unfinished) -> dict[int, bytes]:
+    def _sent(self, upload: MultipartUpload) -> dict[int, bytes]:
         if upload not in self.uploads:
             raise Conflict(f"{self.url_of(upload.key)}: there is no upload {upload.id}; begin anew")
         return self.uploads[upload]

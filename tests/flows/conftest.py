@@ -31,7 +31,7 @@ from flows.plans import ReleasePlan
 from flows.policy.releases.installation import INSTALLATION_KEY, Installation
 from flows.policy.releases.ledger import Release, ServiceRecord, ledger_key
 from flows.release import release_model
-from flows.runtime.waiting import pausing_with
+from flows.runtime.sleep import sleeping_with
 from flows.steps.service import serving
 from tests.fakes.fleet import OFFER, FakeEngine, FakeFleet
 from tests.fakes.gateway import FakeGateway
@@ -182,7 +182,7 @@ class World:
     @contextmanager
     def in_use(self) -> Iterator[Self]:
         """Flows act in this world, and whenever they wait, time has passed."""
-        with serving(self.service), pausing_with(lambda _: None):
+        with serving(self.service), sleeping_with(lambda _: None):
             yield self
 
 

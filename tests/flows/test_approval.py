@@ -74,7 +74,7 @@ def test_nobody_who_answers_is_no_consent(live: World) -> None:
     with pytest.raises(SkyferryError, match="nobody answered within 1 s"):
         promote_canary(plan(approval_timeout_seconds=1))
     assert live.gateway.split("chat") == Split(0)
-    assert live.record.under_way is None
+    assert live.record.in_progress is None
 
 
 @contextmanager

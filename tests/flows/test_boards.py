@@ -9,7 +9,7 @@ from xml.etree import ElementTree as ET
 from blocks.errors import Refused
 from blocks.ports.fleet import EngineSettings, Replica
 from blocks.ports.hub import Model
-from blocks.ports.store import StoredObject, Unfinished
+from blocks.ports.store import MultipartUpload, StoredObject
 from flows.boards.boards import (
     canary_board,
     collection_table,
@@ -41,7 +41,7 @@ RELEASE = Release(
     commit="c0ffee",
     engine=EngineSettings(2048, 4),
     slot="green",
-    state="under way",
+    state="in progress",
     run_id="run",
     opened_at=datetime(2026, 1, 1, tzinfo=UTC),
 )
@@ -153,7 +153,7 @@ def test_names_of_files_are_escaped_wherever_they_are_shown() -> None:
     """Reports of mirrors, of what was verified, and of what nobody needs: no name makes a column, or a link."""
     target = Target(HOSTILE, FakeStore(), "models/", error=Refused(HOSTILE))
     wanted = Selection((), ((HOSTILE, "ignored"),), (HOSTILE,))
-    upload = Unfinished(HOSTILE, "1", 0)
+    upload = MultipartUpload(HOSTILE, "1", 0)
     mirror = Mirror(HOSTILE, (StoredObject(HOSTILE, 1),), None)
     tables = (
         (mirror_report(Model(HOSTILE, "c", (), None), wanted, [target], seconds=1, retries=0), 5),

@@ -18,7 +18,7 @@ from flows.plans import PromotePlan, ReleasePlan, ScaleDownPlan, ScaleUpPlan
 from flows.policy.releases.ledger import Release
 from flows.promote import promote_canary
 from flows.release import release_model
-from flows.runtime.waiting import pausing_with
+from flows.runtime.sleep import sleeping_with
 from flows.scale_down import scale_down
 from flows.scale_up import scale_up
 from tests.flows.conftest import FakeService, World
@@ -81,7 +81,7 @@ def live(world: World, tmp_path: Path) -> Iterator[Live]:
         # A long round, so that a stage is not over after a few looks.
         service.golden_prompts = [GoldenPrompt(prompt="Hello?")] * 60
         # Real traffic takes its time, and between two looks there has to be some.
-        stack.enter_context(pausing_with(lambda seconds: time.sleep(seconds / 5)))
+        stack.enter_context(sleeping_with(lambda seconds: time.sleep(seconds / 5)))
         release_model(plan("v1"))
         yield Live(world, gateway, replicas)
 

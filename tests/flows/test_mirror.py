@@ -18,7 +18,7 @@ from blocks.hubs.hugging_face import HuggingFaceHub
 from blocks.local.fleet import LocalFleet
 from blocks.ports.fleet import EngineSettings
 from blocks.ports.hub import Model, ModelFile
-from blocks.ports.store import Unfinished
+from blocks.ports.store import MultipartUpload
 from blocks.service import Service
 from blocks.skypilot.fleet import SkyPilotFleet
 from blocks.stores.directory import DirectoryStore
@@ -293,7 +293,7 @@ def test_garbage_is_shown_and_then_collected(world: World, further: FakeStore) -
 def test_the_reaper_aborts_orphaned_uploads_too(world: World, further: FakeStore) -> None:
     """A dry run only names them; then the old ones of every store go, and a young one stays."""
     old = [store.begin("models/a/b/c/weights") for store in (world.store, further)]
-    young = Unfinished("models/a/b/c/more", "young", time.time())
+    young = MultipartUpload("models/a/b/c/more", "young", time.time())
     further.uploads[young] = {}
     assert reap_orphans(ReapPlan(service="chat")).uploads == tuple(old)
     assert len(world.store.uploads) == 1

@@ -34,7 +34,7 @@ from flows.reap import reap_orphans
 from flows.reconcile import reconcile
 from flows.release import release_model
 from flows.roll_back import roll_back
-from flows.runtime.waiting import pausing_with
+from flows.runtime.sleep import sleeping_with
 from flows.scale_down import scale_down
 from flows.scale_up import scale_up
 from tests.flows.conftest import REPO, World
@@ -90,7 +90,7 @@ def test_a_run_cancelled_while_replicas_start_leaves_none(live: World) -> None:
     live.fleet.on_launch = lambda order: live.engine.never_ready.add(order.release)
     with (
         surviving_sigterm() as cancel,
-        pausing_with(Once(cancel)),
+        sleeping_with(Once(cancel)),
         pytest.raises(TerminationSignal),
     ):
         release_model(plan("v2", ready_timeout_seconds=1800))
@@ -108,7 +108,7 @@ def test_a_launch_that_is_done_after_the_release_was_given_up_stops_its_own(live
 
         def launch(_: object) -> None:
             cancel_once()
-            while live.record.under_way is not None:
+            while live.record.in_progress is not None:
                 pass  # the guard is at it in the main thread
 
         live.fleet.on_launch = launch
@@ -128,7 +128,7 @@ def test_a_roll_back_by_hand_ends_a_start_that_goes_on(live: World) -> None:
             live, lambda record: record.with_release(record.releases[-1].model_copy(update={"state": "rolled back"}))
         )
 
-    with pausing_with(Once(by_hand)), pytest.raises(Refused, match=r"is rolled back, so .* is not started"):
+    with sleeping_with(Once(by_hand)), pytest.raises(Refused, match=r"is rolled back, so .* is not started"):
         release_model(plan("v2", ready_timeout_seconds=1800))
     assert {replica.release for replica in live.fleet.replicas("chat")} == {first.id}
 
@@ -181,7 +181,7 @@ def test_the_old_fleet_is_not_retired_while_it_alone_answers(live: World) -> Non
             live.engine.unhealthy |= {s.address for s in live.gateway.servers("chat") if s.slot == "green"}
 
     warm = plan("v2").model_copy(update={"keep_warm_seconds": 900})
-    with pausing_with(die_in_the_warm_time), pytest.raises(SkyferryError, match=r"nobody but .* answers the users of"):
+    with sleeping_with(die_in_the_warm_time), pytest.raises(SkyferryError, match=r"nobody but .* answers the users of"):
         release_model(warm)
     assert len([r for r in live.fleet.replicas("chat") if r.release == live.first.id]) == 2
 
@@ -462,7 +462,7 @@ def test_what_drains_takes_traffic_again_where_the_one_that_stays_is_lost(
         lose(live, kept)
         live.engine.in_flight_at[going.address] = 0
 
-    with pausing_with(Once(lose_the_other)), pytest.raises(Unavailable, match=rf"nobody but {going.name} answers"):
+    with sleeping_with(Once(lose_the_other)), pytest.raises(Unavailable, match=rf"nobody but {going.name} answers"):
         scale_down(ScaleDownPlan(service="chat"))
     assert going.name in names(live)
     assert states(live)[going.address] == "up"
@@ -477,7 +477,7 @@ def test_what_somebody_puts_back_while_it_drains_stays(live: World) -> None:
         live.gateway.attach("chat", "blue", going.address, is_tls=False)
         live.engine.in_flight_at[going.address] = 0
 
-    with pausing_with(Once(put_back)), pytest.raises(Unavailable, match=rf"{going.name} stayed"):
+    with sleeping_with(Once(put_back)), pytest.raises(Unavailable, match=rf"{going.name} stayed"):
         scale_down(ScaleDownPlan(service="chat"))
     assert states(live)[going.address] == "up"
 
@@ -515,7 +515,7 @@ def test_a_roll_back_to_the_warm_release_asks_for_as_many_as_by_day(live: World)
             roll_back(RollBackPlan(service="chat", reason="users complain"))
 
     warm = plan("v2").model_copy(update={"keep_warm_seconds": 900})
-    with pausing_with(in_the_warm_time), pytest.raises(SkyferryError, match="is rolled back"):
+    with sleeping_with(in_the_warm_time), pytest.raises(SkyferryError, match="is rolled back"):
         release_model(warm)
     assert live.record.live is not None
     assert live.record.live.id == old.id
@@ -544,7 +544,7 @@ def test_one_that_is_only_busy_stays(live: World) -> None:
     def generate(_: float) -> None:
         live.engine.generated[busy.address] += 100
 
-    with pausing_with(generate):
+    with sleeping_with(generate):
         assert reconcile(RECONCILE) == ()
     assert not live.fleet.stopped
 
@@ -552,7 +552,7 @@ def test_one_that_is_only_busy_stays(live: World) -> None:
 def test_one_that_hung_for_a_moment_stays(live: World) -> None:
     """Twice in a row is what counts."""
     live.engine.hung = {live.fleet.replicas("chat")[0].address}
-    with pausing_with(lambda _: live.engine.hung.clear()):
+    with sleeping_with(lambda _: live.engine.hung.clear()):
         assert reconcile(RECONCILE) == ()
     assert not live.fleet.stopped
 
@@ -573,7 +573,7 @@ def test_a_misspelt_gate_ends_no_release_that_stands_ready(live: World) -> None:
     for name in ("sharpness", "error_percent"):
         with pytest.raises(Refused):
             promote_canary(PromotePlan(service="chat", limits={name: 0.1}))
-    assert live.record.under_way is not None
+    assert live.record.in_progress is not None
     assert len(names(live)) == 4
 
 
@@ -591,7 +591,7 @@ def test_a_misspelt_cell_ends_no_release_that_stands_ready(live: World, rules: P
     live.fleet.kill(f"{release.id}-1")
     with pytest.raises(Refused, match=words):
         provision_fleet(ProvisionPlan(service="chat", repo=REPO, revision="v2", placement=rules))
-    assert live.record.under_way == release
+    assert live.record.in_progress == release
     assert f"{release.id}-0" in names(live)
 
 
@@ -603,7 +603,7 @@ def test_a_release_whose_mirror_is_gone_is_not_ended_by_saying_so(live: World) -
     del live.store.objects[f"{release.mirror_prefix}skyferry-manifest.json"]
     with pytest.raises(Refused, match="no complete mirror"):
         provision_fleet(ProvisionPlan(service="chat", repo=REPO, revision="v2"))
-    assert live.record.under_way == release
+    assert live.record.in_progress == release
 
 
 # --- A ledger that cannot be parsed ----------------------------------------------------------------------------------

@@ -98,7 +98,7 @@ def test_what_gets_ready_on_no_machine_is_tried_on_two(world: World) -> None:
         provision(ready_timeout_seconds=0.01)
     assert {one.cell for one in attempts(world).attempts} == {"slurm/alpha", "slurm/beta"}
     assert not world.fleet.replicas("chat")
-    assert world.record.under_way is None
+    assert world.record.in_progress is None
 
 
 def test_a_fleet_that_spells_its_addresses_in_another_way(world: World) -> None:
@@ -119,7 +119,7 @@ def test_where_every_cell_says_no_nothing_is_left(world: World) -> None:
     with pytest.raises(Refused, match=r"(?s)its controller is down.*no free node"):
         provision()
     assert not world.fleet.replicas("chat")
-    assert world.record.under_way is None
+    assert world.record.in_progress is None
 
 
 def test_a_cap_below_the_cheapest_offer_is_refused_before_anything_starts(world: World) -> None:
@@ -176,7 +176,7 @@ def test_spread_uses_two_cells(world: World) -> None:
 def test_replicas_that_stand_are_adopted_where_they_stand(world: World) -> None:
     """As after a run that was killed between launch and answer: the retry finds them and starts no others."""
     provision()
-    held = world.record.under_way
+    held = world.record.in_progress
     assert held is not None
     started = world.fleet.replicas("chat")
     world.fleet.listed = [replace(ALPHA, dollars_per_hour=9.0), BETA]
@@ -189,7 +189,7 @@ def test_a_replica_lost_in_a_stage_is_started_anew(live: World, stages: tuple[in
     """Before more users come, or the old release goes, the fleet is whole again; its cell is trusted less then."""
 
     def lose_one() -> None:
-        candidate = live.record.under_way
+        candidate = live.record.in_progress
         assert candidate is not None
         live.fleet.kill(f"{candidate.id}-0")
 
@@ -227,7 +227,7 @@ def test_what_is_ours_ends_the_search_and_teaches_nothing(world: World) -> None:
     )
     with pytest.raises(Refused, match="the credentials have expired"):
         provision()
-    assert len(world.fleet.orders) == 2  # both replicas were under way when the first was told
+    assert len(world.fleet.orders) == 2  # both replicas were in progress when the first was told
     assert attempts(world) == Attempts()
     assert not world.fleet.replicas("chat")
 

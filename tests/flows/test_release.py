@@ -35,7 +35,7 @@ def test_the_first_release_takes_the_whole_service(world: World) -> None:
     """Mirrored, two replicas, all traffic, and the ledger says live."""
     release = release_model(plan("v1"))
     assert release.state == "live"
-    assert world.gateway.split("chat").share_of(release.slot) == 10_000
+    assert world.gateway.split("chat").weight_of(release.slot) == 10_000
     assert len(world.fleet.replicas("chat")) == 2
     assert f"{release.mirror_prefix}skyferry-manifest.json" in world.store.objects
 
@@ -185,17 +185,17 @@ def test_a_replica_that_never_gets_ready_fails_the_release_and_is_taken_down(liv
     with pytest.raises(Refused, match=r"(?s)not ready within.*last words.*is served at"):
         release_model(plan("v2", ready_timeout_seconds=0.01))
     assert {replica.release for replica in live.fleet.replicas("chat")} == {first.id}
-    assert live.record.under_way is None
+    assert live.record.in_progress is None
 
 
 def test_a_corrupted_byte_publishes_nothing(world: World) -> None:
-    """No object, no manifest, no replica, and no release under way."""
+    """No object, no manifest, no replica, and no release in progress."""
     world.hub.corrupted.add("model.gguf")
     with pytest.raises(Refused, match=r"model\.gguf: its sha256 is .* read once more"):
         release_model(plan("v1"))
     assert not [key for key in world.store.objects if key.endswith((".gguf", "manifest.json"))]
     assert not world.fleet.replicas("chat")
-    assert world.record.under_way is None
+    assert world.record.in_progress is None
 
 
 def test_what_can_pass_is_tried_again(world: World) -> None:
@@ -248,7 +248,7 @@ def test_a_gateway_that_says_no_is_found_out_before_anything_starts(world: World
     with pytest.raises(Refused, match="certificates do not fit"):
         release_model(plan("v1"))
     assert not world.fleet.orders
-    assert world.record.under_way is None
+    assert world.record.in_progress is None
 
 
 def test_a_log_that_cannot_be_read_is_no_news(live: World) -> None:
@@ -274,7 +274,7 @@ def test_a_release_that_went_live_without_its_traffic_gets_it(live: World) -> No
 
 
 def test_releasing_the_live_one_again_leaves_a_canary_its_share(live: World) -> None:
-    """Another release is under way with a share of its own, and that is not this run's to take."""
+    """Another release is in progress with a share of its own, and that is not this run's to take."""
     provision("v2")
     live.gateway.set_split("chat", Split(3000))
     release_model(plan("v1"))
@@ -287,8 +287,8 @@ def test_a_roll_back_by_hand_ends_the_run_that_promotes(live: World) -> None:
 
     def roll_back_by_hand() -> None:
         record = live.record
-        assert record.under_way is not None
-        after = back_out(record, record.under_way.id, "by hand")
+        assert record.in_progress is not None
+        after = back_out(record, record.in_progress.id, "by hand")
         found = live.store.get(ledger_key("chat"))
         assert found is not None
         live.store.put(ledger_key("chat"), after.model_dump_json().encode(), replacing=found.etag)

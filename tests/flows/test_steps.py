@@ -50,7 +50,7 @@ def test_provisioning_an_unmirrored_model_is_refused(world: World) -> None:
     """It says what to run first, and leaves no release open."""
     with pytest.raises(Refused, match="run mirror-model"):
         provision_fleet(ProvisionPlan(service="chat", repo=REPO, revision="v1"))
-    assert world.record.under_way is None
+    assert world.record.in_progress is None
 
 
 def test_step_by_step_gives_what_the_chain_gives(live: World) -> None:
@@ -60,7 +60,7 @@ def test_step_by_step_gives_what_the_chain_gives(live: World) -> None:
     assert len(live.gateway.servers("chat")) == 4
     promoted = promote_canary(PromotePlan(service="chat", stages_percent=(50, 100), stage_seconds=0))
     assert promoted.state == "live"
-    assert live.gateway.split("chat").share_of(promoted.slot) == 10_000
+    assert live.gateway.split("chat").weight_of(promoted.slot) == 10_000
 
 
 def test_promotion_goes_on_from_the_split_that_stands(live: World) -> None:
@@ -72,8 +72,8 @@ def test_promotion_goes_on_from_the_split_that_stands(live: World) -> None:
 
 
 def test_promoting_nothing_is_refused(world: World) -> None:
-    """Without a release under way it says how to start one."""
-    with pytest.raises(Refused, match="no release is under way"):
+    """Without a release in progress it says how to start one."""
+    with pytest.raises(Refused, match="no release is in progress"):
         promote_canary(PromotePlan(service="chat"))
     assert not world.gateway.splits
 
@@ -81,9 +81,9 @@ def test_promoting_nothing_is_refused(world: World) -> None:
 def test_a_second_release_is_refused_while_one_is_under_way(live: World) -> None:
     """The message names the release and the run that hold the service."""
     provision("v2")
-    with pytest.raises(Refused, match=r"already has release chat-\w+ under way"):
+    with pytest.raises(Refused, match=r"already has release chat-\w+ in progress"):
         release("v3")
-    assert live.record.under_way is not None
+    assert live.record.in_progress is not None
 
 
 def test_a_release_of_a_run_that_nobody_knows_can_be_taken_over(live: World) -> None:
@@ -151,7 +151,7 @@ def test_rolling_back_after_promotion_returns_to_the_warm_fleet(live: World) -> 
     promote_canary(PromotePlan(service="chat", stages_percent=(100,), stage_seconds=0))
     record = roll_back(RollBackPlan(service="chat", reason="worse answers"))
     assert record.live is not None
-    assert live.gateway.split("chat").share_of(record.live.slot) == 10_000
+    assert live.gateway.split("chat").weight_of(record.live.slot) == 10_000
     assert {replica.release for replica in live.fleet.replicas("chat")} == {record.live.id}
 
 
@@ -191,8 +191,8 @@ def test_the_night_leaves_a_release_under_way_alone(live: World) -> None:
     """Only the live release is scaled."""
     provision("v2")
     scale_down(ScaleDownPlan(service="chat"))
-    assert live.record.under_way is not None
-    assert len([r for r in live.fleet.replicas("chat") if r.release == live.record.under_way.id]) == 2
+    assert live.record.in_progress is not None
+    assert len([r for r in live.fleet.replicas("chat") if r.release == live.record.in_progress.id]) == 2
 
 
 def test_the_night_clears_away_what_a_dead_release_left(live: World) -> None:

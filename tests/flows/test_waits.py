@@ -8,10 +8,10 @@ from prefect import flow
 
 from blocks.errors import Refused, SkyferryError, Unavailable
 from blocks.ports.gateway import WHOLE, Split
-from flows.runtime.patience import LONGEST_OBEYED_SECONDS, Patience
-from flows.runtime.retries import act
-from flows.runtime.waiting import done_by, pausing_with
-from flows.steps.undo import users_keep_what_they_had
+from flows.runtime.retries import retried_task
+from flows.runtime.retry_policy import LONGEST_OBEYED_SECONDS, RetryPolicy
+from flows.runtime.sleep import done_by, sleeping_with
+from flows.steps.undo import rollback_on_error
 from tests.flows.conftest import World
 
 
@@ -32,13 +32,13 @@ class Busy:
 def as_task(busy: Busy) -> tuple[str, list[float]]:
     """What comes of it, and the waits that were told; Prefect's own are none here."""
     waits: list[float] = []
-    patiently = act(task_run_name="ask")(busy.__call__).with_options(retry_delay_seconds=0)
+    patiently = retried_task(task_run_name="ask")(busy.__call__).with_options(retry_delay_seconds=0)
 
     @flow
     def ask() -> str:
         return patiently()
 
-    with pausing_with(waits.append):
+    with sleeping_with(waits.append):
         return ask(), waits
 
 
@@ -73,20 +73,20 @@ def test_a_store_that_wants_to_be_left_alone_keeps_no_user_with_a_bad_candidate(
     for error in (RuntimeError("broken"), KeyboardInterrupt()):
         waits: list[float] = []
         live.gateway.set_split("chat", Split.giving(live.first.slot, 0))
-        with pausing_with(waits.append), pytest.raises(Unavailable):
+        with sleeping_with(waits.append), pytest.raises(Unavailable):
             fail_while_the_store_is_busy(live, error)
         assert (waits, live.gateway.split("chat")) == ([], Split.giving(live.first.slot, WHOLE))
 
 
 @flow
 def fail_while_the_store_is_busy(live: World, error: BaseException) -> None:
-    with users_keep_what_they_had(live.service):
+    with rollback_on_error(live.service):
         live.store.failures.append(Unavailable("busy", after_seconds=300))
         raise error
 
 
 def patiently(act: Callable[[], str]) -> str:
-    return Patience(tries=3, first_wait_seconds=0.001, longest_obeyed_seconds=0.01).try_to("ask", act)
+    return RetryPolicy(tries=3, first_wait_seconds=0.001, longest_obeyed_seconds=0.01).try_to("ask", act)
 
 
 def test_patience_waits_as_long_as_it_was_told() -> None:

@@ -59,7 +59,7 @@ def nothing_is_left(world: World) -> Iterator[None]:
     assert isinstance(world.service.fleet, SkyPilotFleet)
     world.service.fleet.autodown_minutes = None  # as in tests.live.running
     yield
-    if world.record.under_way is not None:
+    if world.record.in_progress is not None:
         roll_back(RollBackPlan(service="chat", reason="the test is over"))
     assert world.jobs == {}
 
@@ -69,7 +69,7 @@ def test_a_full_cluster_is_passed_over(world: World) -> None:
     job = world.lab.fill("alpha")
     provision()
     world.lab.cancel("alpha", job)
-    assert world.record.under_way is not None
+    assert world.record.in_progress is not None
     assert world.cells == ["slurm/beta"]
 
 
@@ -80,7 +80,7 @@ def test_a_cluster_without_its_controller_is_passed_over(world: World) -> None:
         provision()
     finally:
         world.lab.start_controller("alpha")
-    assert world.record.under_way is not None
+    assert world.record.in_progress is not None
     assert world.cells == ["slurm/beta"]
 
 
@@ -91,7 +91,7 @@ def test_where_no_cluster_has_room_nothing_is_left(world: World) -> None:
         provision()
     for cluster, job in jobs.items():
         world.lab.cancel(cluster, job)
-    assert world.record.under_way is None
+    assert world.record.in_progress is None
     assert world.jobs == {}
 
 
@@ -111,7 +111,7 @@ def test_a_flow_killed_between_launch_and_answer_is_taken_up(world: World) -> No
             assert len(fleet.every_replica()) == 1
     killed.kill()
     killed.wait()
-    held = world.record.under_way
+    held = world.record.in_progress
     assert held is not None
     with get_client(sync_client=True) as client:  # as its worker would say
         client.set_flow_run_state(UUID(held.run_id), Crashed(), force=True)

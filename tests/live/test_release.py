@@ -109,7 +109,7 @@ def take_away(world: World) -> None:
 
 @stamina.retry(on=AssertionError, attempts=None, timeout=200, wait_initial=0.2, wait_max=0.5)
 def with_users(world: World) -> Release:
-    candidate = world.record.under_way
+    candidate = world.record.in_progress
     assert candidate is not None
-    assert world.service.gateway.split("chat").share_of(candidate.slot) > 0
+    assert world.service.gateway.split("chat").weight_of(candidate.slot) > 0
     return candidate

@@ -12,7 +12,7 @@ import psutil
 import pytest
 import stamina
 
-from blocks.errors import CellSaidNo, Unavailable
+from blocks.errors import NoCapacity, Unavailable
 from blocks.ports.fleet import EngineSettings, ReplicaOrder
 from blocks.replica_tls import new_authority
 from blocks.skypilot.fleet import SkyPilotFleet
@@ -39,7 +39,7 @@ def fleet(slurm_lab: SlurmLab, s3_store: S3Store, tmp_path_factory: pytest.TempP
 def test_a_cluster_whose_controller_is_down_says_no(fleet: SkyPilotFleet, slurm_lab: SlurmLab) -> None:
     """It is one more cell without a machine, and nothing is left for the time when it is back."""
     slurm_lab.stop_controller("alpha")
-    with pytest.raises(CellSaidNo, match="slurm/alpha said no"):
+    with pytest.raises(NoCapacity, match="slurm/alpha said no"):
         fleet.launch(ORDER, offer_in("alpha"))
     slurm_lab.start_controller("alpha")
     assert slurm_lab.queue("alpha") == {}
@@ -48,9 +48,9 @@ def test_a_cluster_whose_controller_is_down_says_no(fleet: SkyPilotFleet, slurm_
 
 def test_what_a_cell_has_not_it_refuses_at_once(fleet: SkyPilotFleet) -> None:
     """More GPUs than any node has, and a cluster that nobody set up, are answers of that cell in words."""
-    with pytest.raises(CellSaidNo, match=r"slurm/beta said no: .*A100"):
+    with pytest.raises(NoCapacity, match=r"slurm/beta said no: .*A100"):
         fleet.launch(ORDER, offer_in("beta", accelerators=16))
-    with pytest.raises(CellSaidNo, match="slurm/gamma said no: Cluster gamma not found"):
+    with pytest.raises(NoCapacity, match="slurm/gamma said no: Cluster gamma not found"):
         fleet.launch(ORDER, replace(offer_in("beta"), cell="slurm/gamma"))
 
 

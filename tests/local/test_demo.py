@@ -100,7 +100,7 @@ def test_all_comes_true_where_all_went_well() -> None:
         (lambda told: told.release(1, stages=tuple(map(stage, STAGES_PERCENT[:-1]))), {V2}),
         (lambda told: told.release(1, stages=(*map(stage, STAGES_PERCENT[:-1]), stage(100, "roll back"))), {V2}),
         (lambda told: told.release(0, state="retiring"), {STATES}),
-        (lambda told: told.release(1, state="under way"), {STATES}),
+        (lambda told: told.release(1, state="in progress"), {STATES}),
         (lambda told: told.release(2, state="live"), {STATES}),
         (lambda told: told.step(2, exit_code=0), {V3}),
         (lambda told: told.step(1, noticed=Noticed(sent=100, refused=1, users_who_saw_a_failure=1)), {UNNOTICED}),

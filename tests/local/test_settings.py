@@ -1,23 +1,20 @@
 """What the embedded stack keeps of itself."""
 
 import json
-import re
 import socket
 import stat
 import subprocess
 import sysconfig
-from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from blocks.errors import Refused
-from blocks.files import alone
 from blocks.local.processes import free_port
 from deployments.local.settings import HOST, Home, StackSettings
 from deployments.local.stack import Stack
-from tests.gateway.running import wait_until
 from tests.stack.conftest import skyferry
 
 
@@ -115,11 +112,10 @@ def test_one_at_a_time_starts_or_ends_a_stack(tmp_path: Path) -> None:
     worker.start(["sleep", "infinity"], env={})
     down = [f"{sysconfig.get_path('scripts')}/skyferry", "down", "--data", str(tmp_path)]
     try:
-        with ExitStack() as held:
-            held.enter_context(alone(home.lock_file))
-            ending = subprocess.Popen(down, stdout=subprocess.DEVNULL)
-            waits = re.compile(rf"-> FLOCK +ADVISORY +WRITE +{ending.pid} ")
-            wait_until("it waits", lambda: waits.search(Path("/proc/locks").read_text()) is not None, 60)
+        with FileLock(home.lock_file):
+            ending = subprocess.Popen(down, stdout=subprocess.PIPE, text=True)
+            assert ending.stdout is not None
+            assert "waiting for it" in ending.stdout.readline()
             assert worker.find() is not None
         assert ending.wait() == 0
         assert worker.find() is None

@@ -45,7 +45,7 @@ SETTINGS = 4
 
 
 @dataclass(frozen=True)
-class Door:
+class Endpoint:
     """A port of the stack, and the process that has it."""
 
     host: str
@@ -74,7 +74,7 @@ class Door:
         return b""
 
 
-def doors(home: Path) -> list[Door]:
+def doors(home: Path) -> list[Endpoint]:
     """Every port on which any process of the stack listens."""
     found = {
         (connection.laddr.ip, connection.laddr.port): process
@@ -82,7 +82,7 @@ def doors(home: Path) -> list[Door]:
         for connection in _connections(process)
         if connection.status == psutil.CONN_LISTEN
     }
-    return [Door(host, port, process) for (host, port), process in found.items()]
+    return [Endpoint(host, port, process) for (host, port), process in found.items()]
 
 
 def _connections(process: psutil.Process) -> list:

@@ -330,12 +330,12 @@ def test_down_leaves_nothing(stack: RunningStack) -> None:
 
 
 def test_down_undoes_the_release_under_way(stack: RunningStack, interrupted_release: UUID) -> None:
-    """The next `up` finds a run that has ended and no release under way; killed half-way, `down` ends it as well."""
+    """The next `up` finds a run that has ended and no release in progress; killed half-way, `down` ends it as well."""
     with up(stack.home) as starting:
         wait_until("Prefect answers", lambda: stack.stack.parts[0].is_healthy, PATIENCE_SECONDS)
         stack.stack.settings.seaweed(stack.home).wait_until_ready()
         assert stack.state(interrupted_release).is_crashed()
-        assert stack.record.under_way is None
+        assert stack.record.in_progress is None
         starting.kill()
     stack.kill("gateway", "Prefect server")
     assert skyferry("down", *stack.data).exit_code == 0
@@ -343,8 +343,8 @@ def test_down_undoes_the_release_under_way(stack: RunningStack, interrupted_rele
 
 
 def holder(stack: RunningStack) -> str | None:
-    """The run that acts for the release under way."""
-    return stack.record.under_way and stack.record.under_way.run_id
+    """The run that acts for the release in progress."""
+    return stack.record.in_progress and stack.record.in_progress.run_id
 
 
 def down(status: Result) -> list[str]:

@@ -9,7 +9,7 @@ import pytest
 
 from blocks.errors import Refused, Unavailable, Unsupported
 from blocks.ports.hub import Model, ModelFile
-from blocks.ports.store import Objects, Part, PartLimits, Unfinished
+from blocks.ports.store import MultipartUpload, Objects, Part, PartLimits
 from flows.tasks.mirror import check_writable, delete_mirror, look_what_is_there, survey, write_manifest
 from flows.transfer.read_back import read_back
 from flows.transfer.transfer import Transfer
@@ -42,7 +42,7 @@ class CountingStore(FakeStore):
         self.parts_sent: list[tuple[str, int]] = []
         self.room_for_parts = room_for_parts
 
-    def send(self, upload: Unfinished, number: int, body: memoryview) -> Part:
+    def send(self, upload: MultipartUpload, number: int, body: memoryview) -> Part:
         if len(self.parts_sent) >= self.room_for_parts:
             raise Refused(f"s3://{self.provider} is full")
         self.parts_sent.append((upload.key, number))
@@ -177,7 +177,7 @@ def test_an_upload_that_is_taken_away_is_begun_anew(hub: CountingHub) -> None:
     """Whoever cleans the bucket meanwhile costs another reading of that file, and no more."""
 
     class Cleaned(CountingStore):
-        def send(self, upload: Unfinished, number: int, body: memoryview) -> Part:
+        def send(self, upload: MultipartUpload, number: int, body: memoryview) -> Part:
             if number == 2 and len(self.parts_sent) < 4:
                 self.uploads.pop(upload, None)
             return super().send(upload, number, body)
@@ -192,7 +192,7 @@ def test_an_object_that_another_run_completed_is_as_good(hub: CountingHub) -> No
     """Two runs that mirror the same model end with one mirror."""
 
     class Raced(CountingStore):
-        def complete(self, upload: Unfinished, parts: object) -> None:
+        def complete(self, upload: MultipartUpload, parts: object) -> None:
             path = upload.key.rpartition("/")[2]
             self.objects.setdefault(upload.key, FILES[path])
             super().complete(upload, parts)  # pyright: ignore[reportArgumentType] - handed on as it came
@@ -284,7 +284,7 @@ def test_what_another_run_completed_meanwhile_is_read(hub: CountingHub) -> None:
     """An object of the right size that is not the file makes room for the file."""
 
     class Raced(CountingStore):
-        def complete(self, upload: Unfinished, parts: object) -> None:
+        def complete(self, upload: MultipartUpload, parts: object) -> None:
             if upload.key.endswith("model-1.safetensors") and self.strangers:
                 self.objects[upload.key] = self.strangers.pop()
             super().complete(upload, parts)  # pyright: ignore[reportArgumentType] - handed on as it came
@@ -367,7 +367,7 @@ class Careless(CountingStore):
             self.spoiled -= 1
             return bytes(body) if self.spoiled < 0 or not len(body) else bytes([body[0] ^ 1]) + bytes(body[1:])
 
-    def send(self, upload: Unfinished, number: int, body: memoryview) -> Part:
+    def send(self, upload: MultipartUpload, number: int, body: memoryview) -> Part:
         super().send(upload, number, body)
         self.uploads[upload][number] = self.spoil(body)
         return Part(number, len(body), "", self.checksum(body), is_vouched=False)

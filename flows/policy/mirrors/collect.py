@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from blocks.ports.store import StoredObject, Unfinished
+from blocks.ports.store import MultipartUpload, StoredObject
 from blocks.stores.mirrors import MIRRORS, home_of
 
 ON_ITS_WAY = "without a manifest that can be read it may be on its way; mirror it, or delete it"
@@ -44,12 +44,12 @@ def mirrors_in(objects: Iterable[StoredObject], mirrored_at: dict[str, float]) -
 
 
 def what_to_collect(
-    mirrors: Iterable[Mirror], needed: Collection[str], under_way: Collection[str], *, keep_newest: int
+    mirrors: Iterable[Mirror], needed: Collection[str], in_progress: Collection[str], *, keep_newest: int
 ) -> tuple[Verdict, ...]:
     """Every mirror that no release refers to goes, but for the newest few of each repository.
 
-    `needed` are the prefixes that a ledger names, `under_way` those with unfinished uploads. Remains without a manifest
-    are left alone while something is under way there; what is not known counts as needed.
+    `needed` are the prefixes that a ledger names, `in_progress` those with unfinished uploads. Remains without a
+    manifest are left alone while something is in progress there; what is not known counts as needed.
     """
     newest = dict[str, list[Mirror]]()
     mirrors = tuple(mirrors)
@@ -61,16 +61,16 @@ def what_to_collect(
         for own in newest.values()
         for mirror in sorted(own, key=lambda mirror: -(mirror.mirrored_at or 0))[:keep_newest]
     }
-    return tuple(_judge(mirror, needed, under_way, kept, keep_newest) for mirror in mirrors)
+    return tuple(_judge(mirror, needed, in_progress, kept, keep_newest) for mirror in mirrors)
 
 
 def _judge(
-    mirror: Mirror, needed: Collection[str], under_way: Collection[str], kept: Collection[str], keep_newest: int
+    mirror: Mirror, needed: Collection[str], in_progress: Collection[str], kept: Collection[str], keep_newest: int
 ) -> Verdict:
     if mirror.prefix in needed:
         return Verdict(mirror, delete=False, reason="a release in the ledger refers to it")
-    if mirror.prefix in under_way:
-        return Verdict(mirror, delete=False, reason="uploads to it are under way")
+    if mirror.prefix in in_progress:
+        return Verdict(mirror, delete=False, reason="uploads to it are in progress")
     if mirror.mirrored_at is None:
         return Verdict(mirror, delete=False, reason=ON_ITS_WAY)
     if mirror.prefix in kept:
@@ -78,6 +78,8 @@ def _judge(
     return Verdict(mirror, delete=True, reason="no release refers to it, and newer ones are there")
 
 
-def which_are_orphans(unfinished: Iterable[Unfinished], now: float, grace_seconds: float) -> tuple[Unfinished, ...]:
+def which_are_orphans(
+    unfinished: Iterable[MultipartUpload], now: float, grace_seconds: float
+) -> tuple[MultipartUpload, ...]:
     """Uploads that began so long ago that nobody is at them any more."""
     return tuple(upload for upload in unfinished if now - upload.started_at > grace_seconds)

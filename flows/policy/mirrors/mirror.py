@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from blocks.errors import Refused
 from blocks.on_machine.node import LARGEST_FILE_BYTES, SHA256, fault_of_paths
 from blocks.ports.hub import Model, ModelFile
-from blocks.ports.store import PartLimits, StoredObject, Unfinished
+from blocks.ports.store import MultipartUpload, PartLimits, StoredObject
 from blocks.stores.mirrors import LONGEST_KEY_BYTES, fault_of_name, mirror_prefix
 from flows.policy.mirrors import weights
 
@@ -140,11 +140,11 @@ def part_bytes(size_bytes: int, limits: Iterable[PartLimits]) -> int:
 class Resumption:
     """What becomes of the uploads that somebody left."""
 
-    go_on: tuple[Unfinished, ...]
-    abort: tuple[Unfinished, ...]
+    go_on: tuple[MultipartUpload, ...]
+    abort: tuple[MultipartUpload, ...]
 
 
-def what_to_resume(unfinished: Iterable[Unfinished], missing: Collection[str]) -> Resumption:
+def what_to_resume(unfinished: Iterable[MultipartUpload], missing: Collection[str]) -> Resumption:
     """Go on with the newest upload of each missing key; older ones of it, and those of objects that are there, end.
 
     Uploads of other keys are left alone: a run that mirrors other files of the model may be at them.

@@ -3,13 +3,13 @@
 import re
 from collections.abc import Sequence
 
-from blocks.errors import CellSaidNo
+from blocks.errors import NoCapacity
 
 CELLS_WITH_ONE_CAUSE = 3
 """That many cells in a row do not fail by chance in the same words, which nobody knows."""
 
 
-def is_one_cause(noes: Sequence[CellSaidNo]) -> bool:
+def is_one_cause(noes: Sequence[NoCapacity]) -> bool:
     """Whether the last of these unexplained noes are of enough different cells, and say the same."""
     if not noes:
         return False
@@ -22,7 +22,7 @@ def is_one_cause(noes: Sequence[CellSaidNo]) -> bool:
     return len(cells) >= CELLS_WITH_ONE_CAUSE
 
 
-def _sense(no: CellSaidNo) -> str:
+def _sense(no: NoCapacity) -> str:
     """What is said, without what differs from cell to cell: its own names, numbers and ids."""
     words = no.reason.casefold()
     for part in sorted(no.cell.casefold().split("/"), key=len, reverse=True):

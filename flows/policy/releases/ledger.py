@@ -4,7 +4,7 @@ import hashlib
 from datetime import datetime
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from blocks.errors import Refused
 from blocks.ports.fleet import EngineSettings, ReplicaOrder
@@ -15,7 +15,7 @@ from flows.policy.gating.gates import Verdict
 from flows.policy.gating.measures import Evidence, Limits, Probed
 from flows.policy.placement.plan import PlacementRules
 
-State = Literal["under way", "live", "retiring", "stopping", "retired", "rolled back"]
+State = Literal["in progress", "live", "retiring", "stopping", "retired", "rolled back"]
 """`retiring` is replaced and still warm: a roll-back may return to it. `stopping` is past that."""
 ENDED = frozenset({"retired", "rolled back"})
 KEPT_RELEASES = 50
@@ -67,6 +67,12 @@ class Release(Frozen):
     stages: tuple[Stage, ...] = ()
     closing_reason: str = ""
 
+    @field_validator("state", mode="before")
+    @classmethod
+    def _by_its_name_of_today(cls, state: object) -> object:
+        """Ledgers of version 0.1 call it otherwise."""
+        return "in progress" if state == "under way" else state
+
     @property
     def mirror_prefix(self) -> str:
         return mirror_prefix(self.repo, self.commit)
@@ -106,8 +112,8 @@ class ServiceRecord(Frozen):
         return self.in_state("live")
 
     @property
-    def under_way(self) -> Release | None:
-        return self.in_state("under way")
+    def in_progress(self) -> Release | None:
+        return self.in_state("in progress")
 
     @property
     def retiring(self) -> Release | None:
@@ -177,12 +183,12 @@ def open_release(
     wanted = release_id(service, repo, commit, engine)
     if record.live is not None and record.live.id == wanted:
         return record
-    if (standing := record.under_way) is not None:
+    if (standing := record.in_progress) is not None:
         if standing.id == wanted:
             taken = take_over(record, run_id, ended_run_id)
-            return taken.with_release(held_by(taken, run_id).model_copy(update={"placement": placement}))
+            return taken.with_release(owned_by(taken, run_id).model_copy(update={"placement": placement}))
         raise Refused(
-            f"service {service!r} already has release {standing.id} under way (flow run {standing.run_id}); "
+            f"service {service!r} already has release {standing.id} in progress (flow run {standing.run_id}); "
             f"let it end, or end it with roll-back"
         )
     if record.replaced:
@@ -199,7 +205,7 @@ def open_release(
             commit=commit,
             engine=engine,
             slot=slot,
-            state="under way",
+            state="in progress",
             run_id=run_id,
             opened_at=now,
             installation=installation,
@@ -209,10 +215,10 @@ def open_release(
 
 
 def take_over(record: ServiceRecord, run_id: str, ended_run_id: str | None) -> ServiceRecord:
-    """Let another run act for the release that is under way, once the run that did, `ended_run_id`, has ended."""
-    release = record.under_way
+    """Let another run act for the release that is in progress, once the run that did, `ended_run_id`, has ended."""
+    release = record.in_progress
     if release is None:
-        raise Refused("no release is under way; start one with provision-fleet or release-model")
+        raise Refused("no release is in progress; start one with provision-fleet or release-model")
     if release.run_id == run_id:
         return record
     if release.run_id != ended_run_id:
@@ -224,7 +230,7 @@ def take_over(record: ServiceRecord, run_id: str, ended_run_id: str | None) -> S
 
 
 def note_stage(record: ServiceRecord, run_id: str, stage: Stage) -> ServiceRecord:
-    release = held_by(record, run_id)
+    release = owned_by(record, run_id)
     if release.stages[-1:] == (stage,):
         return record  # the step is taken again where the answer to its writing was lost
     record = record.with_release(release.model_copy(update={"stages": (*release.stages, stage)}))
@@ -264,9 +270,9 @@ def end_shortage(record: ServiceRecord) -> ServiceRecord:
 
 def go_live(record: ServiceRecord, run_id: str) -> ServiceRecord:
     """The candidate has all traffic: it is live, with as many replicas as by day, and the one before it retires."""
-    if record.under_way is None and record.live is not None and record.live.run_id == run_id:
+    if record.in_progress is None and record.live is not None and record.live.run_id == run_id:
         return record
-    release = held_by(record, run_id)
+    release = owned_by(record, run_id)
     if record.live is not None:
         record = record.with_release(record.live.model_copy(update={"state": "retiring"}))
     return ask_for(record.with_release(release.model_copy(update={"state": "live"})), None)
@@ -288,11 +294,13 @@ def _moved(record: ServiceRecord, release: str, allowed: set[State], state: Stat
 
 
 def what_to_back_out(record: ServiceRecord) -> Release:
-    """The release under way; or else the live one, if the release before it still stands warm to take over."""
-    if record.under_way is not None:
-        return record.under_way
+    """The release in progress; or else the live one, if the release before it still stands warm to take over."""
+    if record.in_progress is not None:
+        return record.in_progress
     if record.live is None or record.retiring is None:
-        raise Refused("there is nothing to roll back to: no release is under way, and none before the live one is warm")
+        raise Refused(
+            "there is nothing to roll back to: no release is in progress, and none before the live one is warm"
+        )
     return record.live
 
 
@@ -312,10 +320,10 @@ def _rolled_back(record: ServiceRecord, release: Release, reason: str) -> Servic
     return record.with_release(release.model_copy(update={"state": "rolled back", "closing_reason": reason}))
 
 
-def held_by(record: ServiceRecord, run_id: str) -> Release:
-    """The release under way; Refused where this run does not act for it, or no longer."""
-    release = record.under_way
+def owned_by(record: ServiceRecord, run_id: str) -> Release:
+    """The release in progress; Refused where this run does not act for it, or no longer."""
+    release = record.in_progress
     if release is None or release.run_id != run_id:
         holder = f"flow run {release.run_id}" if release else "nobody"
-        raise Refused(f"flow run {run_id} no longer acts for the release under way, {holder} does; it has to stop")
+        raise Refused(f"flow run {run_id} no longer acts for the release in progress, {holder} does; it has to stop")
     return release

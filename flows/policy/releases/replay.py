@@ -9,7 +9,7 @@ from blocks.errors import Refused
 from flows.policy.gating.gates import Ruling, rule
 from flows.policy.gating.measures import SLOWNESS, Evidence, Limits, worth_of_harm, worth_that_matters
 from flows.policy.releases.ledger import Stage
-from flows.policy.releases.way_back import held_without_way_back
+from flows.policy.releases.rollback import hold_while_blocked
 
 COUNTED_BY = frozenset(
     {
@@ -47,7 +47,7 @@ def replay(stage: Stage, other_gates: Mapping[str, object]) -> Ruling:
     if probed and differ & BET_BY[False]:
         probed = replace(probed, evidence=_bet_anew(probed.evidence, limits))
     ruling = rule(evidence, limits, stage.seconds, probed)
-    return held_without_way_back(ruling, stage.barred_by, stage.seconds, limits.deadline_seconds)
+    return hold_while_blocked(ruling, stage.barred_by, stage.seconds, limits.deadline_seconds)
 
 
 def _changed(limits: Limits, other_gates: Mapping[str, object]) -> Limits:

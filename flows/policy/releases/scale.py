@@ -9,7 +9,7 @@ from blocks.ports.fleet import Replica
 from blocks.ports.gateway import Server
 from flows.policy.placement.attempts import FIRST_START_SECONDS
 from flows.policy.releases.ledger import ServiceRecord
-from flows.policy.releases.way_back import alone_answering
+from flows.policy.releases.rollback import alone_answering
 
 TOO_LATE = timedelta(hours=12)
 START_MARGIN = 1.5
@@ -57,7 +57,7 @@ def what_to_stop(
     """Scale the live release down to `wanted` replicas and clear away what an ended release left behind.
 
     `warm` are the releases that their run still keeps ready, and `healthy` the addresses whose engines say that they
-    are. The last healthy replica stays unless `to_zero`; a release under way is left alone, and so is all of the live
+    are. The last healthy replica stays unless `to_zero`; a release in progress is left alone, and so is all of the live
     one while it `is_way_back`, the only place that a candidate's users could go back to; what the ledger does not know
     is not ours to stop.
     """
@@ -75,7 +75,7 @@ def what_to_stop(
             (replica.name in keep or replica.release in keep, "on the keep list"),
             (replica.release in warm, "kept warm by the run that replaced it"),
             (state is None, "the ledger does not know its release"),
-            (state == "under way", "its release is under way"),
+            (state == "in progress", "its release is in progress"),
             (is_way_back and state == "live", "a candidate's users could go back to no other, so it stays whole"),
             (replica in staying, f"one of the {wanted} wanted" if wanted else "the last healthy replica"),
         )

@@ -8,7 +8,7 @@ from typing import Any
 import psutil
 import pytest
 
-from blocks.errors import CellSaidNo, Refused, Unexplained
+from blocks.errors import NoCapacity, Refused, Unexplained
 from blocks.local.fleet import LocalFleet
 from blocks.ports.fleet import EngineSettings, Replica, ReplicaOrder
 from blocks.ports.market import Offer
@@ -176,7 +176,7 @@ def test_whose_fault_it_is_that_nothing_was_launched(error: Exception, blame: st
 
 
 @pytest.mark.server
-@pytest.mark.parametrize(("error", "kind"), [(OURS[0], Refused), (THE_CELLS[0], CellSaidNo), (UNKNOWN[0], Unexplained)])
+@pytest.mark.parametrize(("error", "kind"), [(OURS[0], Refused), (THE_CELLS[0], NoCapacity), (UNKNOWN[0], Unexplained)])
 def test_a_launch_says_whose_fault_it_was(
     fleet: PaperFleet, paper: PaperSkyPilot, error: Exception, kind: type[Exception]
 ) -> None:

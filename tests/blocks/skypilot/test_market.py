@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from blocks.errors import CellSaidNo, Refused, SkyferryError, Unavailable
+from blocks.errors import NoCapacity, Refused, SkyferryError, Unavailable
 from blocks.ports.market import ON_PROCESSORS, Offer
 from blocks.skypilot.infra import Kind, Node, Place, Rate, kubernetes_nodes, rates_of, slurm_nodes, translation
 from blocks.skypilot.market import RateCard, SkyPilotMarket, node_offers, node_stock
@@ -423,7 +423,7 @@ def test_a_cloud_that_forecasts_is_asked_once_about_all_its_machines() -> None:
         likely: Forecast(0.9, "obtainability 0.9 of 1"),
         unlikely: Forecast(0.1, "obtainability 0.1 of 1"),
         restricted: Refused("never to us"),
-        full: CellSaidNo(cell, "no quota"),
+        full: NoCapacity(cell, "no quota"),
         stale: Unavailable("no fresh data"),
     }
     source = FakeForecasts(told)

@@ -14,7 +14,7 @@ import trustme
 from azure.core.credentials import AccessToken
 from azure.identity import CredentialUnavailableError
 
-from blocks.errors import CellSaidNo, Refused, SkyferryError, Unavailable
+from blocks.errors import NoCapacity, Refused, SkyferryError, Unavailable
 from blocks.local.processes import free_port
 from blocks.ports.market import Offer
 from blocks.spot.azure import LIKELIHOOD, SpotPlacementScores
@@ -122,7 +122,7 @@ def test_a_score_is_a_forecast(azure: Azure, value: str, answer: str) -> None:
     ("told", "error", "words"),
     [
         (score("RestrictedSkuNotAvailable", isQuotaAvailable=False), Refused, f"rents this subscription no {A100}"),
-        (score("High", isQuotaAvailable=False), CellSaidNo, "azure/eastus said no: the quota .* no room"),
+        (score("High", isQuotaAvailable=False), NoCapacity, "azure/eastus said no: the quota .* no room"),
         (score("DataNotFoundOrStale", isQuotaAvailable=True), Unavailable, "no fresh data"),
         (score("Splendid"), Unavailable, "as Splendid"),
     ],

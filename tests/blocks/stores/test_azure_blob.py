@@ -5,7 +5,7 @@ import traceback
 import pytest
 
 from blocks.errors import Conflict, Refused, SkyferryError, Unavailable
-from blocks.ports.store import Unfinished
+from blocks.ports.store import MultipartUpload
 from blocks.stores.azure_blob import AzureStore
 from tests.servers import canned_server
 
@@ -39,7 +39,7 @@ def test_each_answer_says_what_to_do(status: int, code: str, error: type[Skyferr
     """Azure's code becomes an error that names account, container and key and says what helps."""
     with canned_server(status, {"x-ms-error-code": code, "Retry-After": "0"}) as server:
         with pytest.raises(error, match=words) as refusal:
-            store_at(server.address).send(Unfinished("models/weights", "1", 0), 1, memoryview(b"bytes"))
+            store_at(server.address).send(MultipartUpload("models/weights", "1", 0), 1, memoryview(b"bytes"))
         assert all(word in str(refusal.value) for word in (server.address, "mirrors", "models/weights"))
 
 
@@ -48,7 +48,7 @@ def test_each_answer_says_what_to_do(status: int, code: str, error: type[Skyferr
 )
 def test_a_good_status_alone_is_no_answer_of_a_store(body: bytes) -> None:
     """Nothing is stored or absent because a log-in page says 200; what Azure's library makes of it becomes ours."""
-    upload = Unfinished("key", "1", 0)
+    upload = MultipartUpload("key", "1", 0)
     with canned_server(200, {"Content-Type": "application/xml"}, body) as server:
         store = store_at(server.address)
         for verb in (

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from blocks.errors import Refused, Unavailable
-from blocks.ports.store import Unfinished
+from blocks.ports.store import MultipartUpload
 from blocks.stores.directory import DirectoryStore
 
 
@@ -74,7 +74,7 @@ def raise_within(store: DirectoryStore, error: Callable[[], OSError]) -> None:
         raise error()
 
 
-UPLOAD = Unfinished("key", "1", 0)
+UPLOAD = MultipartUpload("key", "1", 0)
 
 
 @pytest.mark.parametrize("missing", ["store", "mount/store"])

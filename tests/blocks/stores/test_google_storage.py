@@ -9,11 +9,11 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from pydantic import SecretStr
 
 from blocks.errors import Conflict, Refused, SkyferryError, Unavailable
-from blocks.ports.store import Part, Unfinished
+from blocks.ports.store import MultipartUpload, Part
 from blocks.stores.google_storage import COMPOSED_AT_ONCE, GoogleStore
 from tests.servers import CannedServer, canned_server, running_fake_gcs  # noqa: F401 - the fixture google_store
 
-UPLOAD = Unfinished("key", "1", 0)
+UPLOAD = MultipartUpload("key", "1", 0)
 
 
 def store_at(address: str) -> GoogleStore:

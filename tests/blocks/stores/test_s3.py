@@ -13,7 +13,7 @@ from botocore.exceptions import ClientError
 
 from blocks.errors import Conflict, Refused, SkyferryError, Unavailable, Unsupported
 from blocks.local.processes import free_port
-from blocks.ports.store import Part, Unfinished
+from blocks.ports.store import MultipartUpload, Part
 from blocks.stores.s3 import S3Store
 from blocks.stores.s3_checksums import CHECKSUMS, Algorithm
 from tests.faults import Fault, faulty_proxy
@@ -97,10 +97,10 @@ def test_what_stands_before_a_store_passes(status: int, body: bytes) -> None:
             lambda: next(store.read("key")),
             lambda: next(store.list("models/")),
             lambda: store.delete("key"),
-            lambda: store.send(Unfinished("key", "1", 0), 1, memoryview(b"bytes")),
-            lambda: store.sent(Unfinished("key", "1", 0)),
-            lambda: store.complete(Unfinished("key", "1", 0), [Part(1, 1, '"e"', "AAAAAAAAAAA=")]),
-            lambda: store.abort(Unfinished("key", "1", 0)),
+            lambda: store.send(MultipartUpload("key", "1", 0), 1, memoryview(b"bytes")),
+            lambda: store.sent(MultipartUpload("key", "1", 0)),
+            lambda: store.complete(MultipartUpload("key", "1", 0), [Part(1, 1, '"e"', "AAAAAAAAAAA=")]),
+            lambda: store.abort(MultipartUpload("key", "1", 0)),
         ):
             before = len(server.requests)
             with pytest.raises(Unavailable, match=str(status)) as refusal:
@@ -133,9 +133,9 @@ def test_a_good_status_alone_is_no_answer_of_a_store(body: bytes) -> None:
             lambda: next(store.read("key")),
             lambda: list(store.list("models/")),
             lambda: store.begin("key"),
-            lambda: store.send(Unfinished("key", "1", 0), 1, memoryview(b"bytes")),
-            lambda: store.sent(Unfinished("key", "1", 0)),
-            lambda: store.complete(Unfinished("key", "1", 0), [part]),
+            lambda: store.send(MultipartUpload("key", "1", 0), 1, memoryview(b"bytes")),
+            lambda: store.sent(MultipartUpload("key", "1", 0)),
+            lambda: store.complete(MultipartUpload("key", "1", 0), [part]),
             lambda: store.unfinished("models/"),
         ):
             with pytest.raises(Unavailable) as refusal:
@@ -150,13 +150,13 @@ def test_what_is_missing_is_none_however_it_is_called(code: str) -> None:
     with canned_server(404, {"Content-Type": "application/xml"}, body) as server:
         store = store_at(server.address)
         assert store.get("ledger/chat.json") is None
-        store.abort(Unfinished("key", "1", 0))
+        store.abort(MultipartUpload("key", "1", 0))
         with pytest.raises(Refused, match="read key: 404"):
             next(store.read("key"))
         for verb in (
-            lambda: store.send(Unfinished("key", "1", 0), 1, memoryview(b"bytes")),
-            lambda: store.sent(Unfinished("key", "1", 0)),
-            lambda: store.complete(Unfinished("key", "1", 0), [Part(1, 1, '"e"', "AAAAAAAAAAA=")]),
+            lambda: store.send(MultipartUpload("key", "1", 0), 1, memoryview(b"bytes")),
+            lambda: store.sent(MultipartUpload("key", "1", 0)),
+            lambda: store.complete(MultipartUpload("key", "1", 0), [Part(1, 1, '"e"', "AAAAAAAAAAA=")]),
         ):
             with pytest.raises(Conflict, match="begin anew"):
                 verb()
@@ -320,7 +320,7 @@ def test_bytes_that_change_on_their_way_are_sent_again() -> None:
         canned_server(400, {"Content-Type": "application/xml"}, body) as server,
         pytest.raises(Unavailable, match="BadDigest"),
     ):
-        store_at(server.address).send(Unfinished("key", "1", 0), 1, memoryview(b"bytes"))
+        store_at(server.address).send(MultipartUpload("key", "1", 0), 1, memoryview(b"bytes"))
 
 
 def test_a_busy_store_says_for_how_long() -> None:
@@ -330,7 +330,7 @@ def test_a_busy_store_says_for_how_long() -> None:
         canned_server(503, {"Content-Type": "application/xml", "Retry-After": "7"}, body) as server,
         pytest.raises(Unavailable) as refusal,
     ):
-        store_at(server.address).send(Unfinished("key", "1", 0), 1, memoryview(b"bytes"))
+        store_at(server.address).send(MultipartUpload("key", "1", 0), 1, memoryview(b"bytes"))
     assert refusal.value.after_seconds == 7
 
 
@@ -370,12 +370,12 @@ def test_an_etag_that_is_an_md5_is_one_in_any_case(etag: str) -> None:
     """OSS writes it in capitals; the part, and the upload that is completed with it, is what was sent."""
     with canned_etag(etag) as server:
         store = changed(store_at(server.address), checksum_algorithm="md5")
-        part = store.send(Unfinished("key", "1", 0), 1, memoryview(b"bytes"))
+        part = store.send(MultipartUpload("key", "1", 0), 1, memoryview(b"bytes"))
         assert part.is_vouched
         assert store.holds(Part(1, 5, etag, None), memoryview(b"bytes"))
         assert store.write("key", b"bytes")
         server.body = b"<CompleteMultipartUploadResult><Key>key</Key></CompleteMultipartUploadResult>"
-        store.complete(Unfinished("key", "1", 0), [part])
+        store.complete(MultipartUpload("key", "1", 0), [part])
 
 
 @pytest.mark.parametrize(
@@ -392,12 +392,12 @@ def test_an_etag_that_is_no_md5_says_nothing(etag: str, headers: dict[str, str])
     """Weak, opaque, or of bytes encrypted with a key: the part counts as not vouched for, and is no conflict."""
     with canned_etag(etag, **headers) as server:
         store = changed(store_at(server.address), checksum_algorithm="md5")
-        part = store.send(Unfinished("key", "1", 0), 1, memoryview(b"bytes"))
+        part = store.send(MultipartUpload("key", "1", 0), 1, memoryview(b"bytes"))
         assert not part.is_vouched
         assert not store.holds(Part(1, 5, etag, None), memoryview(b"bytes"))
         assert not store.write("key", b"bytes")
         server.body = b"<CompleteMultipartUploadResult><Key>key</Key></CompleteMultipartUploadResult>"
-        store.complete(Unfinished("key", "1", 0), [part])
+        store.complete(MultipartUpload("key", "1", 0), [part])
 
 
 def test_an_etag_of_other_bytes_is_told_for_what_it_is() -> None:
@@ -405,14 +405,14 @@ def test_an_etag_of_other_bytes_is_told_for_what_it_is() -> None:
     with canned_etag(f'"{"0" * 32}"') as server:
         store = changed(store_at(server.address), checksum_algorithm="md5")
         with pytest.raises(Unavailable, match=r"part 1 of key where .* no MD5, choose another checksum"):
-            store.send(Unfinished("key", "1", 0), 1, memoryview(b"bytes"))
+            store.send(MultipartUpload("key", "1", 0), 1, memoryview(b"bytes"))
 
 
 def test_a_store_that_ignores_checksums_vouches_for_nothing() -> None:
     """What it does not say is unknown, and unknown is not equal."""
     with canned_etag('"opaque"') as server:
         store = store_at(server.address)
-        assert not store.send(Unfinished("key", "1", 0), 1, memoryview(b"bytes")).is_vouched
+        assert not store.send(MultipartUpload("key", "1", 0), 1, memoryview(b"bytes")).is_vouched
         assert not store.write("key", b"bytes")
 
 
@@ -472,7 +472,7 @@ def test_half_a_pair_of_keys_is_refused_in_words() -> None:
         lambda: store.get("key"),
         lambda: next(store.list("")),
         lambda: store.unfinished(""),
-        lambda: store.sent(Unfinished("key", "1", 0)),
+        lambda: store.sent(MultipartUpload("key", "1", 0)),
     ):
         with pytest.raises(Refused, match="s3://mirrors was not asked to"):
             verb()

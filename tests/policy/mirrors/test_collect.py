@@ -1,6 +1,6 @@
 """What nobody needs any more, and what is kept and why."""
 
-from blocks.ports.store import MANIFEST, StoredObject, Unfinished
+from blocks.ports.store import MANIFEST, MultipartUpload, StoredObject
 from flows.policy.mirrors.collect import Mirror, mirrors_in, what_to_collect, which_are_orphans
 
 
@@ -9,8 +9,8 @@ def mirror(commit: str, at: float | None, repo: str = "a/b") -> Mirror:
     return Mirror(prefix, (StoredObject(f"{prefix}weights", 10),), at)
 
 
-def deleted(mirrors: list[Mirror], needed: set[str] = set(), under_way: set[str] = set(), keep: int = 1) -> set[str]:  # noqa: B006 - never changed
-    verdicts = what_to_collect(mirrors, needed, under_way, keep_newest=keep)
+def deleted(mirrors: list[Mirror], needed: set[str] = set(), in_progress: set[str] = set(), keep: int = 1) -> set[str]:  # noqa: B006 - never changed
+    verdicts = what_to_collect(mirrors, needed, in_progress, keep_newest=keep)
     assert {verdict.mirror for verdict in verdicts} == set(mirrors)
     assert all(verdict.reason for verdict in verdicts)
     return {verdict.mirror.prefix for verdict in verdicts if verdict.delete}
@@ -29,8 +29,8 @@ def test_what_a_release_refers_to_stays() -> None:
 
 
 def test_what_may_be_on_its_way_stays() -> None:
-    """Without a manifest it is no mirror yet; with an upload under way somebody is at it."""
-    assert deleted([mirror("1", None), mirror("2", 2), mirror("3", 3)], under_way={"models/a/b/2/"}) == set()
+    """Without a manifest it is no mirror yet; with an upload in progress somebody is at it."""
+    assert deleted([mirror("1", None), mirror("2", 2), mirror("3", 3)], in_progress={"models/a/b/2/"}) == set()
 
 
 def test_objects_are_sorted_into_their_mirrors() -> None:
@@ -43,5 +43,5 @@ def test_objects_are_sorted_into_their_mirrors() -> None:
 
 def test_only_old_uploads_are_orphans() -> None:
     """One that began within the grace may still be fed."""
-    old, young = Unfinished("k", "1", 0), Unfinished("k", "2", 90)
+    old, young = MultipartUpload("k", "1", 0), MultipartUpload("k", "2", 90)
     assert which_are_orphans([old, young], now=100, grace_seconds=50) == (old,)

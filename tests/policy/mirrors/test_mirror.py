@@ -10,7 +10,7 @@ import pytest
 from blocks.errors import Refused
 from blocks.on_machine.node import LARGEST_FILE_BYTES
 from blocks.ports.hub import Model, ModelFile
-from blocks.ports.store import MANIFEST, PartLimits, StoredObject, Unfinished
+from blocks.ports.store import MANIFEST, MultipartUpload, PartLimits, StoredObject
 from blocks.stores.mirrors import Manifest, MirroredFile
 from flows.policy.mirrors.mirror import (
     EGRESS_PRICES,
@@ -146,7 +146,7 @@ def test_a_file_that_no_store_takes_is_refused() -> None:
 def test_the_newest_upload_of_a_missing_file_goes_on() -> None:
     """Older ones of it end; those of other files are left to whoever is at them."""
     old, new, done, other = (
-        Unfinished(key, str(at), at) for key, at in (("k", 1), ("k", 2), ("done", 3), ("other", 4))
+        MultipartUpload(key, str(at), at) for key, at in (("k", 1), ("k", 2), ("done", 3), ("other", 4))
     )
     resumption = what_to_resume([new, old, done, other], {"k"})
     assert (resumption.go_on, resumption.abort) == ((new,), (old,))

@@ -2,11 +2,11 @@
 
 import pytest
 
-from blocks.errors import CellSaidNo, Unexplained
+from blocks.errors import NoCapacity, Unexplained
 from flows.policy.placement.causes import is_one_cause
 
 
-def noes(*cells_and_words: tuple[str, str]) -> list[CellSaidNo]:
+def noes(*cells_and_words: tuple[str, str]) -> list[NoCapacity]:
     return [Unexplained(cell, words) for cell, words in cells_and_words]
 
 
@@ -23,7 +23,7 @@ def noes(*cells_and_words: tuple[str, str]) -> list[CellSaidNo]:
         noes(("slurm/z", "odd"), ("slurm/a", "bad a"), ("slurm/b", "bad b"), ("slurm/c", "bad c")),
     ],
 )
-def test_three_in_a_row_in_the_same_words_are_one_cause(said: list[CellSaidNo]) -> None:
+def test_three_in_a_row_in_the_same_words_are_one_cause(said: list[NoCapacity]) -> None:
     """Whatever else was said before."""
     assert is_one_cause(said)
 
@@ -38,6 +38,6 @@ def test_three_in_a_row_in_the_same_words_are_one_cause(said: list[CellSaidNo]) 
         noes(("a", "bad"), ("b", "bad"), ("c", "bad"), ("d", "worse")),
     ],
 )
-def test_fewer_cells_or_other_words_are_not(said: list[CellSaidNo]) -> None:
+def test_fewer_cells_or_other_words_are_not(said: list[NoCapacity]) -> None:
     """Replicas that are refused side by side in one cell are one cell."""
     assert not is_one_cause(said)

@@ -60,7 +60,7 @@ def test_an_id_is_never_a_path(bad: str) -> None:
     ("state", "made_at", "is_own"),
     [
         ("live", LATER, True),
-        ("under way", LATER, True),
+        ("in progress", LATER, True),
         ("rolled back", LATER, False),
         ("live", NOW, False),
         ("live", NOW - timedelta(days=1), False),
@@ -105,7 +105,7 @@ def test_a_release_of_another_id_is_refused_until_it_has_ended() -> None:
     own = Installation(id="0" * 16)
     for known in (record(), marked(own.id), marked("1" * 16, "rolled back")):
         check_same(known, own, url=URL)
-    for state in ("live", "under way"):
+    for state in ("live", "in progress"):
         with pytest.raises(Refused, match=f"{URL} .*{own.id}.*{state}.*{'1' * 16}.*put {'1' * 16} back"):
             check_same(marked("1" * 16, state), own, url=URL)  # type: ignore[arg-type]
 

@@ -14,10 +14,10 @@ from flows.policy.releases.ledger import (
     back_out,
     begin_stopping,
     go_live,
-    held_by,
     note_stage,
     note_start,
     open_release,
+    owned_by,
     release_id,
     replica_orders,
     retire,
@@ -71,13 +71,13 @@ def test_the_next_release_takes_the_other_slot() -> None:
     assert second.live is not None
     assert second.live.slot == "green"
     third = opened(retire(begin_stopping(second, first.live.id), first.live.id), "v3")
-    assert third.under_way is not None
-    assert third.under_way.slot == "blue"
+    assert third.in_progress is not None
+    assert third.in_progress.slot == "blue"
 
 
 def test_a_second_release_of_the_same_service_is_refused() -> None:
-    """While one is under way, another one names it and says how to end it."""
-    with pytest.raises(Refused, match=r"under way.*run-1.*roll-back"):
+    """While one is in progress, another one names it and says how to end it."""
+    with pytest.raises(Refused, match=r"in progress.*run-1.*roll-back"):
         opened(opened(NOTHING, "v1", "run-1"), "v2", "run-2", ended_run_id="run-1")
 
 
@@ -95,11 +95,11 @@ def test_steps_taken_twice_change_nothing_the_second_time() -> None:
     """As where the answer to a write was lost, and the step is taken again from what stands."""
     live = with_live()
     assert go_live(live, "run") == live
-    under_way = opened(live, "v2")
-    back = backed_out(under_way)
-    assert back_out(back, under_way.releases[-1].id, "again") == back
+    in_progress = opened(live, "v2")
+    back = backed_out(in_progress)
+    assert back_out(back, in_progress.releases[-1].id, "again") == back
     stage = Stage(share_percent=5, verdict="promote", reason="good", requests=20, seconds=10)
-    noted = note_stage(under_way, "run", stage)
+    noted = note_stage(in_progress, "run", stage)
     assert note_stage(noted, "run", stage) == noted
 
 
@@ -123,7 +123,7 @@ def test_a_retry_goes_on_with_the_release_of_a_dead_run() -> None:
     stage = Stage(share_percent=5, verdict="promote", reason="good", requests=20, seconds=10)
     record = note_stage(opened(NOTHING, "v1", "run-1"), "run-1", stage)
     again = opened(record, "v1", "run-2", ended_run_id="run-1")
-    assert held_by(again, "run-2").stages == (stage,)
+    assert owned_by(again, "run-2").stages == (stage,)
 
 
 def test_a_living_run_is_not_robbed() -> None:
@@ -162,7 +162,7 @@ def test_going_live_retires_the_one_before() -> None:
 def test_backing_out_ends_the_release_under_way() -> None:
     """The live one stays live."""
     record = backed_out(opened(with_live(), "v2"), "too many errors")
-    assert record.under_way is None
+    assert record.in_progress is None
     assert record.live is not None
     assert record.live.commit == "v1"
     assert record.releases[-1].closing_reason == "too many errors"

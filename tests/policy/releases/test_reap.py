@@ -23,7 +23,7 @@ def replica(of: str, launched_at: float | None) -> Replica:
         ("bad", 0, True, "is rolled back"),
         ("gone", 0, True, "is retired"),
         ("live", 0, False, "is live"),
-        ("new", 0, False, "is under way"),
+        ("new", 0, False, "is in progress"),
         ("old", 0, False, "is retiring"),
         ("stops", 0, False, "is stopping"),
     ],
@@ -36,7 +36,7 @@ def test_what_the_ledger_does_not_account_for_is_reaped(
         "live": "live",
         "old": "retiring",
         "stops": "stopping",
-        "new": "under way",
+        "new": "in progress",
         "bad": "rolled back",
         "gone": "retired",
     }

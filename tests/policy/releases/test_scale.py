@@ -32,7 +32,7 @@ RECORD = ServiceRecord(
         release("live", "live"),
         release("old", "retiring"),
         release("bad", "rolled back"),
-        release("new", "under way"),
+        release("new", "in progress"),
     )
 )
 
@@ -112,7 +112,7 @@ def test_the_keep_list_is_kept() -> None:
 
 
 def test_what_ended_releases_left_goes_and_the_candidate_stays() -> None:
-    """Retiring and rolled back go, under way stays, and what the ledger does not know is not touched."""
+    """Retiring and rolled back go, in progress stays, and what the ledger does not know is not touched."""
     others = [replica(name, 0) for name in ("old", "bad", "new", "stranger")]
     assert stopped([LIVE[0], *others], up(LIVE[0]), 1) == ["old-0", "bad-0"]
 

@@ -8,7 +8,7 @@ from blocks.ports.gateway import Server
 from flows.policy.gating.gates import Ruling
 
 
-def what_bars_the_way_back(
+def rollback_blockers(
     servers: Sequence[Server], loads: Mapping[str, Load | None], *, had: int, parallel_requests: int
 ) -> str:
     """Why stable could not, in words; nothing where it could.
@@ -17,19 +17,19 @@ def what_bars_the_way_back(
     what its engines say, by address. A queue is short where no more wait than its replicas answer at the same time.
     """
     up = [server.address for server in servers if server.state == "up"]
-    bars: list[str] = []
+    blockers: list[str] = []
     if not servers and not had:
-        bars.append("no replica of it is at the gateway; run scale-up, which starts them")
+        blockers.append("no replica of it is at the gateway; run scale-up, which starts them")
     elif len(up) < max(had, len(servers)):
         states = ", ".join(f"{server.address} is {server.state}" for server in servers if server.state != "up")
-        bars.append(f"{len(up)} of its {max(had, len(servers))} replicas are up{f' ({states})' if states else ''}")
+        blockers.append(f"{len(up)} of its {max(had, len(servers))} replicas are up{f' ({states})' if states else ''}")
     known = [loads.get(address) for address in up]
     if unknown := [address for address, load in zip(up, known, strict=True) if load is None]:
-        bars.append(f"nobody knows how long the queue of {', '.join(unknown)} is")
+        blockers.append(f"nobody knows how long the queue of {', '.join(unknown)} is")
     waiting, at_once = sum(load.waiting for load in known if load is not None), len(up) * parallel_requests
     if waiting > at_once:
-        bars.append(f"{waiting} requests wait at its replicas, which answer {at_once} at a time")
-    return "; ".join(bars)
+        blockers.append(f"{waiting} requests wait at its replicas, which answer {at_once} at a time")
+    return "; ".join(blockers)
 
 
 def alone_answering(servers: Sequence[Server], healthy: Collection[str], going: Collection[str]) -> frozenset[str]:
@@ -45,11 +45,11 @@ def alone_answering(servers: Sequence[Server], healthy: Collection[str], going: 
     return frozenset(answering) if staying.isdisjoint(healthy) else frozenset()
 
 
-def held_without_way_back(ruling: Ruling, bars: str, elapsed_seconds: float, deadline_seconds: float) -> Ruling:
+def hold_while_blocked(ruling: Ruling, blockers: str, elapsed_seconds: float, deadline_seconds: float) -> Ruling:
     """Of a stage that would be passed: it is held for as long as the way back is barred, up to its deadline."""
-    if ruling.verdict != "promote" or not bars:
+    if ruling.verdict != "promote" or not blockers:
         return ruling
-    reason = f"stable could not take its traffic back now: {bars}"
+    reason = f"stable could not take its traffic back now: {blockers}"
     if elapsed_seconds >= deadline_seconds:
         return replace(ruling, verdict="roll back", reason=f"not passed within {deadline_seconds:g} s: {reason}")
     return replace(ruling, verdict="hold", reason=reason)

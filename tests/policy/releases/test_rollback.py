@@ -7,7 +7,7 @@ import pytest
 from blocks.ports.engine import Load
 from blocks.ports.gateway import Server
 from flows.policy.gating.gates import Ruling
-from flows.policy.releases.way_back import alone_answering, held_without_way_back, what_bars_the_way_back
+from flows.policy.releases.rollback import alone_answering, hold_while_blocked, rollback_blockers
 
 State = Literal["up", "down", "draining"]
 
@@ -18,14 +18,14 @@ DRAINING = Server("blue", "127.0.0.1:2", "draining", 0)
 IDLE = {UP.address: Load(0, 0), ALSO_UP.address: Load(0, 0)}
 
 
-def bars(*servers: Server, loads: dict[str, Load | None] | None = None, had: int = 2) -> str:
-    return what_bars_the_way_back(servers, IDLE if loads is None else loads, had=had, parallel_requests=4)
+def blockers(*servers: Server, loads: dict[str, Load | None] | None = None, had: int = 2) -> str:
+    return rollback_blockers(servers, IDLE if loads is None else loads, had=had, parallel_requests=4)
 
 
 def test_a_stable_that_is_whole_and_idle_could() -> None:
     """All its replicas are up, and up to as many requests wait as they answer at a time."""
-    assert not bars(UP, ALSO_UP)
-    assert not bars(UP, ALSO_UP, loads={UP.address: Load(4, 8), ALSO_UP.address: Load(4, 0)})
+    assert not blockers(UP, ALSO_UP)
+    assert not blockers(UP, ALSO_UP, loads={UP.address: Load(4, 8), ALSO_UP.address: Load(4, 0)})
 
 
 @pytest.mark.parametrize(
@@ -39,14 +39,14 @@ def test_a_stable_that_is_whole_and_idle_could() -> None:
 )
 def test_fewer_replicas_than_it_had_could_not(servers: tuple[Server, ...], had: int, words: str) -> None:
     """Whether the gateway still knows the missing one or not; and none at all is never enough."""
-    assert bars(*servers, had=had) == words
+    assert blockers(*servers, had=had) == words
 
 
 def test_what_waits_or_is_unknown_bars_the_way() -> None:
     """A queue longer than what is answered at a time, or one that nobody can read."""
-    full = bars(UP, ALSO_UP, loads={UP.address: Load(4, 9), ALSO_UP.address: Load(4, 0)})
+    full = blockers(UP, ALSO_UP, loads={UP.address: Load(4, 9), ALSO_UP.address: Load(4, 0)})
     assert full == "9 requests wait at its replicas, which answer 8 at a time"
-    assert bars(UP, ALSO_UP, loads={UP.address: None}) == (
+    assert blockers(UP, ALSO_UP, loads={UP.address: None}) == (
         "nobody knows how long the queue of 127.0.0.1:1, 127.0.0.1:2 is"
     )
 
@@ -54,14 +54,14 @@ def test_what_waits_or_is_unknown_bars_the_way() -> None:
 def test_a_pass_waits_for_the_way_back_until_the_deadline() -> None:
     """What would be promoted is held, and then rolled back; any other ruling stands as it is."""
     passed, harm = Ruling("promote", "good"), Ruling("roll back", "bad")
-    assert held_without_way_back(passed, "", 5, 10) == passed
-    assert held_without_way_back(passed, "no replica", 5, 10) == Ruling(
+    assert hold_while_blocked(passed, "", 5, 10) == passed
+    assert hold_while_blocked(passed, "no replica", 5, 10) == Ruling(
         "hold", "stable could not take its traffic back now: no replica"
     )
-    late = held_without_way_back(passed, "no replica", 10, 10)
+    late = hold_while_blocked(passed, "no replica", 10, 10)
     assert late.verdict == "roll back"
     assert late.reason.startswith("not passed within 10 s: stable could not")
-    assert held_without_way_back(harm, "no replica", 10, 10) == harm
+    assert hold_while_blocked(harm, "no replica", 10, 10) == harm
 
 
 @pytest.mark.parametrize(

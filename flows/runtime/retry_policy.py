@@ -16,7 +16,7 @@ LONGEST_OBEYED_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
-class Patience:
+class RetryPolicy:
     """With backoff and jitter; whoever says how long to wait is obeyed, or not asked again at all."""
 
     tries: int = 6

@@ -9,7 +9,7 @@ _until: ContextVar[float | None] = ContextVar("until", default=None)
 _sleep: ContextVar[Callable[[float], None]] = ContextVar("sleep", default=time.sleep)
 
 
-def pause(seconds: float) -> None:
+def sleep(seconds: float) -> None:
     """Before the next look."""
     _sleep.get()(seconds)
 
@@ -31,7 +31,7 @@ def done_by(deadline: float) -> Iterator[None]:
 
 
 @contextmanager
-def pausing_with(sleep: Callable[[float], None]) -> Iterator[None]:
+def sleeping_with(sleep: Callable[[float], None]) -> Iterator[None]:
     """Have flows wait in another way than by sleeping, as in tests, where time passes by itself."""
     token = _sleep.set(sleep)
     try:
