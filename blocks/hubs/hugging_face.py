@@ -221,9 +221,13 @@ class HuggingFaceHub(Block):
     def _ask(self, path: str, what: str) -> Ask:
         """Without a token of its own the block sends none, whatever this machine has stored."""
         token = self.token.get_secret_value() if self.token else ""
+        try:
+            address = Address.of(f"{self.endpoint}{path}")
+        except ValueError as error:
+            raise Refused(f"the hub was not asked for {what}, for its endpoint is {error}; correct the block") from None
         return Ask(
             what=what,
-            address=Address.of(f"{self.endpoint}{path}"),
+            address=address,
             secrets={"Authorization": f"Bearer {token}"} if token else {},
             stall_seconds=self.stall_seconds,
             trusted_hosts=tuple(host.lower() for host in self.content_hosts),
