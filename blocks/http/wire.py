@@ -25,7 +25,7 @@ import httpx
 from requests.utils import get_environ_proxies, select_proxy
 
 from blocks.cleaning import cleaned, mask_from_now_on
-from blocks.errors import Refused, Unavailable
+from blocks.errors import Refused, Unavailable, Unsupported
 from blocks.http.origins import Address, Reach, is_within_reach, literal, reach_of
 
 FLOOR_BYTES_PER_SECOND = 64 << 10
@@ -89,7 +89,10 @@ class Reply:
         return httpx.codes.is_redirect(self.status) and "location" in self.headers
 
     def fill(self, start: int, buffer: memoryview) -> None:
-        """With the bytes of the whole from `start` on; Unavailable where they do not all come."""
+        """With the bytes of the whole from `start` on; Unavailable where they do not all come.
+
+        Unsupported where whole files are all that can be had there.
+        """
         with _translated(self.ask):
             self._check_range(start, len(buffer))
             announced = self._response.length
@@ -159,7 +162,7 @@ class Reply:
         if said is None:
             # Some proxies leave it out of 206; the hash finds out.
             if self.status == HTTPStatus.OK and start:
-                raise Refused(
+                raise Unsupported(
                     f"{self.address.origin} sends whole files only, no ranges, so {self.ask.what} cannot be had from "
                     f"it; turn ranges on there, or use another hub"
                 )

@@ -449,6 +449,27 @@ def test_a_manifest_grows_where_another_run_has_written_one(hub: CountingHub) ->
             write_manifest.fn(store, target.prefix, rest)
 
 
+class WholeHub(FakeHub):
+    """Gives whole files only, and says so of any part but the first."""
+
+    def read_part(self, model: Model, file: ModelFile, start: int, buffer: memoryview) -> None:
+        if start:
+            raise Unsupported("the fake hub sends whole files only")
+        super().read_part(model, file, start, buffer)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_a_hub_that_gives_no_parts_is_read_from_beginning_to_end(workers: int) -> None:
+    """Whoever takes which part, and also where a reading breaks off: it begins anew, and what is there stays."""
+    hub = WholeHub({REPO: {"v1": FILES}})
+    hub.cut_short.extend(["model-1.safetensors", "model-1.safetensors", "model-3.safetensors"])
+    store = FakeStore()
+    (target,) = mirror(hub, [store], REPO, workers=workers)
+    assert content(store, hub) == FILES
+    assert target.sent_bytes == sum(map(len, FILES.values()))
+    assert not hub.cut_short
+
+
 class Folded(dict[str, bytes]):
     """Names that differ by case alone are one, in the spelling that came first, as on file systems that fold case."""
 

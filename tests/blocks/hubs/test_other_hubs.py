@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from blocks.errors import Refused, SkyferryError, Unavailable
+from blocks.errors import Refused, SkyferryError, Unavailable, Unsupported
 from blocks.hubs.hugging_face import HuggingFaceHub
 from blocks.local.processes import free_port
 from blocks.ports.hub import Model, ModelFile
@@ -195,6 +195,14 @@ def test_no_more_comes_than_was_promised() -> None:
         assert read_part(hub_at(server)) == b"data"
     with serving(lambda _: Said(body=b"da")) as server, pytest.raises(Unavailable, match="fewer than the 4 bytes"):
         b"".join(hub_at(server).read(MODEL, FILE))
+
+
+@pytest.mark.parametrize("endpoint", ["https://hub..example", "https://-", "https://me%3Apa55word%40hub.example"])
+def test_an_endpoint_that_is_no_address_is_refused_in_words(endpoint: str) -> None:
+    """It was typed so, and nobody is asked; what may be a password in it is not repeated."""
+    with pytest.raises(Refused, match="whose host is no name; correct the block") as refusal:
+        HuggingFaceHub(endpoint=endpoint).look_up(REPO, "main")
+    assert "pa55word" not in str(refusal.value)
 
 
 # --- Lists of files -------------------------------------------------------------------------------------------------
@@ -418,7 +426,7 @@ def test_no_ranges_at_all_are_told_as_that() -> None:
     """A part in the middle of a file cannot be had from such a hub; a whole file can."""
     with serving(lambda _: Said(body=b"data")) as server:
         assert read_part(hub_at(server)) == b"data"
-        with pytest.raises(Refused, match=r"sends whole files only.*model\.gguf of org/model"):
+        with pytest.raises(Unsupported, match=r"sends whole files only.*model\.gguf of org/model"):
             read_part(hub_at(server), 2, 2)
 
 
