@@ -97,6 +97,10 @@ SAID_BY_STORES: Mapping[str, frozenset[str]] = {
 """At least one of these is in each good answer of a store. Of a log-in page with status 200, or of nothing, boto3 makes
 an empty listing, and an upload that is complete.
 """
+NEXT_PAGE = frozenset({"NextContinuationToken", "NextPartNumberMarker", "NextKeyMarker"})
+"""Where a listing goes on that is not whole. Of one without, as a store gives that knows S3's older form alone, boto3
+takes the first thousand for all.
+"""
 
 
 class S3Store(Block):
@@ -502,9 +506,14 @@ def _client(
 
 def _check_that_a_store_said_it(http_response: Any, parsed: Mapping[str, Any], model: Any, **_: object) -> None:
     said_by_stores = SAID_BY_STORES.get(model.name)
-    is_good = http_response.status_code < HTTPStatus.MULTIPLE_CHOICES
-    if is_good and said_by_stores is not None and not said_by_stores & parsed.keys():
+    if said_by_stores is None or http_response.status_code >= HTTPStatus.MULTIPLE_CHOICES:
+        return
+    if not said_by_stores & parsed.keys():
         raise ResponseParserError(f"{http_response.status_code}, and {statuses.NOT_THE_STORE}")
+    if parsed.get("IsTruncated") and not NEXT_PAGE & parsed.keys():
+        raise ResponseParserError(
+            "there is more than it lists, and it does not say where that begins; use another store"
+        )
 
 
 def _code(error: ClientError) -> str:

@@ -143,6 +143,19 @@ def test_a_good_status_alone_is_no_answer_of_a_store(body: bytes) -> None:
             assert len(str(refusal.value).splitlines()) == 1
 
 
+def test_a_listing_that_does_not_say_where_it_goes_on_is_not_whole() -> None:
+    """A store of S3's older form lists a thousand: of the rest nobody would ever know, and needed mirrors would go."""
+    body = (
+        b"<ListBucketResult><Name>mirrors</Name><IsTruncated>true</IsTruncated>"
+        b"<Contents><Key>models/a</Key><Size>1</Size></Contents></ListBucketResult>"
+    )
+    with (
+        canned_server(200, {"Content-Type": "application/xml"}, body) as server,
+        pytest.raises(Unavailable, match="more than it lists"),
+    ):
+        list(store_at(server.address).list("models/"))
+
+
 @pytest.mark.parametrize("code", ["NoSuchKey", "nosuchkey", "NotFound", "NoSuchObject", "ObjectNotFound"])
 def test_what_is_missing_is_none_however_it_is_called(code: str) -> None:
     """The status says it, if it is a store that answers; reading what has to be there is refused."""
