@@ -85,6 +85,11 @@ class Reply:
         return self.status in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT)
 
     @property
+    def may_be_cut(self) -> bool:
+        """Its body ends with the connection: nobody can tell its end from a break."""
+        return self._response.length is None and not self._response.chunked
+
+    @property
     def is_redirect(self) -> bool:
         return httpx.codes.is_redirect(self.status) and "location" in self.headers
 

@@ -209,10 +209,15 @@ class HuggingFaceHub(Block):
             return self._parsed(reply)
 
     def _parsed(self, reply: Reply) -> object:
-        body = reply.body(ANSWER_AT_MOST_BYTES)
+        body, may_be_cut = reply.body(ANSWER_AT_MOST_BYTES), reply.may_be_cut
         try:
             return json.loads(body)
         except (ValueError, RecursionError):
+            if may_be_cut:
+                raise Unavailable(
+                    f"{reply.address.origin} answers {reply.ask.what} without a length, and with what is no JSON, or "
+                    f"broke off; try again later, and if that stays so, correct the endpoint"
+                ) from None
             raise Refused(
                 f"{reply.address.origin} answers {reply.ask.what} with something else than JSON, so it is no hub; "
                 f"correct the endpoint"

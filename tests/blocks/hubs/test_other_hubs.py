@@ -197,6 +197,12 @@ def test_no_more_comes_than_was_promised() -> None:
         b"".join(hub_at(server).read(MODEL, FILE))
 
 
+def test_an_answer_without_a_length_may_have_broken_off() -> None:
+    """So its half is no sign that something else than a hub answers."""
+    with pytest.raises(Unavailable, match="or broke off; try again later"):
+        looked_up(lambda _: Said(body=b'{"sha": "11', as_it_is=True))
+
+
 @pytest.mark.parametrize("endpoint", ["https://hub..example", "https://-", "https://me%3Apa55word%40hub.example"])
 def test_an_endpoint_that_is_no_address_is_refused_in_words(endpoint: str) -> None:
     """It was typed so, and nobody is asked; what may be a password in it is not repeated."""
