@@ -263,7 +263,7 @@ def _copy(store: Store, key: str, path: Path, sha256: str) -> None:
                 digest.update(chunk)
                 file.write(chunk)
     except OSError as error:
-        raise Refused(f"{path} could not be written ({error}); make room there or choose another directory") from error
+        raise Refused(f"{path} could not be written ({error}); make room there or choose another directory") from None
     if digest.hexdigest() != sha256:
         raise Refused(
             f"{store.url_of(key)} has the sha256 {digest.hexdigest()} where its manifest says {sha256}; "

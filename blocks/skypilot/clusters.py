@@ -98,10 +98,10 @@ class SkyPilot:
         sdk = self.sdk
         try:
             parsed = sdk.Task.from_yaml_config(dict(task))
-        except Exception as error:  # of its schema, of its resources, of a file that is to be sent
+        except Exception as error:  # noqa: BLE001 - of its schema, of its resources, of a file that is to be sent
             raise Refused(
                 f"SkyPilot does not take the task of {task['name']}: {reason(error)}; mend the fleet's task"
-            ) from error
+            ) from None
         request = sdk.launch(
             parsed,
             cluster_name=name,
@@ -116,9 +116,9 @@ class SkyPilot:
         for request in self._launches(name):
             try:
                 self._wait_for(request, timeout_seconds)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - SkyPilot raises whatever its own parts raise
                 if (lost := not_the_cell(error)) is not None:
-                    raise lost from error
+                    raise lost from None
                 # Whoever asked for it is told why; what counts here is what stands afterwards.
 
     def cancel_launch(self, name: str) -> None:
@@ -209,8 +209,8 @@ class SkyPilot:
             yield
         except (Refused, Unavailable):
             raise
-        except Exception as error:  # SkyPilot raises whatever its own parts raise
-            raise not_the_cell(error) or Unavailable(f"SkyPilot did not {what}: {reason(error)}") from error
+        except Exception as error:  # noqa: BLE001 - SkyPilot raises whatever its own parts raise
+            raise not_the_cell(error) or Unavailable(f"SkyPilot did not {what}: {reason(error)}") from None
 
 
 def not_the_cell(error: Exception) -> Refused | Unavailable | None:

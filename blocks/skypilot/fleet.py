@@ -150,7 +150,7 @@ class SkyPilotFleet(Block):
         try:
             parsed = yaml.safe_load(task)
         except yaml.YAMLError as error:
-            raise ValueError(f"the task is no YAML ({error})") from error
+            raise ValueError(f"the task is no YAML ({error})") from None
         if not isinstance(parsed, dict) or not isinstance(parsed.get("run"), str):
             raise ValueError("the task has no `run`; give a SkyPilot task as in deployments/engines")  # noqa: TRY004 - pydantic's error
         if several := {"any_of", "ordered"} & {*(parsed.get("resources") or {})}:
@@ -206,7 +206,7 @@ class SkyPilotFleet(Block):
         try:
             skypilot.down(cluster.name)
         except Unavailable as error:
-            raise Unavailable(f"replica {name} may still run: {error}") from error
+            raise Unavailable(f"replica {name} may still run: {error}") from None
         self._watch.forget()
         if self._standing(name) is not None:
             raise Unavailable(f"replica {name} ({cluster.name}) was taken down and is still there; try again")
@@ -281,10 +281,10 @@ class SkyPilotFleet(Block):
             )
         except (Refused, Unavailable):
             raise
-        except Exception as error:  # SkyPilot raises whatever its own parts raise
+        except Exception as error:  # noqa: BLE001 - SkyPilot raises whatever its own parts raise
             if (lost := not_the_cell(error)) is not None:
-                raise lost from error  # it may have been launched: the next try finds it
-            raise self._why_not(order, offer, error) from error
+                raise lost from None  # it may have been launched: the next try finds it
+            raise self._why_not(order, offer, error) from None
         finally:
             shutil.rmtree(sent, ignore_errors=True)
 
@@ -369,7 +369,7 @@ class SkyPilotFleet(Block):
                 ]
             )
         except CannotServe as error:
-            raise Refused(str(error)) from error
+            raise Refused(str(error)) from None
         values = {"SKYFERRY_FILES": files}
         if self.authority is not None:
             identity = new_identity(self.authority, datetime.now(UTC))

@@ -38,6 +38,7 @@ from azure.storage.blob import (
 from prefect.blocks.core import Block
 from pydantic import ConfigDict, Field, SecretStr
 
+from blocks.cleaning import cleaned
 from blocks.errors import Conflict, Refused, Unavailable
 from blocks.fields import BareEndpoint, Near, Secret
 from blocks.http import statuses
@@ -310,7 +311,7 @@ class AzureStore(Block):
         try:
             yield
         except (ServiceRequestError, ServiceResponseError, IncompleteReadError) as error:
-            raise Unavailable(f"{said}: {error}; check that it can be reached") from None
+            raise Unavailable(f"{said}: {cleaned(error)}; check that it can be reached") from None
         except HttpResponseError as error:
             status = error.status_code or 0
             if isinstance(error, ClientAuthenticationError) and not status:  # no answer of the store's: no identity
@@ -326,6 +327,8 @@ class AzureStore(Block):
                 passes=_code(error).lower() in PASSES or not is_the_store,
                 later="try again later" if is_the_store else statuses.NOT_THE_STORE,
             ) from None
+        except statuses.NOT_UNDERSTOOD as error:
+            raise Unavailable(f"{said}: {cleaned(error)}; {statuses.NOT_THE_STORE}") from None
 
 
 STEPS: Mapping[int, str] = {

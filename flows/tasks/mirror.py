@@ -194,7 +194,7 @@ class Survey:
 
     manifest: Manifest | None
     lacks: frozenset[str] = frozenset()
-    """Paths that the manifest does not name."""
+    """Paths that no manifest names, or at which what it names is not."""
     there: frozenset[str] = frozenset()
     """Those of them that something of the right size lies at, which nobody vouches for."""
     held: Mapping[str, str] = field(default_factory=dict)
@@ -209,14 +209,14 @@ class Survey:
 def survey(store: Store, files: Iterable[ModelFile], prefix: str) -> Survey:
     """Find out what is missing; abort uploads that nobody goes on with.
 
-    What the manifest names is there: it was written last.
+    What the manifest names is there, unless it is not listed: somebody may have deleted it since.
     """
     manifest = manifest_of(store, prefix)
-    files = tuple(files)
+    files, whole = tuple(files), set[str]()
     if manifest is not None:
         manifest.check_against(files)
-    named = set() if manifest is None else {file.path for file in manifest.files}
-    lacking = [file for file in files if file.path not in named]
+        whole = {file.path for file in manifest.files} - manifest.lost_in(store.list(prefix))
+    lacking = [file for file in files if file.path not in whole]
     if not lacking:
         return Survey(manifest)
     objects = tuple(store.list(MIRRORS))
@@ -280,6 +280,7 @@ def write_manifest(store: Store, prefix: str, manifest: Manifest) -> Manifest:
     standing = store.get(key)
     known = None if standing is None else manifest_in(standing.body, prefix, store.url_of(key))
     joined = manifest if known is None else manifest.joined_with(known)
+    _check_that_all_is_listed(store, manifest)
     if known is not None and {file.path for file in joined.files} == {file.path for file in known.files}:
         return known
     body = joined.model_dump_json(indent=1).encode()
@@ -289,7 +290,21 @@ def write_manifest(store: Store, prefix: str, manifest: Manifest) -> Manifest:
         raise Unavailable(f"{store.url_of(key)} was written by another run just now; look at it again") from error
     except Unsupported:
         store.write(key, body)
+    try:
+        _check_that_all_is_listed(store, manifest)
+    except Unavailable:
+        store.delete(key)  # it was collected while it was written
+        raise
     return joined
+
+
+def _check_that_all_is_listed(store: Store, manifest: Manifest) -> None:
+    if lost := sorted(manifest.lost_in(store.list(manifest.prefix))):
+        raise Unavailable(
+            f"{store.url_of(manifest.prefix)} does not list {len(lost)} of {len(manifest.files)} files as they were "
+            f"written, such as {lost[0]}; mirror it again, and if that stays so, the store takes names for one that "
+            f"differ by case or accents alone, or somebody deletes there: ignore one of the files, or use another store"
+        )
 
 
 @retried_task(task_run_name="find-mirrors-of-{repo}")
@@ -329,12 +344,17 @@ def read_needed(stores: Sequence[Store]) -> frozenset[str]:
 
 @retried_task(task_run_name="delete-{mirror.prefix}")
 def delete_mirror(store: Store, stores: Sequence[Store], mirror: Mirror) -> bool:
-    """The manifest first, so that there is no mirror any more; False where a release has come to need it meanwhile."""
+    """The manifest first, so that there is no mirror any more; False where a release has come to need it meanwhile.
+
+    A run that mirrors it at this moment may have believed what is gone now: then its manifest goes too.
+    """
     if mirror.prefix in _needed(stores):
         return False
     store.delete(mirror.prefix + MANIFEST)
     for found in mirror.objects:
         store.delete(found.key)
+    if (new := manifest_of(store, mirror.prefix)) is not None and new.lost_in(store.list(mirror.prefix)):
+        store.delete(mirror.prefix + MANIFEST)
     return True
 
 
