@@ -77,7 +77,7 @@ def check_task(task: str) -> str:
     try:
         parsed = yaml.safe_load(task)
     except yaml.YAMLError as error:
-        raise ValueError(f"the task is no YAML ({error})") from error
+        raise ValueError(f"the task is no YAML ({error})") from None
     if not isinstance(parsed, dict) or not isinstance(parsed.get("run"), str):
         raise ValueError("the task has no `run`; give a SkyPilot task as in deployments/engines")  # noqa: TRY004 - pydantic's error
     if several := {"any_of", "ordered"} & {*(parsed.get("resources") or {})}:

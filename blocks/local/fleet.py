@@ -27,8 +27,8 @@ from blocks.ports.fleet import EngineBuild, EngineChoice, Replica, ReplicaOrder,
 from blocks.ports.market import ON_PROCESSORS, Offer, Stock
 from blocks.ports.store import Store
 from blocks.replica_tls import key_from
+from blocks.stores.kinds import AnyStore
 from blocks.stores.mirrors import MirroredFile, files_of
-from blocks.stores.s3 import S3Store
 
 ENGINE = "llama.cpp"
 """What a local fleet runs where nobody says otherwise."""
@@ -51,7 +51,7 @@ class LocalFleet(Block):
         title="Directory",
         description="Where the replicas' weights, logs and process ids are kept on this machine.",
     )
-    store: S3Store = Field(title="Store", description="The bucket that holds the mirrors of the models.")
+    store: AnyStore = Field(title="Store", description="The bucket that holds the mirrors of the models.")
     cell: str = Field(
         default="local",
         title="Cell",
@@ -164,6 +164,7 @@ class LocalFleet(Block):
             )
             write_atomically(_record(home, order.name), json.dumps({**asdict(replica), ENGINE_FIELD: known.name}))
             daemon = Daemon(order.name, home)
+            daemon.stop()  # where nobody can read who it is
             daemon.start(command.words, env={**dict(build.environment), **command.environment})
             _wait_until_listening(daemon, port, offer.cell, known.starts_within_seconds)
             return replica
@@ -284,7 +285,7 @@ def _grace_seconds(home: Path, name: str) -> float:
     """What its engine is given to end after SIGTERM; the shortest where nobody knows which engine it is."""
     try:
         engine = json.loads(_record(home, name).read_text()).get(ENGINE_FIELD, ENGINE)
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError, AttributeError):
         engine = ENGINE
     return engines().get(engine, engine_named(ENGINE)).ends_within_seconds
 
@@ -292,9 +293,9 @@ def _grace_seconds(home: Path, name: str) -> float:
 def _running(home: Path, name: str) -> Replica | None:
     try:
         told = json.loads(_record(home, name).read_text())
-    except FileNotFoundError:
-        return None
-    replica = Replica(**{field: value for field, value in told.items() if field != ENGINE_FIELD})
+        replica = Replica(**{field: value for field, value in told.items() if field != ENGINE_FIELD})
+    except (FileNotFoundError, ValueError, TypeError, AttributeError):
+        return None  # where the machine lost its power the file may be empty
     return replica if Daemon(name, home).find() is not None else None
 
 
@@ -385,7 +386,7 @@ def _copy(store: Store, key: str, path: Path, sha256: str) -> None:
                 digest.update(chunk)
                 file.write(chunk)
     except OSError as error:
-        raise Refused(f"{path} could not be written ({error}); make room there or choose another directory") from error
+        raise Refused(f"{path} could not be written ({error}); make room there or choose another directory") from None
     if digest.hexdigest() != sha256:
         raise Refused(
             f"{store.url_of(key)} has the sha256 {digest.hexdigest()} where its manifest says {sha256}; "
