@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from blocks.engines.known import KnownEngine, canonical, check
+from blocks.engines.known import SECRET, KnownEngine, canonical, check
 from blocks.engines.lock import lock_of, version_in
 from blocks.engines.registry import engine_named, engine_of_task
 from blocks.errors import Refused
@@ -44,6 +44,7 @@ def resolve(
     """
     text, known = _task_for(choice, own_task)
     parsed = yaml.safe_load(text)
+    _check_holds_no_secret(parsed)
     files = _files_of(parsed)
     version = choice.version
     if LOCK in files:
@@ -87,6 +88,17 @@ def _task_for(choice: EngineChoice, own_task: str) -> tuple[str, KnownEngine | N
     if not known.task:
         raise Refused(f"Skyferry has no task for {known.name}; give the Engine block one")
     return (ROOT / known.task).read_text(), known
+
+
+def _check_holds_no_secret(parsed: Mapping[str, Any]) -> None:
+    """The task's text is kept beside the mirrors, where many can read."""
+    given = {name: value for name, value in (parsed.get("envs") or {}).items() if SECRET.search(name)}
+    given |= parsed.get("secrets") or {}
+    if held := sorted(name for name, value in given.items() if value not in {None, ""}):
+        raise Refused(
+            f"the engine's task holds a value for {', '.join(held)}, and would be kept in the store with it, where "
+            f"many can read; leave it empty there, and have the machine find it in another way"
+        )
 
 
 def _files_of(parsed: Mapping[str, Any]) -> dict[str, bytes]:

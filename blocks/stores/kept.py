@@ -5,10 +5,9 @@ Releases record the hashes of what their engines are started from; nobody else n
 
 import hashlib
 from collections.abc import Mapping
-from contextlib import suppress
 
-from blocks.errors import Conflict, Refused, Unavailable
-from blocks.ports.store import ConditionalStore
+from blocks.errors import Refused, Unavailable
+from blocks.ports.store import ConditionalStore, Store
 
 ENGINES = "engines/"
 """The prefix of all of them in a store."""
@@ -18,15 +17,14 @@ def sha256_of(body: bytes) -> str:
     return hashlib.sha256(body).hexdigest()
 
 
-def keep(store: ConditionalStore, texts: Mapping[str, bytes]) -> None:
+def keep(store: Store, texts: Mapping[str, bytes]) -> None:
     """Have each text there under its hash, read back; one that is there already is not written again."""
     for sha256, body in texts.items():
         key = f"{ENGINES}{sha256}"
         found = store.get(key)
         if found is not None and found.body == body:
             continue
-        with suppress(Conflict):  # whoever wrote it meanwhile wrote these bytes, or the next line says so
-            store.put(key, body, replacing=found.etag if found else None)
+        store.write(key, body)  # without a condition: whoever else writes there writes these bytes
         kept = store.get(key)
         if kept is None or sha256_of(kept.body) != sha256:
             raise Unavailable(f"{key} was written and does not read back as it was; see that nobody else writes there")

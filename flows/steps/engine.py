@@ -4,8 +4,10 @@ from dataclasses import replace
 
 from prefect import get_run_logger
 
-from blocks.ports.fleet import EngineChoice, EngineSettings
+from blocks.errors import SkyferryError
+from blocks.ports.fleet import EngineChoice, EngineSettings, ResolvedEngine
 from blocks.service import Service
+from blocks.stores.kept import ENGINES
 from flows.policy.releases.ledger import ServiceRecord, earlier_builds, is_standing_unrecorded, opened_by, release_id
 from flows.runtime.runs import own_run_id
 from flows.tasks.fleet import keep_engine, resolve_engine
@@ -35,4 +37,14 @@ def resolve_settings(
         get_run_logger().warning("%s.", warning)
     if keeps:
         keep_engine(service.store, resolved.texts)
+        _keep_elsewhere(service, resolved)
     return replace(settings, build=resolved.build)
+
+
+def _keep_elsewhere(service: Service, resolved: ResolvedEngine) -> None:
+    """In the further stores too, one of which may be the fleet's; one that drops out is told, as with mirrors."""
+    for store in service.further_stores if resolved.texts else ():
+        try:
+            keep_engine(store, resolved.texts)
+        except SkyferryError as error:
+            get_run_logger().warning("%s does not keep the engine: %s", store.url_of(ENGINES), error)

@@ -11,7 +11,7 @@ from blocks.ports.engine import Engine
 from blocks.ports.fleet import EngineBuild, EngineChoice, Fleet, Replica, ReplicaOrder, ResolvedEngine
 from blocks.ports.gateway import Pool
 from blocks.ports.market import Offer
-from blocks.ports.store import ConditionalStore
+from blocks.ports.store import ConditionalStore, Store
 from blocks.stores.kept import keep
 from flows.runtime.retries import retried_task
 from flows.runtime.sleep import sleep
@@ -140,9 +140,9 @@ def resolve_engine(fleet: Fleet, choice: EngineChoice, earlier: Sequence[EngineB
 
 
 @retried_task(task_run_name="keep-the-engine")
-def keep_engine(records: ConditionalStore, texts: Mapping[str, bytes]) -> None:
+def keep_engine(store: Store, texts: Mapping[str, bytes]) -> None:
     """What a release records by its hash only is there to be read for as long as the release is."""
-    keep(records, texts)
+    keep(store, texts)
 
 
 @retried_task(task_run_name="list-replicas-of-{service}")

@@ -16,6 +16,7 @@ from flows.policy.releases.ledger import ServiceRecord, ledger_key, release_id
 from flows.provision import provision_fleet
 from flows.release import release_model
 from flows.scale_up import scale_up
+from tests.fakes.store import FakeStore
 from tests.flows.conftest import REPO, World
 from tests.flows.test_release import plan
 
@@ -26,6 +27,17 @@ def test_a_release_records_its_engine_and_keeps_what_it_names(live: World) -> No
     assert build is not None
     assert {order.engine.build for order in live.fleet.orders} == {build}
     assert read_kept(live.store, build.task, what="it") == live.fleet.task.encode()
+
+
+def test_further_stores_keep_it_too(live: World) -> None:
+    """One of them may be the one that the fleet reads; where one cannot, the release goes on."""
+    second, third = FakeStore(), FakeStore()
+    third.refuses_writes = True
+    live.service.further_stores = [second, third]  # pyright: ignore[reportAttributeAccessIssue] - fakes
+    live.fleet.task = "run: another engine"
+    build = release_model(plan("v1")).engine.build
+    assert build is not None
+    assert read_kept(second, build.task, what="it") == b"run: another engine"
 
 
 def test_another_engine_is_another_release(live: World) -> None:

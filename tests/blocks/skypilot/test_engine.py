@@ -122,6 +122,7 @@ def test_the_fleets_own_task_is_taken_where_it_starts_that_engine() -> None:
         (EngineChoice("vlm"), "", "no engine 'vlm'"),
         (EngineChoice(flags={"seed": 1}), "run: serve", "does not start it with node.py"),
         (EngineChoice("vllm", version="0.34.0", task="run: node.py vllm serve"), "", "installs what it likes"),
+        (EngineChoice(task="{run: x, envs: {HF_TOKEN: a}, secrets: {B: b, C: null}}"), "", "a value for B, HF_TOKEN"),
         (EngineChoice(task="{run: x, file_mounts: {~/a: nowhere/b}}"), "", "nowhere/b on the machine"),
     ],
 )
