@@ -1,6 +1,7 @@
 """An engine is released like a model: llama.cpp here, a real store and gateway, and users who go on asking."""
 
 import random
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -178,7 +179,9 @@ def test_a_flag_that_makes_it_slow_is_rolled_back(live: Live) -> None:
     refused = live.record.releases[-1]
     assert refused.engine.build is not None
     assert dict(refused.engine.build.flags) == {"ubatch-size": "1"}
-    assert "first token" in refused.closing_reason
+    (stage,) = refused.stages
+    assert stage.verdict == "roll back"
+    assert re.search("first token|first answers", stage.reason)
     assert live.live == before
     live.service.engine = Engine(name="llama.cpp", flags=SLOW)
     (name,) = {*stable} - {*sorted(stable)[1:]}
