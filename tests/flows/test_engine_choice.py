@@ -2,13 +2,20 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from blocks.engines.block import Engine
 from blocks.errors import Refused
-from blocks.ports.fleet import EngineBuild
+from blocks.files import ROOT
+from blocks.haproxy.gateway import HAProxyGateway
+from blocks.hubs.hugging_face import HuggingFaceHub
+from blocks.local.fleet import LocalFleet
+from blocks.ports.fleet import EngineBuild, EngineChoice
+from blocks.service import Service
 from blocks.stores.kept import ENGINES, read_kept
+from blocks.stores.s3 import S3Store
 from flows.plans import ProvisionPlan, ScaleUpPlan
 from flows.policy.placement.plan import Placement
 from flows.policy.releases.differences import differences
@@ -146,3 +153,28 @@ def test_a_plan_alone_keeps_nothing(live: World) -> None:
         provision_fleet(ProvisionPlan(service="chat", repo=REPO, revision="v2", plan_only=True)), Placement
     )
     assert {*live.store.objects} == before
+
+
+def test_a_service_keeps_its_engine(tmp_path: Path) -> None:
+    """Saved as a block and loaded again; one that 0.1 saved, without any, is loaded as well."""
+    service = Service(
+        name="kept",
+        endpoint="http://127.0.0.1:1/v1",
+        hub=HuggingFaceHub(),
+        store=S3Store(bucket="one"),
+        fleet=LocalFleet(directory=tmp_path, store=S3Store(bucket="one")),
+        gateway=HAProxyGateway(admin_socket=tmp_path / "admin.sock"),
+        engine=Engine(name="vllm", version="0.33.0", flags={"seed": 1, "enforce-eager": True}, environment={"A": "1"}),
+    )
+    service.save("kept-engine", overwrite=True)
+    loaded = Service.load("kept-engine")
+    assert isinstance(loaded, Service)
+    assert loaded.choose_engine() == service.choose_engine()
+    assert loaded.choose_engine() is not None
+    saved = json.loads((ROOT / "tests/saved/service-0.1.json").read_text())
+    old = Service.model_validate(saved)
+    old.save("of-0-1", overwrite=True)
+    again = Service.load("of-0-1")
+    assert isinstance(again, Service)
+    assert again.choose_engine() is None
+    assert again.fleet.resolve_engine(EngineChoice()).build.name == "vllm"
