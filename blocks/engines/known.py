@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from blocks.cleaning import without_secrets
 from blocks.errors import Refused
@@ -91,8 +92,8 @@ class KnownEngine:
     """Flags that change what a replica needs of memory in a way that sizing does not know."""
     shows_requests: frozenset[str] = frozenset()
     """Flags that write into the log what users ask."""
-    weights: str = "a folder"
-    """Or "one GGUF file"."""
+    weights: Literal["a folder", "one GGUF file"] = "a folder"
+    """What it is started on."""
     local: Callable[[LocalStart], LocalCommand] | None = None
     """How it is started on this machine; None where it cannot be."""
     starts_within_seconds: float = 30

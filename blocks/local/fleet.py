@@ -292,8 +292,8 @@ def _grace_seconds(home: Path, name: str) -> float:
 
 def _running(home: Path, name: str) -> Replica | None:
     try:
-        told = json.loads(_record(home, name).read_text())
-        replica = Replica(**{field: value for field, value in told.items() if field != ENGINE_FIELD})
+        recorded = json.loads(_record(home, name).read_text())
+        replica = Replica(**{field: value for field, value in recorded.items() if field != ENGINE_FIELD})
     except (FileNotFoundError, ValueError, TypeError, AttributeError):
         return None  # where the machine lost its power the file may be empty
     return replica if Daemon(name, home).find() is not None else None
