@@ -18,6 +18,10 @@ SECRET = re.compile(
     r"(^|[-_])(api-?_?keys?|keys?|token|secrets?|passwords?|passwd|credentials?|hf-token)$", re.IGNORECASE
 )
 """Names of what is a secret: ledgers, reports and command lines show flags and environment."""
+OF_ANY_ENGINE = frozenset(
+    {"host", "port", "uds", "model", "alias", "served-model-name", "middleware", "ssl-keyfile", "ssl-certfile"}
+)
+"""Flags that Skyferry relies on, whichever engine it is."""
 OF_THE_MACHINE = frozenset(
     {
         "PATH",
@@ -78,7 +82,8 @@ class KnownEngine:
     task: str = ""
     """Its SkyPilot task, below Skyferry's root; empty where there is none."""
     flags_of: str = ""
-    """The version that `flags` and `variables` are those of; of other versions what is unknown is only warned of."""
+    """The version that `flags` and `variables` are those of; of other versions what is unknown is only warned of. Empty
+    where a program of Skyferry's takes the flags, whatever the version."""
     flags: frozenset[str] = frozenset()
     variables: frozenset[str] = frozenset()
     """The environment variables of its own."""
@@ -115,6 +120,8 @@ def check(known: KnownEngine | None, choice: EngineChoice, version: str) -> tupl
         _check_flag(called, name, value)
         if known is not None:
             warnings += _known_flag(known, name, version)
+        elif _plain(name) in OF_ANY_ENGINE:
+            raise Refused(f"engine flag {name} is Skyferry's to set; write into the task what its engine needs")
     for name, value in choice.environment.items():
         _check_variable(called, name, value)
         if known is not None:
@@ -173,7 +180,10 @@ def _known_flag(known: KnownEngine, name: str, version: str) -> list[str]:
     if (instead := known.ours.get(plain)) is not None:
         raise Refused(f"engine flag {name} of {known.name} is Skyferry's to set: {instead}")
     if known.flags and plain not in known.flags:
-        if version == known.flags_of:
+        # Some parsers take the beginning of a flag for the flag.
+        if (whole := next((flag for flag in known.ours if flag.startswith(plain)), None)) is not None:
+            raise Refused(f"engine flag {name} of {known.name} may be read as {whole}: {known.ours[whole]}")
+        if known.flags_of in {"", version}:
             raise Refused(
                 f"{known.name} {version} knows no flag {name}{_like(name, known.flags)}; correct or remove it"
             )
@@ -192,7 +202,7 @@ def _known_variable(known: KnownEngine, name: str, version: str) -> list[str]:
     is_own = bool(known.variables_prefix) and name.startswith(known.variables_prefix)
     if not is_own or name in known.variables:
         return []
-    if version == known.flags_of:
+    if known.flags_of in {"", version}:
         raise Refused(f"{known.name} {version} reads no {name}{_like(name, known.variables)}; correct or remove it")
     return [f"{known.name} {known.flags_of} reads no {name}, and what {version} reads is not known here"]
 

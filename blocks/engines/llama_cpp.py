@@ -64,7 +64,6 @@ LLAMA_CPP = KnownEngine(
     },
     task_mark=r"skyferry/llama_cpp\.py\b",
     task="deployments/engines/llama_cpp.yaml",
-    flags_of="2026.10.11549",
     flags=frozenset(FLAGS.split()),
     ours=OURS,
     unsized=frozenset({"batch-size", "ubatch-size", "cache-ram", "cache-type-k", "cache-type-v", "n-gpu-layers"}),

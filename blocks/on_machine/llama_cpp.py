@@ -211,7 +211,7 @@ async def _copy(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> N
 
 def main() -> None:
     """Serve until SIGTERM, which ends the process at once: whoever sends it has drained the replica first."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--context-tokens", type=int, required=True)

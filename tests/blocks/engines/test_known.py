@@ -72,6 +72,18 @@ def test_an_unknown_flag_is_refused_with_its_like() -> None:
     assert "VLLM_BRAND_NEW" in warning
 
 
+@pytest.mark.parametrize("flag", ["hos", "middl", "served-model", "no-disable-log-stat"])
+def test_the_beginning_of_a_flag_is_no_way_round(flag: str) -> None:
+    """Parsers may take it for the whole, of a version whose flags nobody here knows too."""
+    assert "may be read as" in refusal(VLLM, "0.99.0", flags={flag: "x"})
+
+
+def test_an_engine_that_nobody_knows_keeps_its_address_too() -> None:
+    """Its flags cannot be checked; what Skyferry relies on is refused all the same."""
+    assert "Skyferry's to set" in refusal(None, flags={"host": "0.0.0.0"})  # noqa: S104 - refused
+    assert not check(None, EngineChoice(flags={"anything-else": 1}), "")
+
+
 def test_flags_that_contradict_each_other_are_refused() -> None:
     """A flag and its opposite; one that does nothing without another."""
     assert "contradict" in refusal(VLLM, flags={"enable-prefix-caching": True, "no-enable-prefix-caching": True})
@@ -134,7 +146,6 @@ def test_an_engines_file_fits_together(known: KnownEngine) -> None:
     assert known.unsized | known.shows_requests <= known.flags
     assert {*known.together, *known.together.values()} <= known.flags
     assert {"running", "waiting", "prompt_tokens", "generated_tokens"} <= {*known.metrics}
-    assert known.flags_of
 
 
 def test_engines_are_found_by_name_and_by_task() -> None:
