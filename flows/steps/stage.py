@@ -172,7 +172,7 @@ class StageWatch:
             return
         if not self._rounds:
             get_run_logger().info("%s %%: too few users come to judge by: probes are sent", self.share)
-        prompts = service.prompts[:missing]
+        prompts = service.prompts_for(self.release.engine.kind)[:missing]
         asked = probe.submit(
             service.engine,
             prompts,
