@@ -19,6 +19,7 @@ from flows.boards.boards import canary_board
 from flows.policy.gating.engines import Engines, Meter
 from flows.policy.gating.gates import Ruling, forecast, rule
 from flows.policy.gating.judge import Judge, speaks
+from flows.policy.gating.kinds import concerns
 from flows.policy.gating.measures import Evidence, Probed
 from flows.policy.gating.probes import Pair, ProbeJudge, probes_missing, seconds_between_rounds
 from flows.policy.releases.ledger import Release, Stage, owned_by
@@ -130,6 +131,7 @@ class StageWatch:
             get_run_logger().warning("The ledger cannot be read: %s", error)
         if not is_complete:
             self.judge.begin_anew()
+        outcomes = [outcome for outcome in outcomes if concerns(self.release.engine.kind, outcome)]
         self.outcomes += sum(map(speaks, outcomes))
         for outcome in outcomes:
             self.judge.observe(outcome, seconds)

@@ -81,12 +81,19 @@ def size_up(
         config["quantization_config"] = _parsed(
             repo, QUANTISATION, _whole(repo, QUANTISATION, files[QUANTISATION], read)
         )
+    if SENTENCES in files:
+        # vLLM takes an embedding model to end there, whatever positions its config.json has.
+        said = _parsed(repo, SENTENCES, _whole(repo, SENTENCES, files[SENTENCES], read))
+        config["max_seq_length"] = said.get("max_seq_length") or config.get("max_seq_length")
     return size_model(config, tuple(files.items()), _total_bytes(index), engine)
 
 
 CONFIG, INDEX = "config.json", "model.safetensors.index.json"
 QUANTISATION = "hf_quant_config.json"
 """Where older versions of ModelOpt say how a model is quantised; vLLM reads it where config.json says nothing."""
+
+SENTENCES = "sentence_bert_config.json"
+"""Where sentence-transformers says how long an input may be."""
 
 
 LARGEST_TEXT_BYTES = 64 << 20

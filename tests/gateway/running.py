@@ -180,8 +180,9 @@ def running_gateway(
 class Load:
     """A few users who ask again and again, on connections they keep, while the `with` block runs."""
 
-    def __init__(self, url: str, users: int = 4) -> None:
+    def __init__(self, url: str, users: int = 4, body: Mapping[str, object] | None = None) -> None:
         self.answers: list[int | str] = []
+        self._body = body or {}
         self._over = threading.Event()
         self._threads = [threading.Thread(target=self._use, args=(url,)) for _ in range(users)]
 
@@ -189,7 +190,7 @@ class Load:
         with httpx.Client(timeout=10) as client:
             while not self._over.is_set():
                 try:
-                    self.answers.append(client.post(url, json={}).status_code)
+                    self.answers.append(client.post(url, json=self._body).status_code)
                 except httpx.HTTPError as error:
                     self.answers.append(repr(error))
 
