@@ -201,6 +201,7 @@ def test_vllm_is_told_all_but_the_key_on_its_command_line(tmp_path: Path) -> Non
     assert arguments[:2] == ["serve", str(home / "weights")]
     options = dict(zip(arguments[2:-2:2], arguments[3:-2:2], strict=True))
     assert options == {
+        "--runner": "generate",
         "--host": "0.0.0.0",  # noqa: S104 - the gateway is elsewhere
         "--port": "18443",
         "--ssl-certfile": str(home / "replica.crt"),

@@ -50,6 +50,11 @@ BODIES: dict[ModelKind, dict[str, object]] = {
 }
 
 
+PAUSE_SECONDS = 0.02
+"""Between two requests of a user: the engines share this machine with all else."""
+pytestmark = pytest.mark.timeout(300)
+
+
 @dataclass
 class Real:
     world: World
@@ -77,7 +82,7 @@ class Real:
         )
 
     def users(self, kind: ModelKind) -> Load:
-        return Load(self.gateway.url(path=PATHS[kind]), users=2, body=BODIES[kind])
+        return Load(self.gateway.url(path=PATHS[kind]), users=2, body=BODIES[kind], pause_seconds=PAUSE_SECONDS)
 
     def dimensions(self) -> int:
         answer = httpx.post(self.gateway.url(path="/v1/embeddings"), json=BODIES["embedding"]).raise_for_status()
@@ -107,7 +112,8 @@ def real(world: World, tmp_path: Path) -> Iterator[Real]:
 def test_a_good_release_is_promoted_by_what_its_users_ask(real: Real, kind: ModelKind) -> None:
     """Its answers are neither streamed nor words; a chat in between, which it cannot answer, says nothing of it."""
     real.release(kind, "v1")
-    chats = Load(real.gateway.url(), users=1, body={"messages": [{"role": "user", "content": "hello"}]})
+    body = {"messages": [{"role": "user", "content": "hello"}]}
+    chats = Load(real.gateway.url(), users=1, body=body, pause_seconds=10 * PAUSE_SECONDS)
     with real.users(kind) as users, chats:
         release = real.release(kind, "v2")
     assert (release.state, release.engine.kind) == ("live", kind)

@@ -180,15 +180,17 @@ def running_gateway(
 class Load:
     """A few users who ask again and again, on connections they keep, while the `with` block runs."""
 
-    def __init__(self, url: str, users: int = 4, body: Mapping[str, object] | None = None) -> None:
+    def __init__(
+        self, url: str, users: int = 4, body: Mapping[str, object] | None = None, pause_seconds: float = 0
+    ) -> None:
         self.answers: list[int | str] = []
-        self._body = body or {}
+        self._body, self._pause_seconds = body or {}, pause_seconds
         self._over = threading.Event()
         self._threads = [threading.Thread(target=self._use, args=(url,)) for _ in range(users)]
 
     def _use(self, url: str) -> None:
         with httpx.Client(timeout=10) as client:
-            while not self._over.is_set():
+            while not self._over.wait(self._pause_seconds):
                 try:
                     self.answers.append(client.post(url, json=self._body).status_code)
                 except httpx.HTTPError as error:
