@@ -16,6 +16,7 @@ import trustme
 
 from blocks.haproxy.gateway import HAProxyGateway
 from blocks.local.processes import Daemon, end, free_port, marked
+from blocks.ports.fleet import ModelKind
 from blocks.ports.gateway import Outcome
 from blocks.replica_tls import Authority
 from deployments.haproxy.config import (
@@ -135,6 +136,7 @@ def running_gateway(
     key: str = "",
     authority: Authority | None = None,
     request_seconds: float = 30,
+    kinds: Mapping[str, ModelKind] | None = None,
 ) -> Iterator[RunningGateway]:
     ca = trustme.CA()
     certificate = run_directory / "gateway.pem"
@@ -150,6 +152,7 @@ def running_gateway(
     settings = GatewaySettings(
         run_directory=run_directory,
         services={service: f"127.0.0.1:{free_port()}" for service in SERVICES},
+        kinds=kinds or {},
         admin_tls=AdminTLS(address=admin_address, certificate=certificate, client_ca=client_ca),
         replica_ca=replica_ca,
         outside=outside,
