@@ -138,7 +138,8 @@ def test_broken_releases_never_reach_the_users_of_a_good_one(real: Real) -> None
             real.release("embedding", "wider")
         users.goes_on()
     assert [(release.state, len(release.stages)) for release in real.record.releases[1:]] == [("rolled back", 0)] * 2
-    assert {replica.release for replica in real.world.service.fleet.replicas("chat")} == {live.id}
+    fleet = real.world.service.fleet.of_installation(INSTALLATION.id)
+    assert {replica.release for replica in fleet.replicas("chat")} == {live.id}
     assert Counter(users.answers) == {200: len(users.answers)}
     assert real.dimensions() == 64
 

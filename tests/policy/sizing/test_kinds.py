@@ -1,5 +1,7 @@
 """Can the model be what it is released as, and what does it take as that?"""
 
+from collections.abc import Mapping
+
 import gguf as files
 import pytest
 
@@ -140,8 +142,8 @@ def test_positions_that_an_encoder_cannot_use_do_not_count() -> None:
 
 def test_a_gguf_says_what_it_pools_by() -> None:
     """None: it generates. The rank's: it ranks. Any other: it embeds; an encoder never generates."""
-    llama = {"general.architecture": "llama"}
-    bert = {"general.architecture": "bert"}
+    llama: dict[str, Value] = {"general.architecture": "llama"}
+    bert: dict[str, Value] = {"general.architecture": "bert"}
     assert {kind for kind in KINDS if _fits(llama, kind)} == {"chat", "completion"}
     assert {kind for kind in KINDS if _fits(bert, kind)} == set()
     for pooling, kind in ((1, "embedding"), (2, "embedding"), (3, "embedding"), (4, "rerank")):
@@ -153,7 +155,7 @@ def test_a_gguf_says_what_it_pools_by() -> None:
     assert not _fits(llama | {"llama.attention.causal": False}, "chat")
 
 
-def _fits(said: dict[str, Value], kind: ModelKind) -> bool:
+def _fits(said: Mapping[str, Value], kind: ModelKind) -> bool:
     try:
         check_kind_of_gguf(said, kind)
     except Refused:
