@@ -101,18 +101,18 @@ class OpenAIEngine:
             raise Unavailable(
                 f"{replica.name} at {replica.address} gave no {asked.answer} ({type(error).__name__}: {error}); "
                 f"look at its log"
-            ) from error
+            ) from None
         try:
             if response.is_success:
                 return asked.read(content)
             raise Unavailable(_not_given(replica, response.status_code, content, asked.answer))
-        except ValueError as error:  # pydantic's ValidationError is one
-            raise Unavailable(_not_given(replica, response.status_code, content, asked.answer)) from error
+        except ValueError:  # pydantic's ValidationError is one
+            raise Unavailable(_not_given(replica, response.status_code, content, asked.answer)) from None
         except Unsound as error:
             raise Unsound(
                 f"{replica.name} at {replica.address} answers, and its {asked.answer} is of no use: {error}; "
                 f"see that the weights are whole and that this engine can serve them"
-            ) from error
+            ) from None
 
     def ask(self, replica: Replica, prompt: Prompt) -> Answer:
         return (
