@@ -1,9 +1,9 @@
 """The service block: one endpoint, what it promises, and the parts that it is made of."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from copy import deepcopy
 from importlib import resources
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import yaml
 from prefect.blocks.core import Block
@@ -16,8 +16,8 @@ from blocks.fields import ShownAddress
 from blocks.haproxy.gateway import HAProxyGateway
 from blocks.hubs.hugging_face import HuggingFaceHub
 from blocks.local.fleet import LocalFleet
-from blocks.ports.engine import Engine, Prompt
-from blocks.ports.fleet import EngineChoice
+from blocks.ports.engine import EXPECTATIONS, Engine, Expectation, Prompt
+from blocks.ports.fleet import EngineChoice, ModelKind
 from blocks.ports.store import Store
 from blocks.skypilot.fleet import SkyPilotFleet
 from blocks.stores.kinds import AnyStore
@@ -32,16 +32,37 @@ class GoldenPrompt(BaseModel):
     max_tokens: int = Field(
         default=64, ge=1, title="Tokens, at most", description="The answer is cut there: probes cost the engines' time."
     )
-    expects: Literal["text", "json", "tool"] = Field(
+    expects: Expectation = Field(
         default="text",
         title="Expects",
-        description="What the answer has to be: text that is not empty, a JSON value, or a call of the tool offered.",
+        description="What the answer has to be. Of a chat model: text that is not empty, a JSON value, or a call of "
+        "the tool offered (tool). Of a completion model: a continuation. Of an embedding model: a vector. Of a model "
+        "that reranks: a ranking of the documents.",
+    )
+    documents: list[str] = Field(
+        default_factory=list,
+        title="Documents",
+        description="What a ranking ranks, two or more, with the prompt as the query; empty for anything else.",
     )
 
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.expects == "ranking" and len(self.documents) < 2:  # noqa: PLR2004 - of one there is no order
+            raise ValueError(f"a ranking needs two documents or more, and {len(self.documents)} are given; add some")
+        if self.documents and self.expects != "ranking":
+            raise ValueError(
+                f"documents are given and a {self.expects} is expected; expect a ranking, or leave them out"
+            )
+        return self
 
-def _packaged_prompts() -> list[GoldenPrompt]:
+
+def _packaged_prompts(kind: ModelKind = "chat") -> list[GoldenPrompt]:
     file = resources.files("blocks.engines") / "golden_prompts.yaml"
-    return TypeAdapter(list[GoldenPrompt]).validate_python(yaml.safe_load(file.read_text()))
+    return _of_kind(TypeAdapter(list[GoldenPrompt]).validate_python(yaml.safe_load(file.read_text())), kind)
+
+
+def _of_kind(golden: Sequence[GoldenPrompt], kind: ModelKind) -> list[GoldenPrompt]:
+    return [one for one in golden if one.expects in EXPECTATIONS[kind]]
 
 
 class Service(Block):
@@ -177,7 +198,8 @@ class Service(Block):
         default_factory=_packaged_prompts,
         min_length=1,
         title="Golden prompts",
-        description="What probes ask in turn, and what has to come back; answers are compared with stable's.",
+        description="What probes ask in turn, and what has to come back; answers are compared with stable's. A model "
+        "of a kind that none of them is for (completion, embedding, rerank) is asked some that are built in.",
     )
 
     _installation: str = PrivateAttr(default="")
@@ -216,10 +238,10 @@ class Service(Block):
         """The service's own store first."""
         return (self.store, *self.further_stores)
 
-    @property
-    def prompts(self) -> tuple[Prompt, ...]:
-        """The golden ones, as an engine is asked."""
-        return tuple(Prompt(one.prompt, one.max_tokens, one.expects) for one in self.golden_prompts)
+    def prompts_for(self, kind: ModelKind) -> tuple[Prompt, ...]:
+        """The golden ones that a model of that kind can be asked; where the service names none, those of the house."""
+        golden = _of_kind(self.golden_prompts, kind) or _packaged_prompts(kind)
+        return tuple(Prompt(one.prompt, one.max_tokens, one.expects, tuple(one.documents)) for one in golden)
 
     def choose_engine(
         self, version: str = "", flags: Mapping[str, Any] | None = None, environment: Mapping[str, str] | None = None

@@ -16,11 +16,13 @@ from flows.boards.artifacts import Board
 from flows.boards.boards import waiting_board
 from flows.plans import PromotePlan
 from flows.policy.gating.judge import Carried, Judge
+from flows.policy.gating.kinds import limits_for
 from flows.policy.gating.measures import Limits, budget_of_stage
 from flows.policy.gating.probes import PART_OF_THE_BUDGET, ProbeJudge
 from flows.policy.gating.stages import stages_left
 from flows.policy.releases.ledger import Release, ServiceRecord, go_live, note_stage, owned_by, take_over
 from flows.runtime.runs import Unanswered, ask_a_person, ended_run_of, own_run_id
+from flows.steps.agreement import check_agreement
 from flows.steps.place import reconcile_replicas
 from flows.steps.service import open_service
 from flows.steps.stage import Stable, StageWatch
@@ -47,6 +49,7 @@ def promote_canary(plan: PromotePlan) -> Release:
     service = open_service(plan.service)
     limits = limits_of(service, plan)  # what is refused ends no release that stands ready
     release = _take_over(service)
+    limits = limits_for(release.engine.kind, limits, plan.limits)
     candidates: Sequence[Replica] = ()
     with rollback_on_error(service):
         record = read_record(service.store, service.name)
@@ -83,6 +86,8 @@ def _promote_by_stages(
     carried = Carried.after(stage.evidence for stage in release.stages if stage.evidence is not None)
     candidates = _replicas_of(service, release.id)
     stable = Stable(live, _replicas_of(service, live.id), had=_servers_in(service, live.slot))
+    if not standing:
+        check_agreement(service, release, live, candidates, stable.replicas)
     rate = measure_rate(service.gateway, service.name, min(MEASURED_SECONDS, plan.stage_deadline_seconds / 100))
     for share in stages_left(plan.stages_percent, standing):
         if share in plan.approve_before_percent:

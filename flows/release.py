@@ -10,6 +10,7 @@ from flows.boards.artifacts import only_for_show, show
 from flows.boards.boards import release_report
 from flows.mirror import mirror_model
 from flows.plans import MirrorPlan, PromotePlan, ProvisionPlan, ReleasePlan
+from flows.policy.gating.kinds import limits_for
 from flows.policy.releases.differences import release_before
 from flows.policy.releases.ledger import Release, ask_for, begin_stopping, owned_by, retire
 from flows.promote import limits_of, promote_canary
@@ -30,7 +31,8 @@ DRAIN_TIMEOUT_SECONDS = 900.0
 def release_model(plan: ReleasePlan) -> Release:
     """Give a model to users one stage at a time; whatever fails, they keep the one they have."""
     service = open_service(plan.service)
-    limits_of(service, plan)  # what would be refused then is refused before anything is spent
+    # What would be refused then is refused before anything is spent.
+    limits_for(plan.kind, limits_of(service, plan), plan.limits)
     release = open_in_ledger(service, plan)
     pinned = plan.model_copy(update={"revision": release.commit})
     try:

@@ -39,6 +39,7 @@ def start(given: LocalStart) -> LocalCommand:
             *("--weights", str(given.weights), "--host", given.host, "--port", str(given.port)),
             *("--context-tokens", str(given.settings.context_tokens)),
             *("--parallel", str(given.settings.parallel_requests)),
+            *("--kind", given.settings.kind),
             *("--alias", given.service),
             *given.flags,
         ],

@@ -1,9 +1,11 @@
 """vLLM: https://docs.vllm.ai."""
 
 import os
+from collections.abc import Mapping
 
 from blocks.engines.known import KnownEngine, LocalCommand, LocalStart
 from blocks.files import ROOT
+from blocks.ports.fleet import ModelKind
 
 FLAGS = """
     additional-config aggregate-engine-logging all2all-backend allow-credentials allow-deprecated-quantization
@@ -173,6 +175,7 @@ OURS = {
     "model": "the release says which model it is",
     "served-model-name": "users call the model by the service's name",
     "middleware": "the guard of the key is the only one",
+    **dict.fromkeys(("runner", "convert"), "set the kind of model"),
     "max-model-len": "set context_tokens",
     "max-num-seqs": "set parallel_requests",
     "shutdown-timeout": "set SKYFERRY_SHUTDOWN_SECONDS in the task",
@@ -194,11 +197,19 @@ OURS = {
 }
 
 
+RUNNERS: Mapping[ModelKind, tuple[str, ...]] = {
+    "embedding": ("--runner", "pooling", "--convert", "embed"),
+    "rerank": ("--runner", "pooling", "--convert", "classify"),
+}
+"""Said and not left to vLLM, which goes by the files alone; other kinds generate."""
+
+
 def start(given: LocalStart) -> LocalCommand:
     """As the task does, in plain HTTP for loopback."""
     return LocalCommand(
         words=[
             *(str(given.python.with_name("vllm")), "serve", str(given.weights)),
+            *RUNNERS.get(given.settings.kind, ("--runner", "generate")),
             *("--host", given.host, "--port", str(given.port), "--middleware", "key_guard.KeyGuard"),
             *("--served-model-name", given.service),
             *("--max-model-len", str(given.settings.context_tokens)),

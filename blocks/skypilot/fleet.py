@@ -27,7 +27,15 @@ from blocks.errors import NoCapacity, Refused, SkyferryError, Unavailable, Unexp
 from blocks.fields import Secret
 from blocks.files import write_atomically
 from blocks.on_machine.node import CannotServe, File, encode_files
-from blocks.ports.fleet import EngineBuild, EngineChoice, EngineSettings, Replica, ReplicaOrder, ResolvedEngine
+from blocks.ports.fleet import (
+    POOLING,
+    EngineBuild,
+    EngineChoice,
+    EngineSettings,
+    Replica,
+    ReplicaOrder,
+    ResolvedEngine,
+)
 from blocks.ports.market import Offer, Stock, is_within
 from blocks.ports.store import Store
 from blocks.replica_tls import Authority, new_identity, release_key
@@ -44,6 +52,8 @@ from blocks.stores.mirrors import MirroredFile, files_of, manifest_of
 
 SECRETS = "~/skyferry/secrets.sh"
 """Where the machine finds what nobody else may know."""
+KIND = "SKYFERRY_KIND"
+"""By which a task is told of what kind the model is; those of version 0.1 do not know it."""
 READ_SECONDS = 1
 ASKED_SIDE_BY_SIDE = 16
 """Engines; one that is silent takes seconds."""
@@ -309,6 +319,11 @@ class SkyPilotFleet(Block):
         """The engine's task with a place, a name, and all that the machine has to know."""
         started = task_of(order, self.task, self.store, self._make(sent))
         task = started.parsed
+        if order.engine.kind in POOLING and KIND not in task["run"]:
+            raise Refused(
+                f"the engine's task does not read {KIND}, so it would be started for chats and {order.name} is of kind "
+                f"{order.engine.kind!r}; release the model with the task of this version, from deployments/engines"
+            )
         names = {"service": order.service, "release": order.release, "replica": order.name}
         names |= {"installation": self._installation} if self._installation else {}
         given = {name: value for name, value in (task.get("resources") or {}).items() if name != "accelerators"}
@@ -543,6 +558,7 @@ def _told(order: ReplicaOrder, offer: Offer, port: int, *, is_tls: bool) -> Mapp
         "SKYFERRY_PORT": str(port),
         "SKYFERRY_CONTEXT_TOKENS": str(engine.context_tokens),
         "SKYFERRY_PARALLEL_REQUESTS": str(engine.parallel_requests),
+        KIND: engine.kind,
         "SKYFERRY_ACCELERATORS": str(max(1, offer.accelerators)),
     }
 

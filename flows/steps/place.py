@@ -113,6 +113,8 @@ def plan_fleet(
         need = _need_of_mirror(service, manifest, prefix, engine)
     else:
         need = _need_of_model(service, model, engine)
+    if need.hint:
+        get_run_logger().warning("%s.", need.hint)
     view = survey(service, need, rules)
     replicas = list_replicas(service.fleet, service.name)
     standing = [replica for replica in replicas if replica.release == release]

@@ -19,6 +19,7 @@ from flows.boards.boards import canary_board
 from flows.policy.gating.engines import Engines, Meter
 from flows.policy.gating.gates import Ruling, forecast, rule
 from flows.policy.gating.judge import Judge, speaks
+from flows.policy.gating.kinds import concerns
 from flows.policy.gating.measures import Evidence, Probed
 from flows.policy.gating.probes import Pair, ProbeJudge, probes_missing, seconds_between_rounds
 from flows.policy.releases.ledger import Release, Stage, owned_by
@@ -133,6 +134,7 @@ class StageWatch:
             get_run_logger().warning("The ledger cannot be read: %s", error)
         if not is_complete:
             self.judge.begin_anew()
+        outcomes = [outcome for outcome in outcomes if concerns(self.release.engine.kind, outcome)]
         self.outcomes += sum(map(speaks, outcomes))
         for outcome in outcomes:
             self.judge.observe(outcome, seconds)
@@ -176,7 +178,7 @@ class StageWatch:
             return
         if not self._rounds:
             get_run_logger().info("%s %%: too few users come to judge by: probes are sent", self.share)
-        prompts = service.prompts[:missing]
+        prompts = service.prompts_for(self.release.engine.kind)[:missing]
         asked = probe.submit(
             service.engine_client,
             prompts,
