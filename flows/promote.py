@@ -12,8 +12,8 @@ from blocks.errors import Refused
 from blocks.ports.fleet import Replica
 from blocks.ports.gateway import Slot
 from blocks.service import Service
-from flows.boards.artifacts import Board
-from flows.boards.boards import waiting_board
+from flows.boards.artifacts import Artifact
+from flows.boards.canary import waiting_board
 from flows.plans import PromotePlan
 from flows.policy.gating.judge import Carried, Judge
 from flows.policy.gating.measures import Limits, budget_of_stage
@@ -72,7 +72,7 @@ def _promote_by_stages(
     service: Service, release: Release, live: Release, plan: PromotePlan, limits: Limits
 ) -> Sequence[Replica]:
     """The replicas that the last stage began with."""
-    board = Board(f"canary-board-{service.name}", f"The canary of {service.name}, stage by stage")
+    board = Artifact(f"canary-board-{service.name}")
     standing = read_split(service.gateway, service.name).weight_of(release.slot)
     carried = Carried.after(stage.evidence for stage in release.stages if stage.evidence is not None)
     candidates = _replicas_of(service, release.id)
@@ -116,14 +116,14 @@ def _promote_by_stages(
 
 
 def _wait_for_rollback_blockers(
-    service: Service, release: Release, plan: PromotePlan, share: int, stable: Stable, board: Board
+    service: Service, release: Release, plan: PromotePlan, share: int, stable: Stable, board: Artifact
 ) -> None:
     """No share rises while stable could not take all of its traffic back."""
 
     def blockers() -> str:
         owned_by(record_of(service.store, service.name), own_run_id())
         if words := stable.rollback_blockers(service):
-            board.show(waiting_board(release, plan.stages_percent, share, words))
+            board.show(lambda: waiting_board(release, plan.stages_percent, share, words))
         return words
 
     if words := wait_for_rollback_blockers(share, blockers, plan.stage_deadline_seconds):

@@ -1,0 +1,45 @@
+"""What a mirror run brought into each store."""
+
+from collections.abc import Sequence
+
+from blocks.ports.hub import Model
+from flows.boards.markdown import bold, code, escaped, listed, page, section, table
+from flows.boards.numbers import megabytes, seconds
+from flows.boards.shown import Page
+from flows.policy.mirrors.mirror import Selection
+from flows.transfer.transfer import Target
+
+
+def mirror_report(
+    model: Model, wanted: Selection, targets: Sequence[Target], *, took_seconds: float, retries: int
+) -> Page:
+    """What each store got and how fast, what was left out, and which dropped out and why."""
+    whole = sum(target.error is None for target in targets)
+    rows = (
+        (
+            target.name,
+            "whole" if target.error is None else bold("dropped out"),
+            megabytes(target.sent_bytes),
+            megabytes(target.resumed_bytes),
+            megabytes(target.copied_bytes),
+            f"{megabytes(target.done_bytes / max(took_seconds, 1e-3))}/s",
+        )
+        for target in targets
+    )
+    head = ("store", "mirror", "sent", "sent by an earlier run", "copied by the provider", "speed")
+    return Page(
+        f"Mirror of {escaped(model.repo)}",
+        page(
+            f"# Mirror of {escaped(model.repo)}",
+            f"**{whole} of {len(targets)} stores that lacked files have all of them**: {len(model.files)} files, "
+            f"{megabytes(model.size_bytes)}, in {seconds(took_seconds)} with {retries} retries.",
+            table(head, rows, text_columns=2),
+            listed((target.name, target.error) for target in targets if target.error is not None),
+            f"Commit {code(model.commit)}.",
+            section(
+                "Code, which an engine runs if it is told to trust it",
+                "\n".join(f"- {escaped(path)}" for path in wanted.code),
+            ),
+            section("Left out", listed(wanted.left_out)),
+        ),
+    )

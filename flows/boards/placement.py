@@ -1,0 +1,100 @@
+"""Where the replicas of a release run, or would run, what that costs, and what each other offer would have cost."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from blocks.ports.market import Offer
+from flows.boards.markdown import escaped, listed, page, section, table
+from flows.boards.numbers import count, dollars, percent, seconds
+from flows.boards.shown import Cell, Page, Table
+from flows.policy.placement.plan import Considered, Placement, dollars_per_hour
+from flows.policy.releases.ledger import Release
+from flows.policy.sizing.sizing import Need
+from flows.tasks.fleet import Started
+
+SHOWN_OFFERS = 200
+"""Of the best; a market may have thousands, and an artifact is no place for them."""
+
+
+def plan_board(repo: str, replicas: int, need: Need, plan: Placement) -> Page:
+    """Where the replicas of a model would go: nothing is started yet."""
+    would = listed(
+        (offer, f"{taken} of {replicas}, {dollars(offer.dollars_per_hour)} an hour each")
+        for offer, taken in _taken(plan)
+    )
+    return Page(
+        f"Where {replicas} replicas of {escaped(repo)} would run",
+        page(
+            f"# Where {replicas} replicas of {escaped(repo)} would run",
+            f"**{len(plan.placed)} would be started, and the fleet would cost {dollars(plan.dollars_per_hour)} an "
+            f"hour**: nothing is started yet.",
+            section("Where", would),
+            section("What a replica needs", _lines(need.arithmetic)),
+        ),
+    )
+
+
+def placement_board(
+    release: Release,
+    wanted: int,
+    need: Need,
+    plan: Placement | None,
+    started: Sequence[Started],
+    no_capacity: Mapping[Offer, str],
+) -> Page:
+    """Which replicas are ready, where the others are tried, and which cells had no capacity."""
+    cost = dollars_per_hour([one.replica for one in started])
+    rows = (
+        (
+            one.replica.name,
+            one.replica.cell,
+            one.replica.address,
+            "ran already" if one.was_running else seconds(one.seconds),
+            dollars(one.replica.dollars_per_hour),
+        )
+        for one in started
+    )
+    return Page(
+        f"Where the replicas of {escaped(release.id)} run, and why there",
+        page(
+            f"# Replicas of {escaped(release.id)}",
+            f"**{len(started)} of {wanted} are ready**, in slot {release.slot}, "
+            f"{'at a price that nobody has named' if cost is None else f'for {dollars(cost)} an hour'}.",
+            section("Where", table(("replica", "cell", "address", "ready after", "$ an hour"), rows, text_columns=3)),
+            section("No capacity", listed(no_capacity.items())),
+            section("Chosen last", "" if plan is None else _lines(map(str, plan.placed))),
+            section("What a replica needs", _lines(need.arithmetic)),
+        ),
+    )
+
+
+def offers_table(plan: Placement) -> Table:
+    """Every offer, the best first, with what is to be expected of it and why it was taken or not."""
+    shown = plan.considered[:SHOWN_OFFERS]
+    more = len(plan.considered) - len(shown)
+    taken = sum(one.taken > 0 for one in plan.considered)
+    return Table(
+        f"{taken} of {count(len(plan.considered))} offers are taken; the best come first"
+        + (f", and {count(more)} more are not shown" if more else ""),
+        [_offer(rank, one) for rank, one in enumerate(shown, 1)],
+    )
+
+
+def _offer(rank: int, one: Considered) -> dict[str, Cell]:
+    return {
+        "rank": rank,
+        "replicas": one.taken or "",
+        "offer": str(one.offer),
+        "$ an hour": dollars(one.offer.dollars_per_hour),
+        "with starting": dollars(one.dollars_per_hour),
+        "chance": percent(one.chance),
+        "in stock": f"{one.stock.answer}: {one.stock.words}",
+        "why": one.why,
+    }
+
+
+def _taken(plan: Placement) -> list[tuple[Offer, int]]:
+    return [(one.offer, one.taken) for one in plan.considered if one.taken]
+
+
+def _lines(words: Iterable[str]) -> str:
+    return "\n".join(f"- {escaped(line)}" for line in words)
