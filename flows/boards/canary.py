@@ -6,10 +6,10 @@ from flows.boards.markdown import bar, bold, code, escaped, listed, page, sectio
 from flows.boards.numbers import count, count_of, milliseconds, percent, seconds, times
 from flows.boards.picture import picture
 from flows.boards.readings import (
+    DONE,
     Gate,
     Part,
     Slots,
-    done,
     failures_band,
     gates_of,
     gates_of_probes,
@@ -43,7 +43,7 @@ def canary_board(
         _description(release),
         page(
             f"# Canary of {release.id}: {weight_percent} % of traffic",
-            f"**{done(ruling)} at {weight_percent} % of traffic**: {escaped(ruling.reason)}",
+            f"**{DONE[ruling.verdict].capitalize()} at {weight_percent} % of traffic**: {escaped(ruling.reason)}",
             f"Stages: {_arrows(stages_percent, weight_percent)}. This one has run for {seconds(held_seconds)} and "
             f"takes {escaped(forecast)}.",
             section("What users met", _users_table(evidence)),
@@ -112,7 +112,8 @@ def _gates_table(gates: Sequence[Gate]) -> str:
 
 
 def _gates_list(gates: Sequence[Gate]) -> str:
-    return listed((gate.name, gate.words) for gate in gates)
+    """What each has seen, where it has seen anything."""
+    return listed((gate.name, gate.words) for gate in gates if gate.harm or gate.non_inferiority)
 
 
 def _probes(probed: Probed | None, limits: Limits) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 
 from blocks.ports.store import MultipartUpload
 from flows.boards.markdown import escaped
-from flows.boards.numbers import megabytes
+from flows.boards.numbers import size
 from flows.boards.shown import Cell, Table
 from flows.policy.mirrors.collect import Verdict
 
@@ -21,7 +21,7 @@ def mirrors_table(
         {"what": upload.key, "size": "", "decision": "abort", "why": "nobody has been at this upload for long"}
         for upload in orphans
     ]
-    freed = megabytes(sum(verdict.mirror.size_bytes for verdict in gone))
+    freed = size(sum(verdict.mirror.size_bytes for verdict in gone))
     return Table(
         f"{len(gone)} of {len(verdicts)} mirrors in {escaped(store)}, {freed}, and {len(orphans)} uploads are needed "
         f"by nobody{' (dry run: nothing was deleted)' if dry_run else ''}",
@@ -32,7 +32,7 @@ def mirrors_table(
 def _row(verdict: Verdict) -> dict[str, Cell]:
     return {
         "what": verdict.mirror.prefix,
-        "size": megabytes(verdict.mirror.size_bytes),
+        "size": size(verdict.mirror.size_bytes),
         "decision": "delete" if verdict.delete else "keep",
         "why": verdict.reason,
     }

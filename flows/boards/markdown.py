@@ -9,6 +9,7 @@ SHOWN_AT_MOST = 2000
 """Characters: nobody reads on, and a page of them hides the rest."""
 BAR_CHARACTERS = 12
 PLAIN = re.compile(r"[\w./:-]+")
+LINKED = re.compile(r"https?://[^\s<>|]+")
 
 
 class Marked(str):
@@ -36,6 +37,11 @@ def code(words: object) -> Marked:
     return Marked(f"`{words}`" if PLAIN.fullmatch(str(words)) else escaped(words))
 
 
+def link(address: str) -> Marked:
+    """To an address that somebody can follow; shown as text where it could end the link early."""
+    return Marked(f"<{address}>" if LINKED.fullmatch(address) else escaped(address))
+
+
 def bar(part: float) -> Marked:
     """A part of a whole, from 0 to 1, as a bar that every renderer of markdown shows; beyond is as full as full."""
     within = min(max(part, 0.0), 1.0)
@@ -55,12 +61,20 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]], *, text_columns
 
 
 def _line(cells: Sequence[object]) -> str:
-    return f"| {' | '.join(cell if isinstance(cell, Marked) else escaped(cell) for cell in cells)} |"
+    return f"| {' | '.join(map(_in_line, cells))} |"
+
+
+def _in_line(words: object) -> str:
+    return words if isinstance(words, Marked) else escaped(words)
 
 
 def listed(items: Iterable[tuple[object, object]]) -> str:
     """One line each: of what, and what is to be said of it."""
-    return "\n".join(f"- {bold(name)}: {escaped(words)}" for name, words in items if str(words))
+    return "\n".join(f"- {bold(name)}: {_in_line(words)}" for name, words in items)
+
+
+def lines(items: Iterable[object]) -> str:
+    return "\n".join(f"- {_in_line(words)}" for words in items)
 
 
 def page(*parts: str) -> str:

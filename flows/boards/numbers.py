@@ -6,6 +6,7 @@ SECONDS_A_MINUTE = 60
 MINUTES_FROM_SECONDS = 600
 FINE_BELOW_MS = 100
 FEW_BELOW = 10
+GB_FROM_BYTES = 1e9
 
 
 def milliseconds(ms: float | None) -> str:
@@ -43,9 +44,9 @@ def count_of(part: int, whole: int) -> str:
     return f"{part:,} ({100 * part / whole:.1f} %)" if whole else f"{part:,}"
 
 
-def megabytes(size_bytes: float) -> str:
-    """In millions of bytes, as providers bill them."""
-    return f"{size_bytes / 1e6:,.1f} MB"
+def size(count_bytes: float) -> str:
+    """In millions or billions of bytes, as providers bill them."""
+    return f"{count_bytes / 1e9:,.1f} GB" if count_bytes >= GB_FROM_BYTES else f"{count_bytes / 1e6:,.1f} MB"
 
 
 def dollars(amount: float | None) -> str:

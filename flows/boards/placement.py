@@ -1,9 +1,9 @@
 """Where the replicas of a release run, or would run, what that costs, and what each other offer would have cost."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from blocks.ports.market import Offer
-from flows.boards.markdown import escaped, listed, page, section, table
+from flows.boards.markdown import escaped, lines, listed, page, section, table
 from flows.boards.numbers import count, dollars, percent, seconds
 from flows.boards.shown import Cell, Page, Table
 from flows.policy.placement.plan import Considered, Placement, dollars_per_hour
@@ -28,7 +28,7 @@ def plan_board(repo: str, replicas: int, need: Need, plan: Placement) -> Page:
             f"**{len(plan.placed)} would be started, and the fleet would cost {dollars(plan.dollars_per_hour)} an "
             f"hour**: nothing is started yet.",
             section("Where", would),
-            section("What a replica needs", _lines(need.arithmetic)),
+            section("What a replica needs", lines(need.arithmetic)),
         ),
     )
 
@@ -37,11 +37,10 @@ def placement_board(
     release: Release,
     wanted: int,
     need: Need,
-    plan: Placement | None,
     started: Sequence[Started],
     no_capacity: Mapping[Offer, str],
 ) -> Page:
-    """Which replicas are ready, where the others are tried, and which cells had no capacity."""
+    """Which replicas are ready, and which cells had no capacity; each offer is in `offers_table`."""
     cost = dollars_per_hour([one.replica for one in started])
     rows = (
         (
@@ -61,8 +60,7 @@ def placement_board(
             f"{'at a price that nobody has named' if cost is None else f'for {dollars(cost)} an hour'}.",
             section("Where", table(("replica", "cell", "address", "ready after", "$ an hour"), rows, text_columns=3)),
             section("No capacity", listed(no_capacity.items())),
-            section("Chosen last", "" if plan is None else _lines(map(str, plan.placed))),
-            section("What a replica needs", _lines(need.arithmetic)),
+            section("What a replica needs", lines(need.arithmetic)),
         ),
     )
 
@@ -94,7 +92,3 @@ def _offer(rank: int, one: Considered) -> dict[str, Cell]:
 
 def _taken(plan: Placement) -> list[tuple[Offer, int]]:
     return [(one.offer, one.taken) for one in plan.considered if one.taken]
-
-
-def _lines(words: Iterable[str]) -> str:
-    return "\n".join(f"- {escaped(line)}" for line in words)

@@ -1,14 +1,14 @@
 """What the judge knows of a stage, as boards show it: the one file of them that knows what evidence looks like."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from flows.policy.gating.bets import interval
-from flows.policy.gating.gates import Ruling, answers_in_words, bar_of_answers, nearness
+from flows.policy.gating.gates import Verdict, answers_in_words, bar_of_answers, nearness
 from flows.policy.gating.measures import EACH_TOKEN, FIRST_TOKEN, Evidence, Limits, Measure, Probed
 
-VERDICTS = {"promote": "Passed", "hold": "Held", "roll back": "Rolled back"}
-"""What was done, of a stage that a verdict has ended, or not yet."""
+DONE: Mapping[Verdict, str] = {"promote": "passed", "hold": "held", "roll back": "rolled back"}
+"""What each verdict comes to, for a stage."""
 NEVER_BY_PROBES = {"left", "left midway"}
 USERS_WHO: tuple[tuple[str, Measure], ...] = (
     ("users who met a failure", "failed"),
@@ -63,10 +63,6 @@ class Band:
     """Requests so far, the rate, and the lower and upper end."""
     limit: float
     confidence: float
-
-
-def done(ruling: Ruling) -> str:
-    return VERDICTS[ruling.verdict]
 
 
 def users_met(evidence: Evidence) -> list[Slots]:

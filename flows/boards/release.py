@@ -1,6 +1,6 @@
 """The report of a release: how it stands, and how it came to that."""
 
-from flows.boards.markdown import Marked, code, escaped, page, section, table
+from flows.boards.markdown import code, escaped, link, listed, page, section
 from flows.boards.numbers import count
 from flows.boards.shown import Page
 from flows.boards.stages import stages_so_far
@@ -12,7 +12,7 @@ STANDS: dict[str, str] = {
     "retiring": "It is replaced, and stays warm for a roll-back",
     "stopping": "It is replaced, and its replicas stop",
     "retired": "It is retired: another release took its place",
-    "rolled back": "It is rolled back: users keep what they had",
+    "rolled back": "Users keep what they had",
 }
 """By the ledger's states."""
 
@@ -34,14 +34,10 @@ def release_report(release: Release, endpoint: str) -> Page:
             f"# Release {release.id}: {release.state}",
             f"**{STANDS[release.state]}**{reason}",
             section("Stages", stages_so_far(release.stages)),
-            section("What it is", table(("", ""), facts, text_columns=2)),
+            section("What it is", listed(facts)),
         ),
     )
 
 
 def endpoint_page(service: str, endpoint: str) -> Page:
     return Page(f"Where users call {escaped(service)}", link(endpoint))
-
-
-def link(address: str) -> Marked:
-    return Marked(f"[{escaped(address)}](<{address}>)")

@@ -431,9 +431,7 @@ class _Placing:
 
     def _show(self) -> None:
         self.board.show(
-            lambda: placement_board(
-                self.release, self.wanted, self.view.need, self._plan, self.started, self._no_capacity
-            ),
+            lambda: placement_board(self.release, self.wanted, self.view.need, self.started, self._no_capacity),
             at_once=True,
         )
         if (plan := self._plan) is not None:
