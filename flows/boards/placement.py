@@ -8,15 +8,14 @@ from flows.boards.numbers import count, dollars, percent, seconds
 from flows.boards.shown import Cell, Page, Table
 from flows.policy.placement.plan import Considered, Placement, dollars_per_hour
 from flows.policy.releases.ledger import Release
-from flows.policy.sizing.sizing import Need
 from flows.tasks.fleet import Started
 
 SHOWN_OFFERS = 200
 """Of the best; a market may have thousands, and an artifact is no place for them."""
 
 
-def plan_board(repo: str, replicas: int, need: Need, plan: Placement) -> Page:
-    """Where the replicas of a model would go: nothing is started yet."""
+def plan_board(repo: str, replicas: int, needs: Sequence[str], plan: Placement) -> Page:
+    """Where the replicas of a model would go: nothing is started yet. `needs`: the arithmetic of one replica."""
     would = listed(
         (offer, f"{taken} of {replicas}, {dollars(offer.dollars_per_hour)} an hour each")
         for offer, taken in _taken(plan)
@@ -28,7 +27,7 @@ def plan_board(repo: str, replicas: int, need: Need, plan: Placement) -> Page:
             f"**{len(plan.placed)} would be started, and the fleet would cost {dollars(plan.dollars_per_hour)} an "
             f"hour**: nothing is started yet.",
             section("Where", would),
-            section("What a replica needs", lines(need.arithmetic)),
+            section("What a replica needs", lines(needs)),
         ),
     )
 
@@ -36,7 +35,7 @@ def plan_board(repo: str, replicas: int, need: Need, plan: Placement) -> Page:
 def placement_board(
     release: Release,
     wanted: int,
-    need: Need,
+    needs: Sequence[str],
     started: Sequence[Started],
     no_capacity: Mapping[Offer, str],
 ) -> Page:
@@ -60,7 +59,7 @@ def placement_board(
             f"{'at a price that nobody has named' if cost is None else f'for {dollars(cost)} an hour'}.",
             section("Where", table(("replica", "cell", "address", "ready after", "$ an hour"), rows, text_columns=3)),
             section("No capacity", listed(no_capacity.items())),
-            section("What a replica needs", lines(need.arithmetic)),
+            section("What a replica needs", lines(needs)),
         ),
     )
 
@@ -71,22 +70,20 @@ def offers_table(plan: Placement) -> Table:
     more = len(plan.considered) - len(shown)
     taken = sum(one.taken > 0 for one in plan.considered)
     return Table(
-        f"{taken} of {count(len(plan.considered))} offers are taken; the best come first"
-        + (f", and {count(more)} more are not shown" if more else ""),
-        [_offer(rank, one) for rank, one in enumerate(shown, 1)],
+        f"{taken} of {count(len(plan.considered))} offers are taken; the best come first, each with its rent and, in "
+        f"brackets, with the expected cost of starting" + (f"; {count(more)} more are not shown" if more else ""),
+        [_offer(one) for one in shown],
     )
 
 
-def _offer(rank: int, one: Considered) -> dict[str, Cell]:
+def _offer(one: Considered) -> dict[str, Cell]:
+    rent, with_starting = one.offer.dollars_per_hour, one.dollars_per_hour
     return {
-        "rank": rank,
-        "replicas": one.taken or "",
         "offer": str(one.offer),
-        "$ an hour": dollars(one.offer.dollars_per_hour),
-        "with starting": dollars(one.dollars_per_hour),
+        "replicas": one.taken or "",
+        "$ an hour": dollars(rent) + (f" ({dollars(with_starting)})" if with_starting not in {None, rent} else ""),
         "chance": percent(one.chance),
-        "in stock": f"{one.stock.answer}: {one.stock.words}",
-        "why": one.why,
+        "why": f"{one.why}; in stock: {one.stock.answer}, {one.stock.words}",
     }
 
 

@@ -18,8 +18,7 @@ def findings_table(findings: Sequence[Finding]) -> Table:
             {
                 "file": one.store + one.key,
                 "is": answer,
-                "sha256 in the manifest": one.expected,
-                "found": "" if one.is_right else one.found,
+                "sha256": one.expected if one.is_right else f"{one.found} where {one.expected} should be",
             }
             for answer, ones in answers
             for one in ones

@@ -124,7 +124,7 @@ def plan_fleet(
         neighbours=[replica for replica in replicas if replica.release != release],
         is_only_a_plan=is_only_a_plan,
     )
-    show(f"placement-{service.name}", lambda: plan_board(model.repo, service.replicas, need, placement))
+    show(f"placement-{service.name}", lambda: plan_board(model.repo, service.replicas, need.arithmetic, placement))
     show(f"offers-{service.name}", lambda: offers_table(placement))
     return placement
 
@@ -431,7 +431,9 @@ class _Placing:
 
     def _show(self) -> None:
         self.board.show(
-            lambda: placement_board(self.release, self.wanted, self.view.need, self.started, self._no_capacity),
+            lambda: placement_board(
+                self.release, self.wanted, self.view.need.arithmetic, self.started, self._no_capacity
+            ),
             at_once=True,
         )
         if (plan := self._plan) is not None:
