@@ -83,7 +83,7 @@ def _offer(one: Considered) -> dict[str, Cell]:
         "replicas": one.taken or "",
         "$ an hour": dollars(rent) + (f" ({dollars(with_starting)})" if with_starting not in {None, rent} else ""),
         "chance": percent(one.chance),
-        "why": f"{one.why}; in stock: {one.stock.answer}, {one.stock.words}",
+        "why": one.why if one.stock.words in one.why else f"{one.why}; in stock: {one.stock.answer}, {one.stock.words}",
     }
 
 
