@@ -1,6 +1,6 @@
 """What a run shows in the Prefect UI. It decides nothing: not whether the run goes on, and not when.
 
-Everything goes through here, which the import contract sees to. What is to be shown is made where it is asked for, and
+Everything goes through here, which the linter sees to. What is to be shown is made where it is asked for, and
 sent by one thread beside the run: a server that is slow, away, under maintenance or says no holds up no look at users
 and no roll-back, and costs a line in the run's log.
 """
