@@ -22,7 +22,7 @@ from pydantic.alias_generators import to_camel
 
 from blocks.errors import NoCapacity, Refused, SkyferryError, Unavailable
 from blocks.ports.market import Offer
-from blocks.spot.stock import Forecast, Forecasts, Spot, by, one_line
+from blocks.stock.source import Answers, Forecast, Spot, by, one_line
 
 HOME = "https://management.azure.com"
 HOME_REGION = "eastus"
@@ -34,7 +34,7 @@ SUBSCRIPTION = "AZURE_SUBSCRIPTION_ID"
 """The variable that Azure's own samples read the subscription from."""
 
 LIKELIHOOD = {"High": 0.85, "Medium": 0.5, "Low": 0.15}
-"""Azure's words, in the middles of what Google calls high, medium and low (blocks/spot/google.py): an assumption."""
+"""Azure's words, in the middles of what Google calls high, medium and low (blocks/stock/google.py): an assumption."""
 
 
 Told = dict[tuple[str, str], Forecast | SkyferryError]
@@ -64,16 +64,14 @@ class SpotPlacementScores:
         *,
         endpoint_url: str = HOME,
         credential: Callable[[], TokenCredential] = DefaultAzureCredential,
-        replicas: int = 1,
         seconds: float = 20,
     ) -> None:
         """`seconds` is how long Azure may take for one question."""
         self._endpoint_url = endpoint_url
         self._credential = credential
-        self._replicas = replicas
         self._seconds = seconds
 
-    def ask(self, offers: Sequence[Offer]) -> Forecasts:
+    def ask(self, offers: Sequence[Offer]) -> Answers:
         """What Azure says of each; sizes and regions that it leaves out are not in it.
 
         Refused where Azure takes no credentials of ours. Unavailable where it is not reached, no subscription is named,
@@ -110,7 +108,7 @@ class SpotPlacementScores:
             json={
                 "desiredLocations": regions,
                 "desiredSizes": [{"sku": size} for size in sizes],
-                "desiredCount": self._replicas,
+                "desiredCount": 1,
                 "availabilityZones": False,
             },
         )
