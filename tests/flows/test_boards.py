@@ -124,9 +124,10 @@ def test_at_all_traffic_a_service_that_promises_no_times_has_a_board() -> None:
     assert re.search(r"\| time to first token, median \| [\d.]+ ms \| no data \|  \|", shown)
 
 
-def test_before_the_first_request_there_is_no_picture() -> None:
+@pytest.mark.parametrize("requests", [0, 1])
+def test_before_there_is_a_line_to_draw_there_is_no_picture(requests: int) -> None:
     """And no division by nothing."""
-    assert "data:image" not in board(0)
+    assert "data:image" not in board(requests)
 
 
 def test_the_canary_board_shows_what_engines_say_of_themselves() -> None:
