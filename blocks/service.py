@@ -131,7 +131,8 @@ class Service(Block):
         default=1.0,
         ge=0,
         title="Time per output token above stable's, excused (ms)",
-        description="A time per output token that is longer than stable's by less than this is excused: no reader sees it.",
+        description="A time per output token that is longer than stable's by less than this is excused: no reader "
+        "sees it.",
     )
     more_than_stable: float = Field(
         default=1.1,
@@ -170,7 +171,8 @@ class Service(Block):
         default=15.0,
         ge=0,
         title="Warm-up of a stage (seconds)",
-        description="Times to first token of requests from before this are not judged, for caches are cold; failures are.",
+        description="Times to first token of requests from before this are not judged, for caches are cold; failures "
+        "are.",
     )
 
     probes_per_stage: int = Field(

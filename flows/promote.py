@@ -14,6 +14,7 @@ from blocks.ports.gateway import Slot
 from blocks.service import Service
 from flows.boards.artifacts import Artifact
 from flows.boards.canary import waiting_board
+from flows.boards.stages import approval_question
 from flows.plans import PromotePlan
 from flows.policy.gating.judge import Carried, Judge
 from flows.policy.gating.measures import Limits, budget_of_stage
@@ -162,9 +163,7 @@ def _cells(replicas: Sequence[Replica]) -> dict[str, str]:
 
 
 def _ask_a_person(release: Release, share: int, timeout_seconds: int) -> None:
-    evidence = "\n".join(f"- {s.share_percent} %: {s.verdict}: {s.reason}" for s in release.stages) or "- none yet"
-    question = f"**Give {release.id} {share} % of the traffic?** Its stages so far:\n\n{evidence}"
-    form = Approval.with_initial_data(description=question)
+    form = Approval.with_initial_data(description=approval_question(release, share))
     try:
         answer = ask_a_person(form, f"approval-before-{share}", timeout_seconds)
     except Unanswered as error:

@@ -23,8 +23,8 @@ def mirrors_table(
     ]
     freed = size(sum(verdict.mirror.size_bytes for verdict in gone))
     return Table(
-        f"{len(gone)} of {len(verdicts)} mirrors in {escaped(store)}, {freed}, and {len(orphans)} uploads are needed "
-        f"by nobody{' (dry run: nothing was deleted)' if dry_run else ''}",
+        f"Needed by nobody in {escaped(store)}: {len(gone)} of {len(verdicts)} mirrors, {freed}; unfinished uploads: "
+        f"{len(orphans)}{' (dry run: nothing was deleted)' if dry_run else ''}",
         [*map(_row, gone), *uploads, *map(_row, kept)],
     )
 

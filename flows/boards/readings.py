@@ -7,7 +7,7 @@ from flows.policy.gating.bets import interval
 from flows.policy.gating.gates import Verdict, answers_in_words, bar_of_answers, nearness
 from flows.policy.gating.measures import EACH_TOKEN, FIRST_TOKEN, Evidence, Limits, Measure, Probed
 
-DONE: Mapping[Verdict, str] = {"promote": "passed", "hold": "held", "roll back": "rolled back"}
+DONE: Mapping[Verdict, str] = {"promote": "passed", "hold": "holding", "roll back": "rolled back"}
 """What each verdict comes to, for a stage."""
 NEVER_BY_PROBES = {"left", "left midway"}
 USERS_WHO: tuple[tuple[str, Measure], ...] = (

@@ -12,8 +12,8 @@ def findings_table(findings: Sequence[Finding]) -> Table:
     right = [finding for finding in findings if finding.is_right and not finding.is_unread]
     answers = (("wrong", wrong), ("not read", unread), ("right", right))
     return Table(
-        f"{len(right)} of {len(findings)} files are what was mirrored; {len(wrong)} are wrong, and {len(unread)} could "
-        f"not be read",
+        f"{len(right)} of {len(findings)} files are what was mirrored; wrong: {len(wrong)}; could not be read: "
+        f"{len(unread)}",
         [
             {
                 "file": one.store + one.key,

@@ -25,6 +25,7 @@ from flows.boards.placement import offers_table, placement_board, plan_board
 from flows.boards.release import release_report
 from flows.boards.replicas import decisions_table
 from flows.boards.shown import COLUMN_CHARACTERS, PADDING_CHARACTERS, Page, Table
+from flows.boards.stages import approval_question
 from flows.boards.verify import findings_table
 from flows.policy.gating.engines import Engines, Work
 from flows.policy.gating.gates import rule
@@ -86,7 +87,7 @@ def test_the_canary_board_begins_with_what_was_done_and_what_users_met() -> None
     shown = unescaped(board(4000))
     title, _, ruling, *_ = shown.splitlines()
     assert title == "# Canary of chat-1: 5 % of traffic"
-    assert re.match(r"\*\*(Held|Passed|Rolled back) at 5 % of traffic\*\*: ", ruling)
+    assert re.match(r"\*\*(Holding|Passed|Rolled back) at 5 % of traffic\*\*: ", ruling)
     assert shown.index("## What users met") < shown.index("## Gates") < shown.index("## Engines")
     assert "|  | candidate | stable | beside stable |" in shown
     assert re.search(r"\| requests \| \d{3} \| 3,\d{3} \| \d\.\d % of both \|", shown)
@@ -158,6 +159,13 @@ def test_a_stage_that_waits_says_for_what() -> None:
     assert "**Waiting before 5 % of traffic**: stable could not take its traffic back now: a server is down." in shown
 
 
+def test_a_person_is_asked_with_what_the_release_has_shown() -> None:
+    """Nothing is a finding too."""
+    assert "Give chat-1 100 % of the traffic?" in unescaped(approval_question(HELD, 100))
+    assert "| 5 % | holding | 1 | 1 s |" in unescaped(approval_question(HELD, 100))
+    assert "No stage has been held yet." in approval_question(RELEASE, 5)
+
+
 def test_a_report_says_first_how_it_stands_and_why() -> None:
     """Then its stages, with their reasons under the table."""
     stage = Stage(share_percent=5, verdict="roll back", reason="3 of 20 failed", requests=20, seconds=700)
@@ -200,16 +208,13 @@ def test_an_address_that_could_end_its_link_is_no_link() -> None:
     assert link("https://x> <img src=x>") == escaped("https://x> <img src=x>")
 
 
+HELD = RELEASE.model_copy(
+    update={"stages": (Stage(share_percent=5, verdict="hold", reason=HOSTILE, requests=1, seconds=1),)}
+)
 PAGES = (
+    Page("", approval_question(HELD, 100)),
     release_report(RELEASE.model_copy(update={"closing_reason": HOSTILE}), HOSTILE),
-    waiting_board(
-        RELEASE.model_copy(
-            update={"stages": (Stage(share_percent=5, verdict="hold", reason=HOSTILE, requests=1, seconds=1),)}
-        ),
-        (5, 100),
-        5,
-        HOSTILE,
-    ),
+    waiting_board(HELD, (5, 100), 5, HOSTILE),
     mirror_report(
         Model(HOSTILE, HOSTILE, (), None),
         Selection((), ((HOSTILE, HOSTILE),), (HOSTILE,)),
