@@ -95,11 +95,11 @@ class SpotPlacementScores:
                 for page in pages:
                     scores |= {found["Region"]: int(found["Score"]) for found in page["SpotPlacementScores"]}
             except ClientError as error:
-                raise _translation(error) from error
+                raise _translation(error) from None
             except (NoCredentialsError, PartialCredentialsError) as error:
-                raise Refused(f"there are no whole credentials for AWS ({error}); run `sky check aws`") from error
+                raise Refused(f"there are no whole credentials for AWS ({error}); run `sky check aws`") from None
             except BotoCoreError as error:
-                raise Unavailable(f"AWS was not reached for its scores: {error}") from error
+                raise Unavailable(f"AWS was not reached for its scores: {error}") from None
         return scores
 
     def _client(self) -> Any:

@@ -93,9 +93,9 @@ class SpotPlacementScores:
         except ClientAuthenticationError as error:
             raise Refused(
                 f"Azure takes no credentials of ours ({one_line(error.message)}); run `az login` and `sky check azure`"
-            ) from error
+            ) from None
         except AzureError as error:
-            raise Unavailable(f"Azure was not reached for its scores: {one_line(error.message)}") from error
+            raise Unavailable(f"Azure was not reached for its scores: {one_line(error.message)}") from None
         keys = {offer: _key(spot.instance, spot.region) for offer in offers for spot in [Spot.of(offer)]}
         return {offer: told[key] for offer, key in keys.items() if key in told}
 
@@ -134,8 +134,8 @@ def _read(answer: HttpResponse) -> Sequence[PlacementScore]:
         raise Unavailable(f"Azure did not answer for its scores: {answer.status_code} {_said(answer)}")
     try:
         return PlacementScores.model_validate_json(answer.content).placement_scores
-    except ValidationError as error:
-        raise Unavailable("Azure's answer is no list of placement scores") from error
+    except ValidationError:
+        raise Unavailable("Azure's answer is no list of placement scores") from None
 
 
 def _meaning(score: PlacementScore) -> Forecast | SkyferryError:

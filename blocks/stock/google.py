@@ -84,9 +84,9 @@ class CapacityAdvice:
             raise Refused(
                 f"Google takes no credentials of ours ({one_line(str(error))}); "
                 "run `gcloud auth application-default login` and `sky check gcp`"
-            ) from error
+            ) from None
         except (GoogleAuthError, RequestException) as error:
-            raise Unavailable(f"Google was not reached for its advice: {one_line(str(error))}") from error
+            raise Unavailable(f"Google was not reached for its advice: {one_line(str(error))}") from None
         return {offer: Unavailable(NOT_ASKED) if _is_added(offer) else told[Spot.of(offer)] for offer in offers}
 
     def _told(self, session: AuthorizedSession, project: str, spot: Spot) -> Forecast | Unavailable:
@@ -120,8 +120,8 @@ def _read(answer: Response, what: str) -> Forecast:
         raise Unavailable(f"Google gives no advice on {what}: {answer.status_code} {_said(answer)}")
     try:
         recommended = Advice.model_validate_json(answer.content).recommendations
-    except ValidationError as error:
-        raise Unavailable(f"Google's answer on {what} is no advice") from error
+    except ValidationError:
+        raise Unavailable(f"Google's answer on {what} is no advice") from None
     scores = recommended[0].scores if recommended else Scores()
     if scores.obtainability is None:
         raise Unavailable(f"Google gives no advice on {what}")

@@ -23,7 +23,7 @@ class AzureWhereInstalled:
         except ModuleNotFoundError as error:
             if not str(error.name).startswith("azure"):
                 raise
-            raise Unavailable("there is no library to ask Azure with; install skyferry[azure]") from error
+            raise Unavailable("there is no library to ask Azure with; install skyferry[azure]") from None
         return azure.SpotPlacementScores().ask(offers)
 
 
