@@ -38,7 +38,8 @@ class Approval(RunInput):
     """What a person answers; there is no default, for an empty answer must not promote."""
 
     decision: Literal["promote", "roll back"] = Field(
-        title="Decision", description="Give the candidate the next share of the traffic, or all of it back to stable."
+        title="Decision",
+        description="Let the candidate have that much of the traffic, or give all of it back to stable.",
     )
 
 

@@ -19,11 +19,14 @@ from prefect import get_run_logger
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.runtime import flow_run
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from flows.boards.shown import Shown
 
 REFRESH_SECONDS = 2.0
 TIMEOUT_SECONDS = 10.0
+RETRIES = 2
+"""Fewer than Prefect's own: a process that has nothing else to do any more waits for what is still to be sent."""
 KEY_CHARACTERS = 255
 
 _sender = ThreadPoolExecutor(max_workers=1, thread_name_prefix="shows")
@@ -72,7 +75,8 @@ class Artifact:
         if shown is None:
             return
         try:
-            self._write(shown)
+            with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: RETRIES}):  # of this thread alone
+                self._write(shown)
         except Exception:
             self._logger.warning("%s could not be shown in the UI.", self._key, exc_info=True)
 
