@@ -6,13 +6,13 @@ from flows.boards.markdown import bar, bold, code, escaped, listed, page, sectio
 from flows.boards.numbers import count, count_of, milliseconds, percent, seconds, times
 from flows.boards.picture import picture
 from flows.boards.readings import (
-    DONE,
     Gate,
     Part,
     Slots,
     failures_band,
     gates_of,
     gates_of_probes,
+    told,
     users_met,
 )
 from flows.boards.shown import Page
@@ -43,7 +43,7 @@ def canary_board(
         _description(release),
         page(
             f"# Canary of {release.id}: {weight_percent} % of traffic",
-            f"**{DONE[ruling.verdict].capitalize()} at {weight_percent} % of traffic**: {escaped(ruling.reason)}",
+            told(ruling, evidence),
             f"Stages: {_arrows(stages_percent, weight_percent)}. This one has run for {seconds(held_seconds)} and "
             f"takes {escaped(forecast)}.",
             section("What users met", _users_table(evidence)),

@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from flows.boards.markdown import Marked, bold, escaped
 from flows.policy.gating.bets import interval
-from flows.policy.gating.gates import Verdict, answers_in_words, bar_of_answers, nearness
+from flows.policy.gating.gates import Ruling, Verdict, answers_in_words, bar_of_answers, nearness
 from flows.policy.gating.measures import EACH_TOKEN, FIRST_TOKEN, Evidence, Limits, Measure, Probed
 
 DONE: Mapping[Verdict, str] = {"promote": "passed", "hold": "holding", "roll back": "rolled back"}
@@ -63,6 +64,12 @@ class Band:
     """Requests so far, the rate, and the lower and upper end."""
     limit: float
     confidence: float
+
+
+def told(ruling: Ruling, evidence: Evidence) -> Marked:
+    """What was done and what users met, for somebody who was woken up."""
+    done = bold(f"{DONE[ruling.verdict].capitalize()} at {100 * evidence.share:g} % of traffic")
+    return Marked(f"{done}: {escaped(ruling.reason)}")
 
 
 def users_met(evidence: Evidence) -> list[Slots]:
