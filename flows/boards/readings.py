@@ -111,6 +111,8 @@ def failures_band(evidence: Evidence, limits: Limits) -> Band | None:
     """None before there are two interim analyses to draw a line between."""
     failed, alpha = evidence.count("failed"), limits.missed_harm_percent / 100
     points = [
-        (of, hits / of, *interval(hits, of, alpha)) for of, hits in [*evidence.trail, (failed.of, failed.hits)] if of
+        (of, hits / of, *interval(hits, of, alpha))
+        for of, hits in dict([*evidence.trail, (failed.of, failed.hits)]).items()
+        if of
     ]
     return Band(points, limits.error_percent / 100, 1 - alpha) if len(points) > 1 else None
