@@ -42,7 +42,8 @@ class Artifact:
         self._key = artifact_key(key)
         self._refresh_seconds = refresh_seconds
         # The sender's thread, and those that carry parts of a mirror, know of no run, no settings and no logger.
-        self._context = copy_context()
+        with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: RETRIES}):
+            self._context = copy_context()
         self._logger = get_run_logger()
         self._run_id = UUID(flow_run.id) if flow_run.id else None
         self._lock = Lock()
@@ -75,8 +76,7 @@ class Artifact:
         if shown is None:
             return
         try:
-            with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: RETRIES}):  # of this thread alone
-                self._write(shown)
+            self._write(shown)
         except Exception:
             self._logger.warning("%s could not be shown in the UI.", self._key, exc_info=True)
 
