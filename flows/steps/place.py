@@ -325,7 +325,6 @@ class _Placing:
     _unexplained: list[tuple[Unexplained, Attempt]] = field(default_factory=list)
     """The last noes in a row that nobody could explain; what they say of their cells is not known yet."""
     _starting: "dict[PrefectFuture[Started], _Try]" = field(default_factory=dict)
-    _plan: Placement | None = None
 
     def run(self, orders: Sequence[ReplicaOrder], standing: Mapping[str, Replica]) -> None:
         # Adopting needs no more than the offer under what stands.
@@ -353,7 +352,7 @@ class _Placing:
         if not orders or self.error is not None:
             return
         try:
-            self._plan = self.view.plan(
+            plan = self.view.plan(
                 self.service,
                 self.release.placement,
                 len(orders),
@@ -366,7 +365,8 @@ class _Placing:
                 self._place(orders[:-1])  # users are better off with some of them than with none
             self.error = error
             return
-        for order, offer in zip(orders, self._plan.placed, strict=True):
+        self.offers_board.show(lambda: offers_table(plan), at_once=True)
+        for order, offer in zip(orders, plan.placed, strict=True):
             self._start(order, offer)
         self._show()
 
@@ -433,5 +433,3 @@ class _Placing:
             ),
             at_once=True,
         )
-        if (plan := self._plan) is not None:
-            self.offers_board.show(lambda: offers_table(plan), at_once=True)
