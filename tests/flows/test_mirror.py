@@ -350,5 +350,5 @@ def test_a_fleet_keeps_its_stores_and_their_secrets(tmp_path: Path) -> None:
     assert isinstance(loaded, SkyPilotFleet)
     found = loaded.further_stores[0]
     assert isinstance(found, S3Store)
-    assert (found.near, found.secret_access_key) == (["aws/us-east-1"], SecretStr("hidden"))
+    assert (found.near, found.secret_access_key) == (("aws/us-east-1",), SecretStr("hidden"))
     assert isinstance(loaded.further_stores[1], GoogleStore)
