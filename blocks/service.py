@@ -114,7 +114,7 @@ class Service(Block):
         gt=0,
         lt=100,
         title="Errors, at most (%)",
-        description="The share of requests that may fail before a candidate is rolled back.",
+        description="The percentage of requests that may fail before a candidate is rolled back.",
     )
     first_token_p95_ms: float | None = Field(
         default=500.0,
@@ -126,52 +126,53 @@ class Service(Block):
         default=100.0,
         gt=0,
         title="p95 time per output token, at most (ms)",
-        description="Nineteen of twenty streamed answers go on at this pace or faster after their first token; leave "
+        description="Nineteen of twenty streamed answers take this long for each token after the first, or less; leave "
         "it empty where nobody streams, or where a release changes how many tokens its engine sends at a time.",
     )
     slower_than_stable: float = Field(
         default=1.1,
         ge=1,
-        title="Slower than stable, without harm (times)",
+        title="Slower than stable, excused (times)",
         description="Tokens that take up to so many times as long as stable's, the first or the others, are excused.",
     )
     first_token_margin_ms: float = Field(
         default=10.0,
         ge=0,
-        title="First token later than stable's, without harm (ms)",
-        description="A first token that is later than stable's by less than this is excused.",
+        title="Time to first token above stable's, excused (ms)",
+        description="A time to first token that is longer than stable's by less than this is excused.",
     )
     token_margin_ms: float = Field(
         default=1.0,
         ge=0,
-        title="Time per token above stable's, without harm (ms)",
-        description="A time per token that is longer than stable's by less than this is excused: no reader sees it.",
+        title="Time per output token above stable's, excused (ms)",
+        description="A time per output token that is longer than stable's by less than this is excused: no reader "
+        "sees it.",
     )
     more_than_stable: float = Field(
         default=1.1,
         ge=1,
-        title="More than stable, without harm (times)",
+        title="More than stable, excused (times)",
         description="Up to so many times stable's failures, refusals and departures are excused.",
     )
     error_margin_percent: float = Field(
         default=0.25,
         ge=0,
         lt=100,
-        title="More than stable, without harm (%)",
-        description="A share of failures, refusals or departures below this is excused, however few stable has.",
+        title="More than stable, excused (%)",
+        description="A rate of failures, refusals or departures below this is excused, however few stable has.",
     )
     false_alarm_percent: float = Field(
         default=1.0,
         gt=0,
         lt=100,
-        title="False alarms, at most (%)",
+        title="False alarms, at most (alpha, %)",
         description="Of the releases that are as good as stable, so many may be rolled back by bad luck.",
     )
     missed_harm_percent: float = Field(
         default=5.0,
         gt=0,
         lt=100,
-        title="Missed harm, at most (%)",
+        title="Missed regressions, at most (beta, %)",
         description="Of the stages of a release that breaks a limit twice over, so many may be passed by good luck.",
     )
     minimum_requests: int = Field(
@@ -184,7 +185,8 @@ class Service(Block):
         default=15.0,
         ge=0,
         title="Warm-up of a stage (seconds)",
-        description="First tokens of requests from before this are not judged, for caches are cold; failures are.",
+        description="Times to first token of requests from before this are not judged, for caches are cold; failures "
+        "are.",
     )
 
     probes_per_stage: int = Field(

@@ -3,11 +3,10 @@
 from functools import partial
 
 from prefect import flow, get_run_logger
-from prefect.artifacts import create_link_artifact
 
 from blocks.service import Service
-from flows.boards.artifacts import only_for_show, show
-from flows.boards.boards import release_report
+from flows.boards.artifacts import show
+from flows.boards.release import endpoint_page, release_report
 from flows.mirror import mirror_model
 from flows.plans import MirrorPlan, PromotePlan, ProvisionPlan, ReleasePlan
 from flows.policy.gating.kinds import limits_for
@@ -52,10 +51,10 @@ def release_model(plan: ReleasePlan) -> Release:
                 promote_canary(pinned.part(PromotePlan))
         retire_the_old(service, plan.keep_warm_seconds)
     except BaseException:
-        with only_for_show():
-            report(service, release.id)
+        report(service, release.id)
         raise
-    release = report(service, release.id)
+    release = read_record(service.store, service.name).release(release.id)
+    report(service, release.id)
     if release.state != "live":
         raise RolledBack(f"release {release.id} was live and is {release.state}: {release.closing_reason}")
     return release
@@ -74,8 +73,9 @@ def retire_the_old(service: Service, keep_warm_seconds: float) -> None:
             update_ledger(service.store, service.name, partial(retire, release=replaced.id))
 
 
-def report(service: Service, release: str) -> Release:
+def report(service: Service, release: str) -> None:
     """Show how the release stands, and where users reach it."""
+<<<<<<< HEAD
     record = read_record(service.store, service.name)
     standing = record.release(release)
     text = release_report(standing, service.endpoint, release_before(record, standing))
@@ -85,3 +85,10 @@ def report(service: Service, release: str) -> Release:
             service.endpoint, key=f"endpoint-{service.name}", description=f"Where users call {service.name}"
         )
     return standing
+=======
+    show(
+        f"release-report-{service.name}",
+        lambda: release_report(read_record(service.store, service.name).release(release), service.endpoint),
+    )
+    show(f"endpoint-{service.name}", lambda: endpoint_page(service.name, service.endpoint))
+>>>>>>> main

@@ -129,7 +129,7 @@ class SkyPilotFleet(Block):
         default=1800,
         gt=0,
         title="Time for a launch (s)",
-        description="A cell that has not given a machine and set it up by then counts as one that said no.",
+        description="A cell that has not given a machine and set it up by then counts as one without capacity.",
     )
     # It looks at the job alone and the engine is the job, so an engine that nobody asks anything is not idle.
     autodown_minutes: int | None = Field(

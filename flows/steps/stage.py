@@ -14,8 +14,8 @@ from blocks.ports.engine import Load
 from blocks.ports.fleet import Replica
 from blocks.ports.gateway import Outcome
 from blocks.service import Service
-from flows.boards.artifacts import Board
-from flows.boards.boards import canary_board
+from flows.boards.artifacts import Artifact
+from flows.boards.canary import canary_board
 from flows.policy.gating.engines import Engines, Meter
 from flows.policy.gating.gates import Ruling, forecast, rule
 from flows.policy.gating.judge import Judge, speaks
@@ -65,7 +65,7 @@ class StageWatch:
     """In percent."""
     judge: Judge
     probe_judge: ProbeJudge
-    board: Board
+    board: Artifact
     candidates: Sequence[Replica]
     stable: Stable
     requests_a_second: float | None
@@ -146,7 +146,7 @@ class StageWatch:
             self._bars = self.stable.rollback_blockers(self.service)
             ruling = hold_while_blocked(ruling, self._bars, seconds, limits.deadline_seconds)
         self.board.show(
-            canary_board(
+            lambda: canary_board(
                 self.release,
                 self.stages_percent,
                 self.share,
