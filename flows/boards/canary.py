@@ -15,6 +15,7 @@ from flows.boards.readings import (
     told,
     users_met,
 )
+from flows.boards.release import what_differs
 from flows.boards.shown import Page
 from flows.boards.stages import stages_so_far
 from flows.policy.gating.engines import Engines, Work
@@ -35,6 +36,7 @@ def canary_board(
     forecast: str,
     engines: Engines,
     probed: Probed | None,
+    before: Release | None = None,
 ) -> Page:
     """One look at a stage: what was done and why, what users met, then the evidence for it."""
     band = failures_band(evidence, limits)
@@ -51,6 +53,7 @@ def canary_board(
             section("Probes", _probes(probed, limits)),
             section("Engines", _engines_table(engines)),
             section("Stages so far", stages_so_far(release.stages)),
+            what_differs(before, release),
             f"Model {escaped(release.repo)} at commit {code(release.commit[:12])}.",
         ),
     )

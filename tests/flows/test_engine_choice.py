@@ -16,7 +16,7 @@ from blocks.ports.fleet import EngineBuild, EngineChoice
 from blocks.service import Service
 from blocks.stores.kept import ENGINES, read_kept
 from blocks.stores.s3 import S3Store
-from flows.boards.boards import release_report
+from flows.boards.release import release_report
 from flows.plans import ProvisionPlan, ScaleUpPlan
 from flows.policy.placement.plan import Placement
 from flows.policy.releases.differences import differences
@@ -55,7 +55,8 @@ def test_another_engine_is_another_release(live: World) -> None:
     )
     second = release_model(plan("v1", engine_version="2", engine_flags={"b": 3}, engine_environment={"B": "2"}))
     assert [stage.share_percent for stage in second.stages] == [10, 100]
-    assert "not set → 3" in release_report(second, live.service.endpoint, live.record.release(live.first.id))
+    report = release_report(second, live.service.endpoint, live.record.release(live.first.id))
+    assert "not set → 3" in report.markdown
     assert second.engine.build is not None
     assert second.engine.build == replace(
         second.engine.build,
