@@ -2,17 +2,18 @@
 
 from functools import partial
 
-from prefect import flow, get_run_logger
+from prefect import get_run_logger
 from prefect.artifacts import create_link_artifact
+from pydantic import Field
 
 from blocks.service import Service
 from flows.boards.artifacts import only_for_show, show
 from flows.boards.boards import release_report
-from flows.mirror import mirror_model
-from flows.plans import MirrorPlan, PromotePlan, ProvisionPlan, ReleasePlan
+from flows.mirror import MirrorParameters, mirror_model
 from flows.policy.releases.ledger import Release, ask_for, begin_stopping, owned_by, retire
-from flows.promote import limits_of, promote_canary
-from flows.provision import open_in_ledger, provision_fleet
+from flows.promote import PromoteParameters, limits_of, promote_canary
+from flows.provision import EngineParameters, FleetParameters, ProvisionParameters, open_in_ledger, provision_fleet
+from flows.runtime.parameters import flow_with
 from flows.runtime.runs import own_run_id
 from flows.runtime.sleep import sleep
 from flows.steps.drain import stop_release
@@ -25,29 +26,46 @@ DRAIN_TIMEOUT_SECONDS = 900.0
 """The longest answer that a replaced replica may still be giving."""
 
 
-@flow(name="release-model", flow_run_name="release-{plan.repo}-at-{plan.revision}-to-{plan.service}")
-def release_model(plan: ReleasePlan) -> Release:
+class ReleaseParameters(MirrorParameters, FleetParameters, PromoteParameters, EngineParameters):
+    """The whole chain: mirror, provision, promote, and retire what was there before.
+
+    The form shows the bases' fields from the last base to the first: what is changed most often comes first.
+    """
+
+    keep_warm_seconds: float = Field(
+        default=900,
+        ge=0,
+        title="Keep the old fleet warm (seconds)",
+        description="The replaced release stays ready to take the traffic back for this long before it is stopped.",
+    )
+
+
+@flow_with(
+    ReleaseParameters,
+    name="release-model",
+    run_name=lambda given: f"release-{given.model_in_short}-to-{given.service}",
+)
+def release_model(given: ReleaseParameters) -> Release:
     """Give a model to users one stage at a time; whatever fails, they keep the one they have."""
-    service = open_service(plan.service)
-    limits_of(service, plan)  # what would be refused then is refused before anything is spent
-    release = open_in_ledger(service, plan)
-    pinned = plan.model_copy(update={"revision": release.commit})
+    service = open_service(given.service)
+    limits_of(service, given)  # what would be refused then is refused before anything is spent
+    release = open_in_ledger(service, given)
     try:
         if release.state == "live":
             # It stands already; its replicas may not, after a restart of their machine, nor may its traffic, where the
             # run that made it live was killed or lost the ledger's answer.
             update_ledger(service.store, service.name, partial(ask_for, replicas=None))
-            start_replicas(service, release, plan.ready_timeout_seconds)
+            start_replicas(service, release, given.ready_timeout_seconds)
             if (record := read_record(service.store, service.name)).in_progress is None:
                 traffic_to_live(service, record)
         else:
             with rollback_on_error(service):
-                mirror_model(pinned.part(MirrorPlan))
+                mirror_model(**given.part(MirrorParameters, revision=release.commit))
                 # Rolled back meanwhile, it would be opened anew.
                 owned_by(read_record(service.store, service.name), own_run_id())
-                provision_fleet(pinned.part(ProvisionPlan))
-                promote_canary(pinned.part(PromotePlan))
-        retire_the_old(service, plan.keep_warm_seconds)
+                provision_fleet(**given.part(ProvisionParameters, revision=release.commit))
+                promote_canary(**given.part(PromoteParameters))
+        retire_the_old(service, given.keep_warm_seconds)
     except BaseException:
         with only_for_show():
             report(service, release.id)
