@@ -9,7 +9,7 @@ import functools
 import inspect
 import re
 from collections.abc import Callable
-from typing import Annotated, Any, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar, cast
 
 from prefect import Flow
 from prefect.runtime import flow_run
@@ -97,10 +97,16 @@ def _cut(words: str, longest: int) -> str:
     return words if len(words) <= longest else f"{words[: longest - 1]}…"
 
 
-class _Flat(Flow[P, R]):
+class Flat(Flow[P, R]):
     """A flow whose parameters are the fields of a model, which checks them all, and how they fit, before it begins."""
 
     kind: type[Parameters]
+
+    if TYPE_CHECKING:  # Prefect's says of parameters that are not spelled out that a state may come back
+
+        def __call__(  # pyright: ignore[reportIncompatibleMethodOverride] - the reason stands above
+            self, *_: P.args, **given: P.kwargs
+        ) -> R: ...
 
     def validate_parameters(self, parameters: dict[str, Any]) -> dict[str, Any]:
         return _checked(self.name, self.kind, parameters).part(self.kind)
@@ -112,7 +118,7 @@ def flow_with(
     name: str,
     run_name: Callable[[M], str],
     tasks_at_once: int | None = None,
-) -> Callable[[Callable[[M], R]], Flow[P, R]]:
+) -> Callable[[Callable[[M], R]], Flat[P, R]]:
     """Make a flow of a runbook that takes these `parameters`: Prefect, and callers, give each field by its name.
 
     What does not validate is Refused when the run begins, so before it has done anything.
@@ -123,7 +129,7 @@ def flow_with(
     def name_of_this_run() -> str:
         return run_name(kind(**flow_run.parameters))
 
-    def decorate(runbook: Callable[[M], R]) -> Flow[P, R]:
+    def decorate(runbook: Callable[[M], R]) -> Flat[P, R]:
         @functools.wraps(runbook)
         def run(*_: P.args, **given: P.kwargs) -> R:
             return runbook(parameters(*_, **given))
@@ -132,7 +138,7 @@ def flow_with(
             [_parameter(name, field) for name, field in _needed_first(kind)]
         )
         version = file_hash(inspect.getfile(runbook))
-        made = _Flat(run, name=name, flow_run_name=name_of_this_run, task_runner=runner, version=version)
+        made = Flat(run, name=name, flow_run_name=name_of_this_run, task_runner=runner, version=version)
         made.kind = kind
         return made
 

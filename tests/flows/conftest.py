@@ -27,7 +27,6 @@ from blocks.errors import Refused, SkyferryError
 from blocks.ports.engine import Engine
 from blocks.ports.gateway import Outcome, Reading, Server, Slot, Split
 from blocks.service import Service
-from flows.plans import ReleasePlan
 from flows.policy.releases.installation import INSTALLATION_KEY, Installation
 from flows.policy.releases.ledger import Release, ServiceRecord, ledger_key
 from flows.release import release_model
@@ -255,7 +254,7 @@ def world() -> Iterator[World]:
 @pytest.fixture(scope="session")
 def world_after_a_release(prefect_api: None) -> World:  # noqa: ARG001 - the flow runs there
     with new_world().in_use() as world:
-        release_model(ReleasePlan(service="chat", repo=REPO, revision="v1", stages_percent=(100,), stage_seconds=0))
+        release_model(service="chat", repo=REPO, revision="v1", stages_percent=(100,), stage_seconds=0)
     return world
 
 

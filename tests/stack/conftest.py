@@ -84,10 +84,9 @@ class RunningStack:
         question = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 5}
         return httpx.post(f"{self.stack.settings.endpoint}/chat/completions", json=question, timeout=30)
 
-    def start(self, flow: str, **plan: object) -> UUID:
+    def start(self, flow: str, **parameters: object) -> UUID:
         """Have the worker run a deployment of the service."""
         deployment = self.client.read_deployment_by_name(f"{flow}/{SERVICE}")
-        parameters = {"plan": {"service": SERVICE, **plan}}
         return self.client.create_flow_run_from_deployment(deployment.id, parameters=parameters).id
 
     def state(self, run: UUID) -> State:

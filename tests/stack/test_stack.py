@@ -59,10 +59,9 @@ def tells_a_stranger(url: str) -> bool:
 @pytest.fixture(scope="session")
 def first_release(stack: RunningStack) -> subprocess.CompletedProcess[str]:
     """The first model's release, as a person types it with the stack's environment."""
-    plan = f'{{"service": "{SERVICE}", "repo": "{REPO}", "revision": "r1"}}'
     command = [sys.executable, "-m", "prefect", "deployment", "run", f"release-model/{SERVICE}"]
     return subprocess.run(
-        [*command, "--param", f"plan={plan}", "--watch"],
+        [*command, "--param", f"repo={REPO}", "--param", "revision=r1", "--watch"],
         env={**os.environ, **stack.stack.client_env},
         capture_output=True,
         text=True,
