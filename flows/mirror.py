@@ -20,9 +20,11 @@ from blocks.stores.mirrors import Manifest, MirroredFile, mirror_prefix
 from flows.boards.artifacts import TransferProgress, only_for_show
 from flows.boards.boards import mirror_report
 from flows.policy.mirrors.mirror import Selection, traffic_words
+from flows.policy.releases.events import mirror_written
+from flows.runtime.events import emit
 from flows.runtime.parameters import ModelParameters, flow_with
 from flows.steps.service import find_service
-from flows.tasks.mirror import check_writable, choose_files, copy_file, look_up, survey, write_manifest
+from flows.tasks.mirror import check_writable, choose_files, copy_file, look_up, publish_mirror, survey
 from flows.transfer.transfer import Target, Transfer
 
 FILES_AT_ONCE = 8
@@ -123,13 +125,13 @@ def _fill(service: Service, model: Model, wanted: Selection, targets: Sequence[T
         wait(copies)
         copied = {file.path: file for copy in copies if (file := copy.result()) is not None}
     for target in targets:
-        _publish(service.hub, model, target, copied)
+        _publish(service.hub, service.name, model, target, copied)
     with only_for_show():
         report = mirror_report(model, wanted, targets, seconds=time.monotonic() - began, retries=transfer.retries)
         create_markdown_artifact(report, key=f"mirror-report-{service.name}", description=f"Mirror of {model.repo}")
 
 
-def _publish(hub: Hub, model: Model, target: Target, copied: Mapping[str, MirroredFile]) -> None:
+def _publish(hub: Hub, service: str, model: Model, target: Target, copied: Mapping[str, MirroredFile]) -> None:
     if target.error is not None:
         return
     named = {} if target.manifest is None else {file.path: file for file in target.manifest.files}
@@ -143,6 +145,9 @@ def _publish(hub: Hub, model: Model, target: Target, copied: Mapping[str, Mirror
         tool=f"skyferry {version('skyferry')}",
     )
     try:
-        target.manifest = write_manifest(target.store, target.prefix, manifest)
+        target.manifest = publish_mirror(target.store, target.prefix, manifest)
     except SkyferryError as error:
         target.error = error
+        return
+    sizes_bytes = [file.size_bytes for file in target.manifest.files]
+    emit(mirror_written(target.store.url_of(target.prefix).rstrip("/"), service, model.repo, model.commit, sizes_bytes))

@@ -16,7 +16,7 @@ from flows.runtime.parameters import Parameters, ReadyTimeout, flow_with
 from flows.runtime.runs import has_ended
 from flows.runtime.sleep import sleep
 from flows.steps.drain import LastToAnswer, stop_replicas
-from flows.steps.place import clear_slot, start_replicas
+from flows.steps.place import clear_slot, start_replicas, tell_what_started
 from flows.steps.service import open_service
 from flows.tasks.engine import loads_of, who_is_silent
 from flows.tasks.fleet import Started, list_replicas
@@ -124,6 +124,7 @@ def _bring_back(
     except SkyferryError as caught:
         error = caught
     back = tuple(one for one in started if not one.was_running)
+    tell_what_started(service, back)
     record = read_record(service.store, service.name)
     if record.live is None or record.live.id != release.id or asked_for(record, service.replicas) != standing.wanted:
         get_run_logger().info("Something else is asked for by now, so the next run looks anew (%s).", error or "ready")

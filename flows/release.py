@@ -2,7 +2,6 @@
 
 from functools import partial
 
-from prefect import get_run_logger
 from prefect.artifacts import create_link_artifact
 from pydantic import Field
 
@@ -10,20 +9,16 @@ from blocks.service import Service
 from flows.boards.artifacts import only_for_show, show
 from flows.boards.boards import release_report
 from flows.mirror import MirrorParameters, mirror_model
-from flows.policy.releases.ledger import Release, ask_for, begin_stopping, owned_by, retire
+from flows.policy.releases.ledger import Release, ask_for, owned_by
 from flows.promote import PromoteParameters, limits_of, promote_canary
 from flows.provision import EngineParameters, FleetParameters, ProvisionParameters, open_in_ledger, provision_fleet
 from flows.runtime.parameters import flow_with
 from flows.runtime.runs import own_run_id
-from flows.runtime.sleep import sleep
-from flows.steps.drain import stop_release
 from flows.steps.place import start_replicas
+from flows.steps.retire import retire_what_was_replaced
 from flows.steps.service import open_service
 from flows.steps.undo import RolledBack, rollback_on_error, traffic_to_live
 from flows.tasks.ledger import read_record, update_ledger
-
-DRAIN_TIMEOUT_SECONDS = 900.0
-"""The longest answer that a replaced replica may still be giving."""
 
 
 class ReleaseParameters(MirrorParameters, FleetParameters, PromoteParameters, EngineParameters):
@@ -65,7 +60,7 @@ def release_model(given: ReleaseParameters) -> Release:
                 owned_by(read_record(service.store, service.name), own_run_id())
                 provision_fleet(**given.part(ProvisionParameters, revision=release.commit))
                 promote_canary(**given.part(PromoteParameters))
-        retire_the_old(service, given.keep_warm_seconds)
+        retire_what_was_replaced(service, given.keep_warm_seconds)
     except BaseException:
         with only_for_show():
             report(service, release.id)
@@ -74,19 +69,6 @@ def release_model(given: ReleaseParameters) -> Release:
     if release.state != "live":
         raise RolledBack(f"release {release.id} was live and is {release.state}: {release.closing_reason}")
     return release
-
-
-def retire_the_old(service: Service, keep_warm_seconds: float) -> None:
-    """Stop what the release has replaced, after a time in which a roll-back would find it ready."""
-    old = read_record(service.store, service.name).retiring
-    if old is not None:
-        get_run_logger().info("%s stays warm for %g s.", old.id, keep_warm_seconds)
-        sleep(keep_warm_seconds)
-        update_ledger(service.store, service.name, partial(begin_stopping, release=old.id))
-    for replaced in read_record(service.store, service.name).replaced:
-        if replaced.state == "stopping":
-            stop_release(service, replaced.id, drain_timeout_seconds=DRAIN_TIMEOUT_SECONDS)
-            update_ledger(service.store, service.name, partial(retire, release=replaced.id))
 
 
 def report(service: Service, release: str) -> Release:

@@ -1,5 +1,6 @@
 """Scale down: drain and stop the replicas that nobody needs tonight."""
 
+from datetime import UTC, datetime
 from functools import partial
 
 from prefect import get_run_logger
@@ -10,8 +11,10 @@ from blocks.ports.fleet import Replica
 from blocks.service import Service
 from flows.boards.artifacts import show
 from flows.boards.boards import decision_table
+from flows.policy.releases.events import fleet_scaled
 from flows.policy.releases.ledger import ServiceRecord, ask_for, begin_stopping, retire
-from flows.policy.releases.scale import check_keep, spare_what_alone_answers, what_to_stop
+from flows.policy.releases.scale import check_keep, kept_warm, spare_what_alone_answers, what_to_stop
+from flows.runtime.events import emit
 from flows.runtime.parameters import LateHours, Parameters, flow_with
 from flows.runtime.runs import has_ended, see_that_it_is_not_late
 from flows.steps.drain import healthy_replicas, stop_replicas
@@ -76,7 +79,7 @@ def scale_down(given: ScaleDownParameters) -> tuple[Replica, ...]:
         record,
         wanted,
         given.keep,
-        _kept_warm(record),
+        kept_warm(record, datetime.now(UTC), has_ended=has_ended),
         healthy=healthy,
         to_zero=given.to_zero,
         is_way_back=is_way_back,
@@ -110,6 +113,9 @@ def scale_down(given: ScaleDownParameters) -> tuple[Replica, ...]:
         even_if_last=may_end_the_last,
     )
     _close_emptied_releases(service)
+    gone = tuple(replica for replica in chosen if replica not in stayed)
+    if gone:
+        emit(fleet_scaled(read_record(service.store, service.name), service.name, stopped=gone))
     if stayed:
         raise Unavailable(
             f"{', '.join(replica.name for replica in stayed)} stayed: put back meanwhile, busy, or could not be asked"
@@ -125,17 +131,11 @@ def _has_a_candidate(service: Service, record: ServiceRecord) -> bool:
     return read_split(service.gateway, service.name).weight_of(candidate.slot) > 0 or not has_ended(candidate.run_id)
 
 
-def _kept_warm(record: ServiceRecord) -> set[str]:
-    """The replaced release, while the run that replaced it still waits whether somebody wants it back."""
-    if record.retiring is None or record.live is None or has_ended(record.live.run_id):
-        return set()
-    return {record.retiring.id}
-
-
 def _close_emptied_releases(service: Service) -> None:
     running = {replica.release for replica in list_replicas(service.fleet, service.name)}
-    kept_warm = _kept_warm(record := read_record(service.store, service.name))
+    record = read_record(service.store, service.name)
+    staying = running | kept_warm(record, datetime.now(UTC), has_ended=has_ended)
     for release in record.replaced:
-        if release.id not in running | kept_warm:
+        if release.id not in staying:
             update_ledger(service.store, service.name, partial(begin_stopping, release=release.id))
             update_ledger(service.store, service.name, partial(retire, release=release.id))

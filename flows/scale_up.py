@@ -4,19 +4,19 @@ from collections.abc import Sequence
 from datetime import datetime, time
 from functools import partial
 from typing import Annotated
+from uuid import UUID
 from zoneinfo import ZoneInfo, available_timezones
 
 from prefect import get_run_logger
-from prefect.deployments import run_deployment
 from prefect.runtime import deployment
 from pydantic import AfterValidator, Field
 
-from blocks.errors import Refused
+from blocks.errors import Refused, Unavailable
 from flows.policy.releases.ledger import ask_for
 from flows.policy.releases.scale import next_time, when_to_start
 from flows.runtime.parameters import LateHours, Parameters, ReadyTimeout, flow_with
-from flows.runtime.runs import own_run_id, see_that_it_is_not_late
-from flows.steps.place import start_replicas
+from flows.runtime.runs import own_run_id, run_later, see_that_it_is_not_late
+from flows.steps.place import start_replicas, tell_what_started
 from flows.steps.service import open_service
 from flows.tasks.fleet import Started
 from flows.tasks.ledger import read_record, update_ledger
@@ -66,7 +66,9 @@ def scale_up(given: ScaleUpParameters) -> Sequence[Started]:
             return _run_again_at(start_at, given)
     # First: what cannot be had now, reconcile goes on trying to bring back.
     update_ledger(service.store, service.name, partial(ask_for, replicas=None))
-    return start_replicas(service, record.live, given.ready_timeout_seconds)
+    started = start_replicas(service, record.live, given.ready_timeout_seconds)
+    tell_what_started(service, started)
+    return started
 
 
 def _run_again_at(start_at: datetime, given: ScaleUpParameters) -> Sequence[Started]:
@@ -74,12 +76,8 @@ def _run_again_at(start_at: datetime, given: ScaleUpParameters) -> Sequence[Star
     get_run_logger().info(
         "Starting at %s is early enough; a run is scheduled for then.", f"{start_at:%Y-%m-%d %H:%M:%S %Z}"
     )
-    run_deployment(
-        deployment.id,
-        parameters=given.model_copy(update={"ready_by": None}).model_dump(mode="json"),
-        scheduled_time=start_at,
-        timeout=0,
-        idempotency_key=f"scale-up-after-{own_run_id()}",  # a retry finds the run that the first try scheduled
-        as_subflow=False,
-    )
+    later = given.model_copy(update={"ready_by": None}).model_dump(mode="json")
+    # A retry finds the run that the first try scheduled.
+    if why_not := run_later(UUID(deployment.id), later, start_at, key=f"scale-up-after-{own_run_id()}"):
+        raise Unavailable(f"the run that is to start the replicas at {start_at:%H:%M:%S %Z} was not planned: {why_not}")
     return ()
