@@ -29,7 +29,7 @@ from azure.core.exceptions import (
 from azure.identity import DefaultAzureCredential
 from azure.storage.blob import BlobBlock, BlobServiceClient, ContainerClient
 from prefect.blocks.core import Block
-from pydantic import ConfigDict, Field, SecretStr
+from pydantic import ConfigDict, Field, HttpUrl, SecretStr
 
 from blocks.errors import Conflict, Refused, Unavailable
 from blocks.fields import BareEndpoint, Secret
@@ -50,6 +50,7 @@ class AzureStore(Block):
 
     _block_type_name = "Azure Blob Storage"
     _block_type_slug = "azure-blob-store"
+    _documentation_url = HttpUrl("https://learn.microsoft.com/azure/storage/blobs/")
     model_config = ConfigDict(hide_input_in_errors=True)
 
     container: str = Field(title="Container", description="The container's name.")

@@ -7,7 +7,7 @@ from typing import Any
 from prefect.cli import app as prefect
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
-from prefect.exceptions import ObjectAlreadyExists
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.workers.process import ProcessWorker
 
 from blocks.haproxy.gateway import HAProxyGateway
@@ -17,12 +17,13 @@ from blocks.local.processes import MARK
 from blocks.service import Service
 from deployments.local.settings import SERVICE, Home, StackSettings
 from deployments.local.stack import prefect_file
+from flows.runtime.limits import AT_ONCE
 
 DOCUMENT = "local"
 
 
 def register(home: Home, settings: StackSettings) -> None:
-    """Blocks for this stack, written over those of an earlier `up`, and the work pool."""
+    """Blocks for this stack, written over those of an earlier `up`, limits, and the work pool."""
     store = settings.seaweed(home).store
     hub = HuggingFaceHub(endpoint=settings.hub_url)
     gateway = HAProxyGateway(admin_socket=home.gateway / "admin.sock")
@@ -52,6 +53,11 @@ def register(home: Home, settings: StackSettings) -> None:
         probes_per_stage=0,  # they would take the core that users' answers need
     ).save(SERVICE, overwrite=True)
     with get_client(sync_client=True) as client:
+        for tag, at_once in AT_ONCE.items():
+            try:
+                client.read_concurrency_limit_by_tag(tag)  # a person may have set another number
+            except ObjectNotFound:
+                client.create_concurrency_limit(tag, at_once)
         try:
             client.create_work_pool(WorkPoolCreate(name="local", type="process", base_job_template=_job_template(home)))
         except ObjectAlreadyExists:

@@ -52,7 +52,7 @@ def making(assets: Sequence[Asset], of: Sequence[Asset], act: Task[P, R]) -> Tas
         act.fn,
         assets=assets,
         materialized_by="Skyferry",
-        asset_deps=of,
+        asset_deps=[*of],
         task_run_name=act.task_run_name,
         **retried_task.keywords,
     )

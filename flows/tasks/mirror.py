@@ -25,6 +25,7 @@ from flows.policy.releases.ledger import LEDGERS, ServiceRecord
 from flows.policy.sizing import gguf
 from flows.policy.sizing.sizing import Need, size_gguf, size_model
 from flows.runtime.assets import assets_at
+from flows.runtime.limits import HUB
 from flows.runtime.retries import making, retried_task
 from flows.tasks.ledger import document_of
 from flows.transfer.read_back import read_back
@@ -33,7 +34,7 @@ from flows.transfer.transfer import Transfer
 MANIFESTS_AT_ONCE = 8
 
 
-@retried_task(task_run_name="look-up-{repo}")
+@retried_task(task_run_name="look-up-{repo}", tags=[HUB])
 def look_up(hub: Hub, repo: str, revision: str) -> Model:
     return hub.look_up(repo, revision)
 
@@ -117,7 +118,7 @@ def _whole(repo: str, path: str, size_bytes: int, read: Callable[[str], Iterator
     return body
 
 
-@retried_task(task_run_name="choose-files-of-{model.repo}")
+@retried_task(task_run_name="choose-files-of-{model.repo}", tags=[HUB])
 def choose_files(
     hub: Hub,
     model: Model,
@@ -246,7 +247,7 @@ def _manifests(store: Store, keys: Iterable[str]) -> tuple[dict[str, Manifest], 
 
 
 # The transfer tries each part again itself: a second round of the same tries would only be late.
-@task(task_run_name="copy-{file.path}", cache_policy=NO_CACHE)
+@task(task_run_name="copy-{file.path}", cache_policy=NO_CACHE, tags=[HUB])
 def copy_file(transfer: Transfer, file: ModelFile) -> MirroredFile | None:
     """An object exists only if size and hashes are what the hub says; None where it has been there before."""
     return transfer.copy(file)
