@@ -101,6 +101,8 @@ class Flat(Flow[P, R]):
     """A flow whose parameters are the fields of a model, which checks them all, and how they fit, before it begins."""
 
     kind: type[Parameters]
+    name_of: Callable[[Any], str]
+    """A run, from its parameters."""
 
     if TYPE_CHECKING:  # Prefect's says of parameters that are not spelled out that a state may come back
 
@@ -139,7 +141,7 @@ def flow_with(
         )
         version = file_hash(inspect.getfile(runbook))
         made = Flat(run, name=name, flow_run_name=name_of_this_run, task_runner=runner, version=version)
-        made.kind = kind
+        made.kind, made.name_of = kind, run_name
         return made
 
     return decorate

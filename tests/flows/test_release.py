@@ -20,15 +20,15 @@ FAILED = replace(GOOD, status=500)
 
 
 def plan(revision: str, stages: Sequence[int] = (10, 100), **others: Any) -> dict[str, Any]:
-    return dict(
-        service="chat",
-        repo=REPO,
-        revision=revision,
-        stages_percent=tuple(stages),
-        stage_seconds=0,
-        keep_warm_seconds=0,
+    return {
+        "service": "chat",
+        "repo": REPO,
+        "revision": revision,
+        "stages_percent": tuple(stages),
+        "stage_seconds": 0,
+        "keep_warm_seconds": 0,
         **others,
-    )
+    }
 
 
 def test_the_first_release_takes_the_whole_service(world: World) -> None:

@@ -13,6 +13,7 @@ import pytest
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import State
+from prefect.events import Event
 from typer.testing import CliRunner, Result
 
 from blocks.haproxy.gateway import HAProxyGateway
@@ -102,6 +103,19 @@ class RunningStack:
         """Whether one of its tasks waits for its next try."""
         of_it = FlowRunFilter(id=FlowRunFilterId(any_=[run]))
         return any(task.state_name == "AwaitingRetry" for task in self.client.read_task_runs(flow_run_filter=of_it))
+
+    def events(self, name: str) -> list[Event]:
+        """What Prefect was told under that name; the latest comes last."""
+        return self._events({"event": {"name": [name]}})
+
+    def told(self, release: str) -> list[str]:
+        """What was told of that release, in order."""
+        prefix = "skyferry.release."
+        return [event.event.removeprefix(prefix) for event in self._events({"resource": {"id": [prefix + release]}})]
+
+    def _events(self, wanted: dict[str, object]) -> list[Event]:
+        found = self.client.request("POST", "/events/filter", json={"filter": wanted | {"order": "ASC"}, "limit": 50})
+        return [Event.model_validate(event) for event in found.json()["events"]]
 
     def process_of(self, run: UUID) -> psutil.Process:
         """The process that runs the flow, and none that it has started."""

@@ -25,6 +25,7 @@ from websockets.sync.client import connect
 from blocks.ports.gateway import WHOLE, Split
 from deployments.local.settings import HOST, SERVICE
 from deployments.local.stack import prefect_file
+from flows.runtime.limits import AT_ONCE
 from tests.gateway.running import wait_until
 from tests.stack.conftest import PATIENCE_SECONDS, REPO, RunningStack, skyferry, up
 from tests.stack.doors import METHODS, PATHS, doors
@@ -159,6 +160,34 @@ def test_a_shell_that_has_read_env_finds_prefect(stack: RunningStack) -> None:
 
 
 @pytest.mark.usefixtures("first_release")
+def test_a_release_leaves_its_events_and_its_mirror(stack: RunningStack) -> None:
+    """In Prefect, once each, of the release and of the mirror; the mirror is an asset by its address."""
+    release = stack.record.releases[0]
+    wait_until("the release is told", lambda: stack.told(release.id) == ["opened", "promoted"], PATIENCE_SECONDS)
+    (promoted,) = stack.events("skyferry.release.promoted")
+    assert promoted.payload["ledger_version"] == release.version
+    assert {"service", "model", "flow-run"} <= {related.role for related in promoted.related}
+    wait_until("the mirror is told", lambda: len(stack.events("skyferry.mirror.written")) == 1, PATIENCE_SECONDS)
+    url = stack.events("skyferry.mirror.written")[0].resource.id.removeprefix("skyferry.mirror.")
+    assert url.endswith(f"models/{REPO}/{release.commit}")
+    assert [event.resource.id for event in stack.events("prefect.asset.materialization.succeeded")] == [url]
+
+
+@pytest.mark.usefixtures("first_release")
+def test_a_run_that_version_0_1_had_planned_is_refused_in_words(stack: RunningStack) -> None:
+    """As one of a schedule that was made before: the message of its state says what to do."""
+    ended = stack.end_of(stack.start("roll-back", plan={"service": SERVICE, "reason": "slow"}))
+    assert ended.is_failed()
+    assert "run `prefect deploy --all`" in (ended.message or "")
+
+
+def test_up_limits_how_often_the_hub_is_asked(stack: RunningStack) -> None:
+    """Over all runs; the tasks bear the tag."""
+    limits = {tag: stack.client.read_concurrency_limit_by_tag(tag).concurrency_limit for tag in AT_ONCE}
+    assert limits == AT_ONCE
+
+
+@pytest.mark.usefixtures("first_release")
 def test_a_roll_back_waits_behind_no_mirror(stack: RunningStack) -> None:
     """More long mirrors than may run at once: what takes traffic back has a place of its own, and runs now."""
     hub = next(part.daemon.find() for part in stack.stack.parts if part.title == "model hub")
@@ -266,7 +295,7 @@ def test_up_brings_back_what_has_died(stack: RunningStack) -> None:
     assert stack.complete().is_success
 
 
-SECOND = {"repo": REPO, "revision": "r2", "stages_percent": [50, 100], "keep_warm_seconds": 0}
+SECOND = {"repo": REPO, "revision": "r2", "stages_percent": [50, 100], "keep_warm_seconds": 3}
 
 
 @pytest.fixture(scope="session")
@@ -299,7 +328,10 @@ def test_the_same_release_again_goes_on_with_what_is_there(stack: RunningStack) 
         assert not stack.state(run).is_final()
         assert down(told) == ["Prefect worker"]
         state = stack.end_of(run)
-    assert state.is_completed(), state.message
+        assert state.is_completed(), state.message
+        # Nobody works on what is planned for the end of the warm time: the urgent worker takes nothing else.
+        stack.bring_back("Prefect worker")
+        wait_until("the old release has retired", lambda: stack.record.releases[0].state == "retired", PATIENCE_SECONDS)
     live = stack.record.live
     assert live is not None
     assert [replica.release for replica in stack.stack.fleet.every_replica()] == [live.id] * 2
@@ -314,7 +346,6 @@ def test_the_same_release_again_goes_on_with_what_is_there(stack: RunningStack) 
 @pytest.fixture(scope="session")
 def interrupted_release(stack: RunningStack, killed_release: State) -> UUID:  # noqa: ARG001 - it comes before
     """The run of a release in the middle of which everything was stopped, one replica being dead."""
-    stack.bring_back("Prefect worker")
     run = stack.start("release-model", **SECOND | {"revision": "r1"}, stage_seconds=3600)
     wait_until("the candidate has half", lambda: stack.gateway.split(SERVICE) == HALF, PATIENCE_SECONDS)
     stack.replica_processes[0].kill()
@@ -335,6 +366,9 @@ def test_down_undoes_the_release_under_way(stack: RunningStack, interrupted_rele
         stack.stack.settings.seaweed(stack.home).wait_until_ready()
         assert stack.state(interrupted_release).is_crashed()
         assert stack.record.in_progress is None
+        undone = stack.record.releases[-1].id
+        wait_until("its end is told", lambda: stack.told(undone)[-1:] == ["rolled-back"], PATIENCE_SECONDS)
+        assert stack.told(undone).count("rolled-back") == 1
         starting.kill()
     stack.kill("gateway", "Prefect server")
     assert skyferry("down", *stack.data).exit_code == 0
