@@ -19,11 +19,14 @@ DRAIN_TIMEOUT_SECONDS = 900.0
 
 def retire_what_was_replaced(service: Service, keep_warm_seconds: float) -> None:
     """After a time in which a roll-back would find it ready; this run waits for that only where no other one can."""
-    old = read_record(service.store, service.name).retiring
-    if old is not None and keep_warm_seconds:
-        if _hand_over(service, old, datetime.now(UTC) + timedelta(seconds=keep_warm_seconds)):
-            return
-        sleep(keep_warm_seconds)
+    old, now = read_record(service.store, service.name).retiring, datetime.now(UTC)
+    if old is not None:
+        # An earlier try has said until when already.
+        until = old.warm_until or now + timedelta(seconds=keep_warm_seconds)
+        if until > now:
+            if _hand_over(service, old, until):
+                return
+            sleep((until - now).total_seconds())
     stop_what_was_replaced(service)
 
 
