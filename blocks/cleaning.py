@@ -13,7 +13,7 @@ SHORTEST_SECRET = 8
 """What is shorter would mask words that are no secret."""
 MASK = "(a secret)"
 
-_USERINFO = re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://)[^\s/?#\"'<>]*@")
+_USERINFO = re.compile(r"(?i)([a-z][a-z0-9+.-]{0,30}://)[^\s/?#\"'<>]*@")
 _QUERY = re.compile(r"\?[\w.~%+-]+=[^\s\"'<>)\]]*")
 """All of it: signed addresses are known by no list of names."""
 _TOKENS = re.compile(

@@ -6,6 +6,7 @@ from flows.policy.releases.ledger import ServiceRecord
 from flows.runtime.parameters import Parameters, flow_with
 from flows.steps.service import open_service
 from flows.steps.undo import roll_back_to_stable
+from flows.tasks.ledger import read_record
 
 
 class RollBackParameters(Parameters):
@@ -21,4 +22,5 @@ class RollBackParameters(Parameters):
 )
 def roll_back(given: RollBackParameters) -> ServiceRecord:
     """End the release in progress, whoever runs it; or go back to the one before the live one while it is warm."""
-    return roll_back_to_stable(open_service(given.service), given.reason)
+    service = open_service(given.service)
+    return roll_back_to_stable(service, read_record(service.store, service.name), given.reason)

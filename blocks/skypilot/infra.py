@@ -168,8 +168,8 @@ class SkyPilotInfra:
                 found = slurm_nodes(sky.get(sky.client.sdk.slurm_node_info(slurm_cluster_name=name)))
             else:
                 found = kubernetes_nodes(sky.get(sky.client.sdk.kubernetes_node_info(context=name)))
-        except Exception as error:  # SkyPilot raises whatever its own parts raise
-            raise translation(kind, name, error) from error
+        except Exception as error:  # noqa: BLE001 - SkyPilot raises whatever its own parts raise
+            raise translation(kind, name, error) from None
         if not found:
             raise Unavailable(f"{kind}/{name} names no nodes; try `sky check {kind}`")
         return found
