@@ -212,6 +212,6 @@ def _release(revision: str, context_tokens: int = WINDOW_TOKENS) -> dict[str, An
         "stages_percent": STAGES_PERCENT,
         "stage_seconds": 5,
         "stage_deadline_seconds": 300,
-        "keep_warm_seconds": 5,
+        "keep_warm_seconds": 0,  # the next release needs the slot at once
         "ready_timeout_seconds": 120,
     }

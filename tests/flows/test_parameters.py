@@ -19,7 +19,7 @@ from flows.release import ReleaseParameters, release_model
 from flows.runtime.parameters import Flat, Parameters
 from tests.flows.conftest import REPO, World
 
-LONGEST_RUN_NAME = 80
+LONGEST_RUN_NAME = 100
 DEPLOYMENTS: list[dict[str, Any]] = yaml.safe_load(prefect_file().read_text())["deployments"]
 
 
@@ -98,7 +98,7 @@ def test_a_link_of_the_chain_gets_its_own_part() -> None:
 LONG: dict[str, Any] = {
     "service": "a" * 31,
     "repo": f"maker/{'model-' * 20}",
-    "revision": "c" * 40,
+    "revision": f"feature/{'x' * 60}",
     "reason": "slow",
     "release": f"{'a' * 31}-1a2b3c4d",
 }
@@ -106,7 +106,7 @@ LONG: dict[str, Any] = {
 
 @pytest.mark.parametrize(("flow", "deployment"), FLOWS)
 def test_names_of_runs_stay_short(flow: Flat[..., Any], deployment: dict[str, Any]) -> None:  # noqa: ARG001 - one table for all
-    """Whatever the repository is called, and though a revision is a commit."""
+    """Whatever the service, the repository and the branch are called."""
     given = {name: value for name, value in LONG.items() if name in flow.kind.model_fields}
     assert len(flow.name_of(flow.kind(**given))) <= LONGEST_RUN_NAME
 

@@ -365,6 +365,7 @@ def test_a_reboot_leaves_no_run_that_never_ends(stack: RunningStack) -> None:
 @pytest.fixture(scope="session")
 def interrupted_release(stack: RunningStack, killed_release: State) -> UUID:  # noqa: ARG001 - it comes before
     """The run of a release in the middle of which everything was stopped, one replica being dead."""
+    stack.bring_back("Prefect worker")
     run = stack.start("release-model", **SECOND | {"revision": "r1"}, stage_seconds=3600)
     wait_until("the candidate has half", lambda: stack.gateway.split(SERVICE) == HALF, PATIENCE_SECONDS)
     stack.replica_processes[0].kill()
