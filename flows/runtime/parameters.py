@@ -29,6 +29,8 @@ REPO = r"^[\w.-]+/[\w.-]+$"
 LONGEST_MODEL_NAME, LONGEST_REVISION = 32, 16
 """Characters in the name of a run, which stands in a narrow column."""
 LONGEST_SHOWN = 60
+UNSHOWN = frozenset({"missing", "extra_forbidden", "dict_type"})
+"""Mistakes of which nobody knows that what was given is no secret: an environment holds some."""
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 ReadyTimeout = Annotated[
@@ -178,8 +180,8 @@ def _checked(flow: str, kind: type[M], parameters: dict[str, Any]) -> M:
 
 
 def _in_words(mistake: ErrorDetails) -> str:
-    """Without a name where it is about how several fit together; what was given is only shown where it is short."""
+    """Without a name where it is about how several fit together; what was given is shown where it may be."""
     message, name = mistake["msg"].removeprefix("Value error, "), ".".join(map(str, mistake["loc"]))
     given = repr(mistake["input"])
-    is_shown = len(mistake["loc"]) == 1 and mistake["type"] != "missing" and len(given) <= LONGEST_SHOWN
+    is_shown = len(mistake["loc"]) == 1 and mistake["type"] not in UNSHOWN and len(given) <= LONGEST_SHOWN
     return ": ".join(filter(None, (name, f"{message}, not {given}" if is_shown else message)))

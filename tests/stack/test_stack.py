@@ -176,8 +176,17 @@ def test_a_release_leaves_its_events_and_its_mirror(stack: RunningStack) -> None
 
 @pytest.mark.usefixtures("first_release")
 def test_a_run_that_version_0_1_had_planned_is_refused_in_words(stack: RunningStack) -> None:
-    """As one of a schedule that was made before: the message of its state says what to do."""
-    ended = stack.end_of(stack.start("roll-back", plan={"service": SERVICE, "reason": "slow"}))
+    """Its deployments and their runs hold one `plan`: the message of the run's state says what to do."""
+    today = stack.client.read_deployment_by_name(f"roll-back/{SERVICE}")
+    old = stack.client.create_deployment(
+        today.flow_id,
+        "old",
+        entrypoint=today.entrypoint,
+        parameters={"plan": {"service": SERVICE, "reason": "slow"}},
+        work_pool_name=today.work_pool_name,
+        work_queue_name=today.work_queue_name,
+    )
+    ended = stack.end_of(stack.client.create_flow_run_from_deployment(old).id)
     assert ended.is_failed()
     assert "run `prefect deploy --all`" in (ended.message or "")
 
