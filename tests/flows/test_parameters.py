@@ -124,6 +124,6 @@ def test_each_field_of_a_flow_is_one_parameter() -> None:
     """In Python as well: keyword by keyword, with the model's defaults."""
     check: Callable[..., dict[str, Any]] = release_model.validate_parameters
     assert check({"service": "chat", "repo": REPO})["context_tokens"] == 4096
-    with pytest.raises(Refused, match="stagess: Extra inputs are not permitted$"):
+    with pytest.raises(Refused, match=r"stagess: Extra inputs are not permitted$"):
         check({"service": "chat", "repo": REPO, "stagess": [100]})
     assert issubclass(release_model.kind, Parameters)
