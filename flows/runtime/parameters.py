@@ -29,6 +29,8 @@ REPO = r"^[\w.-]+/[\w.-]+$"
 LONGEST_MODEL_NAME, LONGEST_REVISION = 32, 16
 """Characters in the name of a run, which stands in a narrow column."""
 LONGEST_SHOWN = 60
+OF_VERSION_0_1 = inspect.Parameter("plan", inspect.Parameter.KEYWORD_ONLY, default=None)
+"""What held all parameters then: taken from its deployments and scheduled runs, to be refused in words."""
 UNSHOWN = frozenset({"missing", "extra_forbidden", "dict_type"})
 """Mistakes of which nobody knows that what was given is no secret: an environment holds some."""
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -138,11 +140,14 @@ def flow_with(
         def run(*_: P.args, **given: P.kwargs) -> R:
             return runbook(parameters(*_, **given))
 
-        run.__signature__ = inspect.Signature(  # pyright: ignore[reportAttributeAccessIssue] - where inspect looks first
-            [_parameter(name, field) for name, field in _needed_first(kind)]
-        )
+        form = inspect.Signature([_parameter(name, field) for name, field in _needed_first(kind)])
+        # Where inspect looks first. Prefect binds a run's parameters to the function's before it asks anybody, and ends
+        # the process where they do not fit, with no word of it in the run; the form is made of the flow's own.
+        lenient = [parameter.replace(default=_given_or(parameter)) for parameter in form.parameters.values()]
+        run.__signature__ = form.replace(parameters=[*lenient, OF_VERSION_0_1])  # pyright: ignore[reportAttributeAccessIssue] - no function declares it
         version = file_hash(inspect.getfile(runbook))
         made = Flat(run, name=name, flow_run_name=name_of_this_run, task_runner=runner, version=version)
+        made.__signature__ = form  # pyright: ignore[reportAttributeAccessIssue] - nor does a flow
         made.kind, made.name_of = kind, run_name
         return made
 
@@ -165,15 +170,23 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     )
 
 
+def _given_or(parameter: inspect.Parameter) -> object:
+    """Its default; None where it has to be given, and was not."""
+    return None if parameter.default is inspect.Parameter.empty else parameter.default
+
+
 def _checked(flow: str, kind: type[M], parameters: dict[str, Any]) -> M:
     """Refused in words, each mistake by the name of its parameter."""
-    if "plan" in parameters:
+    if parameters.get(OF_VERSION_0_1.name) is not None:
         raise Refused(
             f"{flow} was given a `plan`, as version 0.1 had it; parameters are flat now, as in `--param revision=v2`: "
             f"run `prefect deploy --all`, and start by hand what this run was to do"
         )
+    optional = {name for name, field in kind.model_fields.items() if not field.is_required()}
     try:
-        return kind(**parameters)
+        return kind.model_validate(
+            {name: given for name, given in parameters.items() if given is not None or name in optional}
+        )
     except ValidationError as error:
         mistakes = error.errors(include_url=False)
         raise Refused(f"{flow} did not begin: {'; '.join(map(_in_words, mistakes))}") from error

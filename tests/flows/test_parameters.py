@@ -57,7 +57,7 @@ def test_a_plan_of_version_0_1_fails_its_run_in_those_words(world: World) -> Non
     old: dict[str, Any] = {"plan": {"service": "chat", "repo": REPO}}
     with get_client(sync_client=True) as client:
         run = client.create_flow_run(release_model, parameters=old)
-        ended: Any = run_flow(release_model, run, old, return_type="state")
+        ended: Any = run_flow(release_model, run, return_type="state")  # as the process of a worker does
         assert ended.is_failed()
         shown = client.read_flow_run(run.id).state
     assert shown is not None
