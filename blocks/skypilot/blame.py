@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import Literal
 
-from blocks.skypilot.clusters import COLOURS, structured
+from blocks.cleaning import COLOURS
+from blocks.skypilot.clusters import structured
 
 Blame = Literal["ours", "the cell's", "unknown"]
 

@@ -17,6 +17,7 @@ import requests
 import yaml
 from pydantic import SecretStr
 
+from blocks.cleaning import COLOURS
 from blocks.errors import Refused, Unavailable
 from blocks.skypilot.sdk import skypilot, speak_with
 
@@ -24,7 +25,6 @@ UNDER_WAY = {"PENDING", "RUNNING", "WAITING"}
 """What the API server says of a request that has not ended."""
 ENDED = {"SUCCEEDED", "FAILED", "FAILED_SETUP", "FAILED_DRIVER", "CANCELLED"}
 """What SkyPilot says of a job that will do nothing any more."""
-COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 LINE_PREFIX = re.compile(r"^\([^()]*pid=\d+[^()]*\) ?")
 """Who printed a line of a job's log."""
 NOT_THE_CELL = (
