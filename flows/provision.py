@@ -7,13 +7,14 @@ from functools import partial
 from pydantic import Field
 
 from blocks.errors import Refused
-from blocks.ports.fleet import EngineSettings
+from blocks.ports.fleet import EngineSettings, ModelKind
 from blocks.ports.hub import Hub, Model
 from blocks.service import Service
 from blocks.stores.mirrors import mirror_prefix
 from flows.mirror import MirrorParameters
 from flows.policy.placement.plan import Placement, PlacementRules
 from flows.policy.releases.installation import check_nobody_else_serves
+from flows.policy.releases.kinds import check_kind
 from flows.policy.releases.ledger import Release, open_release, release_id
 from flows.runtime.parameters import ModelParameters, ReadyTimeout, flow_with
 from flows.runtime.runs import ended_run_of, own_run_id
@@ -40,11 +41,17 @@ class EngineParameters(ModelParameters):
         title="Parallel requests",
         description="How many requests one replica answers at the same time; further ones wait.",
     )
+    kind: ModelKind = Field(
+        default="chat",
+        title="Kind of model",
+        description="What the model is for: chat, completion (it goes on with a text), embedding, or rerank. It is "
+        "started, probed and judged as that, and a kind that the model cannot be is refused.",
+    )
     ready_timeout_seconds: ReadyTimeout = 1800
 
     @property
     def engine(self) -> EngineSettings:
-        return EngineSettings(self.context_tokens, self.parallel_requests)
+        return EngineSettings(self.context_tokens, self.parallel_requests, self.kind)
 
 
 class FleetParameters(PlacementRules, EngineParameters):
@@ -103,6 +110,7 @@ def open_in_ledger(service: Service, given: FleetParameters, *, needs_mirror: bo
     read_split(service.gateway, service.name)
     record = read_record(service.store, service.name)
     check_nobody_else_serves(record, service.name, list_servers(service.gateway, service.name))
+    check_kind(service.name, record.live, given.engine.kind)
     wanted = release_id(service.name, given.repo, model.commit, given.engine)
     is_live = record.live is not None and record.live.id == wanted
     is_on_its_way = record.in_progress is not None and record.in_progress.id == wanted and record.in_progress.stages

@@ -10,7 +10,8 @@ from blocks.ports.fleet import Replica
 from blocks.ports.store import MultipartUpload
 from blocks.service import Service
 from flows.boards.artifacts import show
-from flows.boards.boards import decision_table, uploads_table
+from flows.boards.collect import uploads_table
+from flows.boards.replicas import decisions_table
 from flows.policy.mirrors.collect import which_are_orphans
 from flows.policy.releases.reap import what_to_reap
 from flows.policy.releases.scale import spare_what_alone_answers
@@ -68,11 +69,7 @@ def _reap_replicas(service: Service, given: ReapParameters) -> tuple[Replica, ..
         servers = list_servers(service.gateway, service.name)
         decisions = spare_what_alone_answers(decisions, servers, healthy_replicas(service))
     orphans = tuple(decision.replica for decision in decisions if decision.stop)
-    show(
-        f"orphans-{service.name}",
-        f"{len(orphans)} of {len(decisions)} replicas belong to nobody",
-        decision_table(decisions, dry_run=given.dry_run),
-    )
+    show(f"orphans-{service.name}", lambda: decisions_table(decisions, dry_run=given.dry_run))
     if given.dry_run:
         return orphans
     for orphan in orphans:
@@ -88,13 +85,8 @@ def _reap_uploads(service: Service, given: ReapParameters) -> tuple[MultipartUpl
     now = time.time()
     found = [(store, upload) for store in service.stores for upload in list_uploads(store)]
     orphans = which_are_orphans((upload for _, upload in found), now, given.orphaned_after_hours * 3600)
-    show(
-        f"orphaned-uploads-{service.name}",
-        f"{len(orphans)} of {len(found)} uploads belong to nobody",
-        uploads_table(
-            [(store.url_of(upload.key), upload) for store, upload in found], orphans, now=now, dry_run=given.dry_run
-        ),
-    )
+    uploads = [(store.url_of(upload.key), upload) for store, upload in found]
+    show(f"orphaned-uploads-{service.name}", lambda: uploads_table(uploads, orphans, now=now, dry_run=given.dry_run))
     if not given.dry_run:
         for store, upload in found:
             if upload in orphans:

@@ -2,13 +2,13 @@
 
 from functools import partial
 
-from prefect.artifacts import create_link_artifact
 from pydantic import Field
 
 from blocks.service import Service
-from flows.boards.artifacts import only_for_show, show
-from flows.boards.boards import release_report
+from flows.boards.artifacts import show
+from flows.boards.release import endpoint_page, release_report
 from flows.mirror import MirrorParameters, mirror_model
+from flows.policy.gating.kinds import limits_for
 from flows.policy.releases.ledger import Release, ask_for, owned_by
 from flows.promote import PromoteParameters, limits_of, promote_canary
 from flows.provision import EngineParameters, FleetParameters, ProvisionParameters, open_in_ledger, provision_fleet
@@ -43,7 +43,8 @@ class ReleaseParameters(MirrorParameters, FleetParameters, PromoteParameters, En
 def release_model(given: ReleaseParameters) -> Release:
     """Give a model to users one stage at a time; whatever fails, they keep the one they have."""
     service = open_service(given.service)
-    limits_of(service, given)  # what would be refused then is refused before anything is spent
+    # What would be refused then is refused before anything is spent.
+    limits_for(given.kind, limits_of(service, given), given.limits)
     release = open_in_ledger(service, given)
     try:
         if release.state == "live":
@@ -62,22 +63,19 @@ def release_model(given: ReleaseParameters) -> Release:
                 promote_canary(**given.part(PromoteParameters))
         retire_what_was_replaced(service, given.keep_warm_seconds)
     except BaseException:
-        with only_for_show():
-            report(service, release.id)
+        report(service, release.id)
         raise
-    release = report(service, release.id)
+    release = read_record(service.store, service.name).release(release.id)
+    report(service, release.id)
     if release.state != "live":
         raise RolledBack(f"release {release.id} was live and is {release.state}: {release.closing_reason}")
     return release
 
 
-def report(service: Service, release: str) -> Release:
+def report(service: Service, release: str) -> None:
     """Show how the release stands, and where users reach it."""
-    standing = read_record(service.store, service.name).release(release)
-    text = release_report(standing, service.endpoint)
-    show(f"release-report-{service.name}", f"Release {release} is {standing.state}", text)
-    with only_for_show():
-        create_link_artifact(
-            service.endpoint, key=f"endpoint-{service.name}", description=f"Where users call {service.name}"
-        )
-    return standing
+    show(
+        f"release-report-{service.name}",
+        lambda: release_report(read_record(service.store, service.name).release(release), service.endpoint),
+    )
+    show(f"endpoint-{service.name}", lambda: endpoint_page(service.name, service.endpoint))

@@ -14,11 +14,12 @@ from blocks.ports.engine import Load
 from blocks.ports.fleet import Replica
 from blocks.ports.gateway import Outcome
 from blocks.service import Service
-from flows.boards.artifacts import Board
-from flows.boards.boards import canary_board
+from flows.boards.artifacts import Artifact
+from flows.boards.canary import canary_board
 from flows.policy.gating.engines import Engines, Meter
 from flows.policy.gating.gates import Ruling, forecast, rule
 from flows.policy.gating.judge import Judge, speaks
+from flows.policy.gating.kinds import concerns
 from flows.policy.gating.measures import Evidence, Probed
 from flows.policy.gating.probes import Pair, ProbeJudge, probes_missing, seconds_between_rounds
 from flows.policy.releases.ledger import Release, Stage, owned_by
@@ -64,7 +65,7 @@ class StageWatch:
     """In percent."""
     judge: Judge
     probe_judge: ProbeJudge
-    board: Board
+    board: Artifact
     candidates: Sequence[Replica]
     stable: Stable
     requests_a_second: float | None
@@ -130,6 +131,7 @@ class StageWatch:
             get_run_logger().warning("The ledger cannot be read: %s", error)
         if not is_complete:
             self.judge.begin_anew()
+        outcomes = [outcome for outcome in outcomes if concerns(self.release.engine.kind, outcome)]
         self.outcomes += sum(map(speaks, outcomes))
         for outcome in outcomes:
             self.judge.observe(outcome, seconds)
@@ -141,7 +143,7 @@ class StageWatch:
             self._bars = self.stable.rollback_blockers(self.service)
             ruling = hold_while_blocked(ruling, self._bars, seconds, limits.deadline_seconds)
         self.board.show(
-            canary_board(
+            lambda: canary_board(
                 self.release,
                 self.stages_percent,
                 self.share,
@@ -172,7 +174,7 @@ class StageWatch:
             return
         if not self._rounds:
             get_run_logger().info("%s %%: too few users come to judge by: probes are sent", self.share)
-        prompts = service.prompts[:missing]
+        prompts = service.prompts_for(self.release.engine.kind)[:missing]
         asked = probe.submit(
             service.engine,
             prompts,

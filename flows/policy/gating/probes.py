@@ -6,13 +6,13 @@ nobody calls they cannot make up for.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 
-from blocks.ports.engine import Answer, Prompt, pace_ms
+from blocks.ports.engine import Answer, Expectation, Prompt, pace_ms
 from blocks.ports.fleet import Replica
-from blocks.ports.gateway import Outcome, Slot, other
+from blocks.ports.gateway import Outcome, RequestKind, Slot, other
 from flows.policy.gating.bets import share_at, worth
 from flows.policy.gating.gates import answers_missing, good_ones_missing, requests_needed
 from flows.policy.gating.judge import Judge
@@ -55,6 +55,8 @@ class Pair:
 
 def what_is_wrong(prompt: Prompt, answer: Answer) -> str:
     """With an answer that came, in words; nothing where it is what was asked for."""
+    if prompt.expects in {"vector", "ranking"}:
+        return answer.unsound
     if prompt.expects == "tool":
         if answer.tool_arguments is None:
             return "no tool was called"
@@ -91,7 +93,7 @@ class ProbeJudge:
             for slot, replica, answer in zip(
                 self._slots, (pair.candidate, pair.stable), (pair.mine, pair.stables), strict=True
             ):
-                self._judge.observe(_outcome(slot, replica, answer), elapsed_seconds)
+                self._judge.observe(_outcome(slot, replica, pair.prompt, answer), elapsed_seconds)
             if _came(pair.mine) and _came(pair.stables):
                 self._compare(pair)
 
@@ -99,7 +101,7 @@ class ProbeJudge:
         """Only where one of the two is off is there a bet: if they are alike, it is the one or the other by chance."""
         mine, stables = (bool(what_is_wrong(pair.prompt, answer)) for answer in (pair.mine, pair.stables))
         self._take("wrong", mine=mine and not stables, stables=stables and not mine)
-        both_right = not mine and not stables and pair.prompt.expects == "text"
+        both_right = not mine and not stables and pair.prompt.expects in {"text", "continuation"}
         my_length, its_length = len(pair.mine.text), len(pair.stables.text)
         shorter, longer = LENGTHS_APART * my_length < its_length, my_length > LENGTHS_APART * its_length
         self._take("much shorter", mine=both_right and shorter, stables=both_right and longer)
@@ -124,7 +126,18 @@ def _came(answer: Answer) -> bool:
     return _has_begun(answer) and answer.is_whole
 
 
-def _outcome(slot: Slot, replica: Replica, answer: Answer) -> Outcome:
+REQUESTS: Mapping[Expectation, RequestKind] = {
+    "continuation": "completion",
+    "vector": "embedding",
+    "ranking": "rerank",
+    "text": "chat",
+    "json": "chat",
+    "tool": "chat",
+}
+"""What is asked for, by what is expected."""
+
+
+def _outcome(slot: Slot, replica: Replica, prompt: Prompt, answer: Answer) -> Outcome:
     """As the gateway would have logged it."""
     return Outcome(
         id="probe",
@@ -142,6 +155,7 @@ def _outcome(slot: Slot, replica: Replica, answer: Answer) -> Outcome:
         cut_short=_has_begun(answer) and not answer.is_whole,
         is_empty=False,  # what the answer is has a check of its own
         user_left=False,
+        kind=REQUESTS[prompt.expects],
         error_status=answer.error_status,
     )
 
