@@ -215,7 +215,7 @@ def new_world() -> World:
     users = Users()
     users.see("blue", GOOD)
     users.see("green", GOOD)
-    hub, store, fleet = FakeHub(MODELS), FakeStore(), FakeCloud(listed=[OFFER], installation=INSTALLATION.id)
+    hub, store, fleet = FakeHub({**MODELS}), FakeStore(), FakeCloud(listed=[OFFER], installation=INSTALLATION.id)
     store.put(INSTALLATION_KEY, INSTALLATION.model_dump_json().encode(), replacing=None)
     gateway, engine = GatewayWithUsers("chat", users), FakeEngine(fleet)
     # The fields are typed as the real blocks, for the form in the UI; fakes come in unvalidated.
