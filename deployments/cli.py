@@ -296,10 +296,9 @@ Three commands to try:
 def _mention_missing_replicas(stack: Stack) -> None:
     bin_directory = shlex.quote(os.path.relpath(Path(sys.executable).parent))
     if (live := stack.record.live) is not None and not stack.fleet.every_replica():
-        plan = json.dumps({"service": SERVICE})
         console.print(
             f"\nRelease {live.id} is live and none of its replicas runs; this brings them back:\n"
-            f"  {bin_directory}/prefect deployment run scale-up/{SERVICE} --param 'plan={plan}' --watch",
+            f"  {bin_directory}/prefect deployment run scale-up/{SERVICE} --watch",
             soft_wrap=True,
         )
 

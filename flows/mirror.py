@@ -7,9 +7,9 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any, cast
 
-from prefect import flow, get_run_logger
+from prefect import get_run_logger
 from prefect.futures import wait
-from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
+from pydantic import Field
 
 from blocks.errors import SkyferryError
 from blocks.ports.hub import Hub, Model
@@ -19,35 +19,73 @@ from blocks.stores.mirrors import Manifest, MirroredFile, mirror_prefix
 from flows.boards.artifacts import show
 from flows.boards.mirror import mirror_report
 from flows.boards.progress import TransferProgress
-from flows.plans import MirrorPlan
 from flows.policy.mirrors.mirror import Selection, traffic_words
+from flows.policy.releases.events import mirror_written
+from flows.runtime.events import emit
+from flows.runtime.parameters import ModelParameters, flow_with
 from flows.steps.service import find_service
-from flows.tasks.mirror import check_writable, choose_files, copy_file, look_up, survey, write_manifest
+from flows.tasks.mirror import check_writable, choose_files, copy_file, look_up, publish_mirror, survey
 from flows.transfer.transfer import Target, Transfer
 
 FILES_AT_ONCE = 8
 """Workers take parts of so many files in turn; more files at once need no more memory."""
 
 
-@flow(
+class MirrorParameters(ModelParameters):
+    """Copy a model into the service's stores."""
+
+    allow: tuple[str, ...] = Field(
+        default=(),
+        title="Only these files",
+        description="Patterns such as *.safetensors; without any, every file of the model is mirrored.",
+    )
+    ignore: tuple[str, ...] = Field(
+        default=(), title="Not these files", description="Patterns of files that are left out, such as original/*."
+    )
+    pickle_weights: bool = Field(
+        default=False,
+        title="Pickled weights too",
+        description="Mirror weights that run code when they are loaded; only from a maker whom you trust with that.",
+    )
+    python_code: bool = Field(
+        default=False,
+        title="Code too",
+        description="Mirror Python files and the like, and models whose configs name such code (auto_map); only from a "
+        "maker whom you trust with that.",
+    )
+    egress_dollars_per_gb: float | None = Field(
+        default=None,
+        ge=0,
+        title="Price of traffic ($ per GB)",
+        description="What you pay for bytes that leave your cloud; without it, list prices are shown.",
+    )
+
+    @property
+    def wanted(self) -> dict[str, Any]:
+        """Which files, as `choose_files` takes it."""
+        return {name: getattr(self, name) for name in ("allow", "ignore", "pickle_weights", "python_code")}
+
+
+@flow_with(
+    MirrorParameters,
     name="mirror-model",
-    flow_run_name="mirror-{plan.repo}-at-{plan.revision}",
-    task_runner=cast("TaskRunner[Any]", ThreadPoolTaskRunner(max_workers=FILES_AT_ONCE)),  # typed too narrowly there
+    run_name=lambda given: f"mirror-{given.model_in_short}",
+    tasks_at_once=FILES_AT_ONCE,
 )
-def mirror_model(plan: MirrorPlan) -> Manifest:
+def mirror_model(given: MirrorParameters) -> Manifest:
     """Copy a model, pinned to its commit, into the stores of a service; does nothing where it is there already.
 
     A further store that fails drops out and is named, and the others get the whole mirror. Without the service's own
     store the run fails; the next run fills what is missing.
     """
-    service = find_service(plan.service)
-    model = look_up(service.hub, plan.repo, plan.revision)
-    wanted = choose_files(service.hub, model, **plan.wanted)
+    service = find_service(given.service)
+    model = look_up(service.hub, given.repo, given.revision)
+    wanted = choose_files(service.hub, model, **given.wanted)
     model = replace(model, files=wanted.files)
     targets = [_open(store, model, keeps_ledger=store is service.store) for store in service.stores]
     own = targets[0]
     if own.error is None and (lacking := [target for target in targets if target.lacks]):
-        words = traffic_words(model.size_bytes, plan.egress_dollars_per_gb)
+        words = traffic_words(model.size_bytes, given.egress_dollars_per_gb)
         get_run_logger().info("Mirroring %.3f GB. %s", model.size_bytes / 1e9, words)
         _fill(service, model, wanted, lacking)
     for target in targets[1:]:
@@ -87,7 +125,7 @@ def _fill(service: Service, model: Model, wanted: Selection, targets: Sequence[T
         wait(copies)
         copied = {file.path: file for copy in copies if (file := copy.result()) is not None}
     for target in targets:
-        _publish(service.hub, model, target, copied)
+        _publish(service.hub, service.name, model, target, copied)
     took = time.monotonic() - began
     show(
         f"mirror-report-{service.name}",
@@ -95,7 +133,7 @@ def _fill(service: Service, model: Model, wanted: Selection, targets: Sequence[T
     )
 
 
-def _publish(hub: Hub, model: Model, target: Target, copied: Mapping[str, MirroredFile]) -> None:
+def _publish(hub: Hub, service: str, model: Model, target: Target, copied: Mapping[str, MirroredFile]) -> None:
     if target.error is not None:
         return
     named = {} if target.manifest is None else {file.path: file for file in target.manifest.files}
@@ -109,6 +147,9 @@ def _publish(hub: Hub, model: Model, target: Target, copied: Mapping[str, Mirror
         tool=f"skyferry {version('skyferry')}",
     )
     try:
-        target.manifest = write_manifest(target.store, target.prefix, manifest)
+        target.manifest = publish_mirror(target.store, target.prefix, manifest)
     except SkyferryError as error:
         target.error = error
+        return
+    sizes_bytes = [file.size_bytes for file in target.manifest.files]
+    emit(mirror_written(target.store.url_of(target.prefix).rstrip("/"), service, model.repo, model.commit, sizes_bytes))

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal
+from itertools import pairwise
+from typing import Annotated, Literal, Self
 
-from prefect import flow, get_run_logger
+from prefect import get_run_logger
 from prefect.input import RunInput
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from blocks.errors import Refused
 from blocks.ports.fleet import Replica
@@ -15,13 +16,13 @@ from blocks.service import Service
 from flows.boards.artifacts import Artifact
 from flows.boards.canary import waiting_board
 from flows.boards.stages import approval_question
-from flows.plans import PromotePlan
 from flows.policy.gating.judge import Carried, Judge
 from flows.policy.gating.kinds import limits_for
 from flows.policy.gating.measures import Limits, budget_of_stage
 from flows.policy.gating.probes import PART_OF_THE_BUDGET, ProbeJudge
 from flows.policy.gating.stages import stages_left
 from flows.policy.releases.ledger import Release, ServiceRecord, go_live, note_stage, owned_by, take_over
+from flows.runtime.parameters import Parameters, ReadyTimeout, flow_with
 from flows.runtime.runs import Unanswered, ask_a_person, ended_run_of, own_run_id
 from flows.steps.agreement import check_agreement
 from flows.steps.place import reconcile_replicas
@@ -45,13 +46,73 @@ class Approval(RunInput):
     )
 
 
-@flow(name="promote-canary", flow_run_name="promote-canary-of-{plan.service}")
-def promote_canary(plan: PromotePlan) -> Release:
+def _rising_to_100(stages: tuple[int, ...]) -> tuple[int, ...]:
+    if any(low >= high for low, high in pairwise((0, *stages))) or not stages or stages[-1] != 100:  # noqa: PLR2004 - %
+        raise ValueError(f"the stages {list(stages)} do not rise to 100; give something like [5, 15, 30, 50, 100]")
+    return stages
+
+
+class PromoteParameters(Parameters):
+    """Move traffic to the release in progress, stage by stage."""
+
+    stages_percent: Annotated[tuple[int, ...], AfterValidator(_rising_to_100)] = Field(
+        default=(5, 15, 30, 50, 100),
+        title="Stages (%)",
+        description="The shares of the traffic that the candidate gets one after the other, rising to 100.",
+    )
+    stage_seconds: float = Field(
+        default=300,
+        ge=0,
+        title="Stage lasts at least (seconds)",
+        description="No stage is passed before this time, however good it looks.",
+    )
+    stage_deadline_seconds: float = Field(
+        default=3600,
+        gt=0,
+        title="Stage lasts at most (seconds)",
+        description="A stage that its gates have not passed by then is rolled back.",
+    )
+    limits: dict[str, float | None] = Field(
+        default={},
+        title="Other limits",
+        description='Gates for this release only, over those of the service, such as {"slower_than_stable": 1.5}.',
+    )
+    approve_before_percent: tuple[int, ...] = Field(
+        default=(),
+        title="Ask a person before (%)",
+        description="Before each of these stages the run pauses, shows the evidence and asks: promote or roll back.",
+    )
+    approval_timeout_seconds: int = Field(
+        default=3600,
+        gt=0,
+        title="Answer within (seconds)",
+        description="Without an answer by then the release is rolled back.",
+    )
+    ready_timeout_seconds: ReadyTimeout = 1800
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if unknown := sorted(set(self.approve_before_percent) - set(self.stages_percent)):
+            raise ValueError(f"nobody would be asked before {unknown} %: the stages are {list(self.stages_percent)}")
+        if self.stage_seconds > self.stage_deadline_seconds:
+            raise ValueError(
+                f"a stage that lasts at least {self.stage_seconds:g} s never passes within "
+                f"{self.stage_deadline_seconds:g} s; lower stage_seconds or raise stage_deadline_seconds"
+            )
+        return self
+
+
+@flow_with(
+    PromoteParameters,
+    name="promote-canary",
+    run_name=lambda given: f"promote-canary-of-{given.service}",
+)
+def promote_canary(given: PromoteParameters) -> Release:
     """Give the release in progress more of the traffic stage by stage, from the split that stands."""
-    service = open_service(plan.service)
-    limits = limits_of(service, plan)  # what is refused ends no release that stands ready
+    service = open_service(given.service)
+    limits = limits_of(service, given)  # what is refused ends no release that stands ready
     release = _take_over(service)
-    limits = limits_for(release.engine.kind, limits, plan.limits)
+    limits = limits_for(release.engine.kind, limits, given.limits)
     candidates: Sequence[Replica] = ()
     with rollback_on_error(service):
         record = read_record(service.store, service.name)
@@ -60,11 +121,11 @@ def promote_canary(plan: PromotePlan) -> Release:
             get_run_logger().info("%s has no users to lose, for %s: it gets all traffic.", service.name, why)
             set_weight(service.gateway, service.name, release.slot, 100)
         else:
-            candidates = _promote_by_stages(service, release, record.live, plan, limits)
+            candidates = _promote_by_stages(service, release, record.live, given, limits)
         record = update_ledger(service.store, service.name, partial(go_live, run_id=own_run_id()))
     # Outside the guard: a release that its users have and that has lost a machine is no reason to take it back.
     release = record.release(release.id)
-    reconcile_replicas(service, release, candidates, plan.ready_timeout_seconds)
+    reconcile_replicas(service, release, candidates, given.ready_timeout_seconds)
     return release
 
 
@@ -80,7 +141,7 @@ def _take_over(service: Service) -> Release:
 
 
 def _promote_by_stages(
-    service: Service, release: Release, live: Release, plan: PromotePlan, limits: Limits
+    service: Service, release: Release, live: Release, given: PromoteParameters, limits: Limits
 ) -> Sequence[Replica]:
     """The replicas that the last stage began with."""
     board = Artifact(f"canary-board-{service.name}")
@@ -90,24 +151,24 @@ def _promote_by_stages(
     stable = Stable(live, _replicas_of(service, live.id), had=_servers_in(service, live.slot))
     if not standing:
         check_agreement(service, release, live, candidates, stable.replicas)
-    rate = measure_rate(service.gateway, service.name, min(MEASURED_SECONDS, plan.stage_deadline_seconds / 100))
-    for share in stages_left(plan.stages_percent, standing):
-        if share in plan.approve_before_percent:
-            _ask_a_person(release, share, plan.approval_timeout_seconds)
+    rate = measure_rate(service.gateway, service.name, min(MEASURED_SECONDS, given.stage_deadline_seconds / 100))
+    for share in stages_left(given.stages_percent, standing):
+        if share in given.approve_before_percent:
+            _ask_a_person(release, share, given.approval_timeout_seconds)
         # Somebody else may have ended the release since the last look, above all while a person was asked.
         owned_by(read_record(service.store, service.name), own_run_id())
-        reconcile_replicas(service, release, candidates, plan.ready_timeout_seconds)
+        reconcile_replicas(service, release, candidates, given.ready_timeout_seconds)
         if share * 100 > standing:
-            _wait_for_rollback_blockers(service, release, plan, share, stable, board)
+            _wait_for_rollback_blockers(service, release, given, share, stable, board)
         candidates = _replicas_of(service, release.id)
         cells = _cells(candidates)
-        budget = budget_of_stage(plan.stages_percent.index(share), len(plan.stages_percent))
+        budget = budget_of_stage(given.stages_percent.index(share), len(given.stages_percent))
         of_probes = PART_OF_THE_BUDGET * budget if service.probes_per_stage else 0.0
         judge = Judge(limits, release.slot, share=share / 100, budget=budget - of_probes, carried=carried, cells=cells)
         watch = StageWatch(
             service,
             release,
-            plan.stages_percent,
+            given.stages_percent,
             share,
             judge,
             ProbeJudge(limits, release.slot, budget=of_probes, cells=cells),
@@ -129,19 +190,19 @@ def _promote_by_stages(
 
 
 def _wait_for_rollback_blockers(
-    service: Service, release: Release, plan: PromotePlan, share: int, stable: Stable, board: Artifact
+    service: Service, release: Release, given: PromoteParameters, share: int, stable: Stable, board: Artifact
 ) -> None:
     """No share rises while stable could not take all of its traffic back."""
 
     def blockers() -> str:
         owned_by(record_of(service.store, service.name), own_run_id())
         if words := stable.rollback_blockers(service):
-            board.show(lambda: waiting_board(release, plan.stages_percent, share, words))
+            board.show(lambda: waiting_board(release, given.stages_percent, share, words))
         return words
 
-    if words := wait_for_rollback_blockers(share, blockers, plan.stage_deadline_seconds):
+    if words := wait_for_rollback_blockers(share, blockers, given.stage_deadline_seconds):
         raise RolledBack(
-            f"rolled back before {share} %: for {plan.stage_deadline_seconds:g} s stable could not have taken its "
+            f"rolled back before {share} %: for {given.stage_deadline_seconds:g} s stable could not have taken its "
             f"traffic back: {words}"
         )
 
@@ -152,16 +213,18 @@ def _servers_in(service: Service, slot: Slot) -> int:
     return sum(server.slot == slot and server.state != "draining" for server in servers)
 
 
-def limits_of(service: Service, plan: PromotePlan) -> Limits:
-    """What the release has to keep; Refused where the service's limits and the plan's do not fit together."""
+def limits_of(service: Service, given: PromoteParameters) -> Limits:
+    """What the release has to keep; Refused where the service's limits and the release's do not fit together."""
     promised = {name: getattr(service, name) for name in Limits.model_fields if hasattr(service, name)}
-    times = {"minimum_seconds": plan.stage_seconds, "deadline_seconds": plan.stage_deadline_seconds}
-    if unknown := sorted(plan.limits.keys() - promised.keys()):
+    times = {"minimum_seconds": given.stage_seconds, "deadline_seconds": given.stage_deadline_seconds}
+    if unknown := sorted(given.limits.keys() - promised.keys()):
         raise Refused(f"limits has {', '.join(unknown)}; there are {', '.join(sorted(promised))}")
     try:
-        return Limits.model_validate({**promised, **times, **plan.limits})
+        return Limits.model_validate({**promised, **times, **given.limits})
     except ValidationError as error:
-        raise Refused(f"the gates of service {service.name!r} and this plan do not fit together: {error}") from error
+        raise Refused(
+            f"the gates of service {service.name!r} and the limits of this release do not fit together: {error}"
+        ) from error
 
 
 def _replicas_of(service: Service, release: str) -> list[Replica]:

@@ -4,19 +4,19 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import partial
 
-from prefect import flow, get_run_logger
+from prefect import get_run_logger
 
 from blocks.errors import SkyferryError, Unavailable
 from blocks.ports.fleet import Replica
 from blocks.ports.gateway import Server
 from blocks.service import Service
-from flows.plans import ReconcilePlan
 from flows.policy.releases.ledger import Release, ServiceRecord, end_shortage, note_shortage
 from flows.policy.releases.reconcile import Standing, asked_for, how_it_stands, is_over, next_try_at, who_hangs
+from flows.runtime.parameters import Parameters, ReadyTimeout, flow_with
 from flows.runtime.runs import has_ended
 from flows.runtime.sleep import sleep
 from flows.steps.drain import LastToAnswer, stop_replicas
-from flows.steps.place import clear_slot, start_replicas
+from flows.steps.place import clear_slot, start_replicas, tell_what_started
 from flows.steps.service import open_service
 from flows.tasks.engine import loads_of, who_is_silent
 from flows.tasks.fleet import Started, list_replicas
@@ -29,14 +29,24 @@ LAST_RESORT_SECONDS = 15.0
 """What a hung replica has in flight gets so long to end; most of it hangs as well."""
 
 
-@flow(name="reconcile", flow_run_name="reconcile-{plan.service}")
-def reconcile(plan: ReconcilePlan) -> Sequence[Started]:
+class ReconcileParameters(Parameters):
+    """Bring back what was asked for and is missing."""
+
+    ready_timeout_seconds: ReadyTimeout = 1800
+
+
+@flow_with(
+    ReconcileParameters,
+    name="reconcile",
+    run_name=lambda given: f"reconcile-{given.service}",
+)
+def reconcile(given: ReconcileParameters) -> Sequence[Started]:
     """Bring back the live release's replicas that were asked for and do not serve; returns those that were started.
 
     It asks for no number of its own: the night's stays the night's. A release in progress is its own run's to look
     after.
     """
-    service = open_service(plan.service)
+    service = open_service(given.service)
     record = read_record(service.store, service.name)
     if record.live is None or not record.has_users or _is_looked_after(service, record):
         return ()
@@ -51,7 +61,7 @@ def reconcile(plan: ReconcilePlan) -> Sequence[Started]:
     if (due := next_try_at(record.shortage)) is not None and datetime.now(UTC) < due:
         get_run_logger().warning("%s; the next try is at %s.", standing.words, f"{due:%H:%M:%S %Z}")
         return ()
-    return _bring_back(service, record.live, standing, plan.ready_timeout_seconds)
+    return _bring_back(service, record.live, standing, given.ready_timeout_seconds)
 
 
 def _is_looked_after(service: Service, record: ServiceRecord) -> bool:
@@ -114,6 +124,7 @@ def _bring_back(
     except SkyferryError as caught:
         error = caught
     back = tuple(one for one in started if not one.was_running)
+    tell_what_started(service, back)
     record = read_record(service.store, service.name)
     if record.live is None or record.live.id != release.id or asked_for(record, service.replicas) != standing.wanted:
         get_run_logger().info("Something else is asked for by now, so the next run looks anew (%s).", error or "ready")

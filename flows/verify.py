@@ -1,47 +1,66 @@
 """Verify a mirror: read it back and compare it with its manifest."""
 
 from dataclasses import replace
-from typing import Any, cast
 
-from prefect import flow, get_run_logger
+from prefect import get_run_logger
 from prefect.futures import PrefectFuture, wait
 from prefect.runtime import flow_run
-from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
+from pydantic import Field
 
 from blocks.errors import Refused, SkyferryError, Unavailable
 from blocks.ports.store import Store
 from blocks.stores.mirrors import MIRRORS
 from flows.boards.artifacts import show
 from flows.boards.verify import findings_table
-from flows.plans import VerifyPlan
 from flows.policy.mirrors.verify import Finding, what_is_unread, what_is_wrong, which_to_verify, words_of
+from flows.runtime.parameters import REPO, Parameters, flow_with, short_repo
 from flows.steps.service import find_service
 from flows.tasks.mirror import find_mirrors, verify_file
 
 FILES_AT_ONCE = 4
 
 
-@flow(
+class VerifyParameters(Parameters):
+    """Read mirrors back."""
+
+    repo: str = Field(title="Model", description="The repository, such as Qwen/Qwen3-8B.", pattern=REPO)
+    commit: str | None = Field(
+        default=None,
+        title="Commit",
+        description="The commit that was mirrored; without one, every mirror of the model is read.",
+        pattern=r"^[0-9a-f]{40}$",
+    )
+    sample_percent: float = Field(
+        default=100,
+        gt=0,
+        le=100,
+        title="Sample (%)",
+        description="About this share of the bytes is read, in whole files that another run chooses otherwise.",
+    )
+
+
+@flow_with(
+    VerifyParameters,
     name="verify-mirror",
-    flow_run_name="verify-{plan.repo}",
-    task_runner=cast("TaskRunner[Any]", ThreadPoolTaskRunner(max_workers=FILES_AT_ONCE)),  # typed too narrowly there
+    run_name=lambda given: f"verify-{short_repo(given.repo)}",
+    tasks_at_once=FILES_AT_ONCE,
 )
-def verify_mirror(plan: VerifyPlan) -> tuple[Finding, ...]:
+def verify_mirror(given: VerifyParameters) -> tuple[Finding, ...]:
     """Read the mirrors of a model in every store of the service, whole or a sample, from their manifests alone.
 
     Every file is looked at, whatever is found in another. Refused where a byte is wrong, a file is missing, or a store
     has no mirror of it; Unavailable where all that is wrong is that something could not be read.
     """
-    service = find_service(plan.service)
+    service = find_service(given.service)
     readings = list[tuple[Finding, PrefectFuture[Finding]]]()
     findings = list[Finding]()
     for store in service.stores:
-        mirrors, unreadable = find_mirrors(store, plan.repo, plan.commit)
+        mirrors, unreadable = find_mirrors(store, given.repo, given.commit)
         findings += unreadable
         if not mirrors and not unreadable:
-            findings.append(_none_of(store, plan))
+            findings.append(_none_of(store, given))
         for prefix, manifest in mirrors.items():
-            for file in which_to_verify(manifest, plan.sample_percent, str(flow_run.id)):
+            for file in which_to_verify(manifest, given.sample_percent, str(flow_run.id)):
                 unread = Finding(store.url_of(""), prefix + file.path, file.sha256, "", is_unread=True)
                 readings.append((unread, verify_file.submit(store, prefix + file.path, file)))
     wait([reading for _, reading in readings])
@@ -54,8 +73,8 @@ def verify_mirror(plan: VerifyPlan) -> tuple[Finding, ...]:
     return tuple(findings)
 
 
-def _none_of(store: Store, plan: VerifyPlan) -> Finding:
-    prefix = f"{MIRRORS}{plan.repo}/{plan.commit or ''}"
+def _none_of(store: Store, given: VerifyParameters) -> Finding:
+    prefix = f"{MIRRORS}{given.repo}/{given.commit or ''}"
     return Finding(store.url_of(""), prefix, "a mirror", "there is none: mirror it first")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Literal, Self, cast
 
 from prefect.blocks.core import Block
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, HttpUrl, SecretStr, ValidationError, model_validator
 
 from blocks.engines.answers import GENERATING
 from blocks.errors import Refused, Unavailable
@@ -29,6 +29,7 @@ class HAProxyGateway(Block):
 
     _block_type_name = "HAProxy Gateway"
     _block_type_slug = "haproxy-gateway"
+    _documentation_url = HttpUrl("https://docs.haproxy.org/")
     model_config = ConfigDict(hide_input_in_errors=True)
 
     admin_socket: Path | None = Field(

@@ -12,7 +12,7 @@ from typing import NoReturn
 from urllib.parse import quote
 
 from prefect.blocks.core import Block
-from pydantic import ConfigDict, Field, SecretStr
+from pydantic import ConfigDict, Field, HttpUrl, SecretStr
 
 from blocks.cleaning import cleaned
 from blocks.errors import Refused, Unavailable
@@ -51,6 +51,7 @@ class HuggingFaceHub(Block):
 
     _block_type_name = "Hugging Face Hub"
     _block_type_slug = "hugging-face-hub"
+    _documentation_url = HttpUrl("https://huggingface.co/docs/hub")
     model_config = ConfigDict(hide_input_in_errors=True)
 
     endpoint: BareEndpoint = Field(

@@ -18,7 +18,7 @@ from typing import Any, Self
 
 from filelock import FileLock
 from prefect.blocks.core import Block
-from pydantic import ConfigDict, Field, PrivateAttr, field_validator
+from pydantic import ConfigDict, Field, HttpUrl, PrivateAttr, field_validator
 
 from blocks.engines.block import check_task
 from blocks.engines.known import words
@@ -66,6 +66,7 @@ class SkyPilotFleet(Block):
 
     _block_type_name = "SkyPilot Fleet"
     _block_type_slug = "skypilot-fleet"
+    _documentation_url = HttpUrl("https://docs.skypilot.co")
     model_config = ConfigDict(hide_input_in_errors=True)
 
     directory: Path = Field(

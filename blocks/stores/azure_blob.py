@@ -36,7 +36,7 @@ from azure.storage.blob import (
     generate_blob_sas,
 )
 from prefect.blocks.core import Block
-from pydantic import ConfigDict, Field, SecretStr
+from pydantic import ConfigDict, Field, HttpUrl, SecretStr
 
 from blocks.cleaning import cleaned
 from blocks.errors import Conflict, Refused, Unavailable
@@ -58,6 +58,7 @@ class AzureStore(Block):
 
     _block_type_name = "Azure Blob Storage"
     _block_type_slug = "azure-blob-store"
+    _documentation_url = HttpUrl("https://learn.microsoft.com/azure/storage/blobs/")
     model_config = ConfigDict(hide_input_in_errors=True)
 
     container: str = Field(title="Container", description="The container's name.")

@@ -25,7 +25,7 @@ from google.cloud.storage import Blob, Bucket, Client
 from google.cloud.storage.exceptions import DataCorruption
 from google.oauth2.service_account import Credentials
 from prefect.blocks.core import Block
-from pydantic import ConfigDict, Field, SecretStr
+from pydantic import ConfigDict, Field, HttpUrl, SecretStr
 from requests.exceptions import RequestException
 
 from blocks.cleaning import cleaned
@@ -51,6 +51,7 @@ class GoogleStore(Block):
 
     _block_type_name = "Google Cloud Storage"
     _block_type_slug = "google-cloud-storage-store"
+    _documentation_url = HttpUrl("https://cloud.google.com/storage/docs")
     model_config = ConfigDict(hide_input_in_errors=True)
 
     bucket: str = Field(title="Bucket", description="The bucket's name.")

@@ -22,7 +22,7 @@ from botocore.exceptions import ConnectionError as NoConnectionError
 from botocore.handlers import add_expect_header
 from botocore.parsers import ResponseParserError
 from prefect.blocks.core import Block
-from pydantic import ConfigDict, Field, SecretStr
+from pydantic import ConfigDict, Field, HttpUrl, SecretStr
 
 from blocks.cleaning import cleaned
 from blocks.errors import Conflict, Refused, SkyferryError, Unavailable, Unsupported
@@ -108,6 +108,7 @@ class S3Store(Block):
 
     _block_type_name = "S3 Store"
     _block_type_slug = "s3-store"
+    _documentation_url = HttpUrl("https://docs.aws.amazon.com/AmazonS3/latest/userguide/")
     model_config = ConfigDict(hide_input_in_errors=True)
 
     bucket: str = Field(title="Bucket", description="The bucket's name.")

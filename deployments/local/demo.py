@@ -120,14 +120,14 @@ class Demo:
             ]
         return self._report(tuple(steps), json.loads(users.report.read_text()))
 
-    def _step(self, name: str, flow: str, plan: dict[str, Any], users: Users) -> Step:
+    def _step(self, name: str, flow: str, parameters: dict[str, Any], users: Users) -> Step:
         """Run a deployment as a person would, and tell its stages as the ledger notes them."""
         self.say(f"[bold]{name}[/bold]")
         begun, before, told = time.monotonic(), users.noticed(), len(self._stages())
         with subprocess.Popen(
             [
                 *(sys.executable, "-m", "prefect", "deployment", "run", f"{flow}/{SERVICE}"),
-                *("--param", f"plan={json.dumps(plan)}", "--watch"),
+                *("--params", json.dumps(parameters), "--watch"),
             ],
             env={**os.environ, **self.stack.client_env},
             stdin=subprocess.DEVNULL,
@@ -212,6 +212,6 @@ def _release(revision: str, context_tokens: int = WINDOW_TOKENS) -> dict[str, An
         "stages_percent": STAGES_PERCENT,
         "stage_seconds": 5,
         "stage_deadline_seconds": 300,
-        "keep_warm_seconds": 5,
+        "keep_warm_seconds": 0,  # the next release needs the slot at once
         "ready_timeout_seconds": 120,
     }

@@ -17,7 +17,7 @@ from prefect.client.schemas.filters import (
     WorkQueueFilterName,
 )
 from prefect.client.schemas.objects import StateType
-from prefect.exceptions import ObjectAlreadyExists
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.states import Crashed
 from prefect.workers.process import ProcessWorker
 
@@ -28,6 +28,7 @@ from blocks.local.processes import MARK, marked
 from blocks.service import Service
 from deployments.local.settings import SERVICE, Home, StackSettings
 from deployments.local.stack import POOL, Stack, prefect_file
+from flows.runtime.limits import AT_ONCE
 
 DOCUMENT = "local"
 ACTING = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING, StateType.PAUSED]
@@ -35,7 +36,7 @@ ACTING = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING, StateType.
 
 
 def register(home: Home, settings: StackSettings) -> None:
-    """Blocks for this stack, written over those of an earlier `up`, and the work pool."""
+    """Blocks for this stack, written over those of an earlier `up`, limits, and the work pool."""
     store = settings.seaweed(home).store
     hub = HuggingFaceHub(endpoint=settings.hub_url)
     gateway = HAProxyGateway(admin_socket=home.gateway / "admin.sock")
@@ -66,6 +67,11 @@ def register(home: Home, settings: StackSettings) -> None:
     ).save(SERVICE, overwrite=True)
     template = _job_template(home)
     with get_client(sync_client=True) as client:
+        for tag, at_once in AT_ONCE.items():
+            try:
+                client.read_concurrency_limit_by_tag(tag)  # a person may have set another number
+            except ObjectNotFound:
+                client.create_concurrency_limit(tag, at_once)
         try:
             client.create_work_pool(WorkPoolCreate(name=POOL, type="process", base_job_template=template))
         except ObjectAlreadyExists:

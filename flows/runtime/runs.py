@@ -4,11 +4,12 @@ import math
 import time
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 from uuid import UUID
 
 from prefect import get_run_logger, pause_flow_run
 from prefect.client.orchestration import get_client
+from prefect.deployments import run_deployment
 from prefect.exceptions import FlowPauseTimeout, ObjectNotFound, PrefectException
 from prefect.input import RunInput
 from prefect.input.run_input import keyset_from_base_key
@@ -47,6 +48,20 @@ def see_that_it_is_not_late(what: str, late_hours: float) -> None:
     """Refused where this run was planned for an hour that is past by more than that."""
     if words := why_too_late(what, planned_for(), datetime.now(UTC), timedelta(hours=late_hours)):
         raise Refused(words)
+
+
+def run_later(name: str | UUID, parameters: dict[str, Any], at: datetime, *, key: str) -> str:
+    """Have a run of that deployment begin then, one for each `key`; why it will not, in words, or nothing.
+
+    A deployment goes by its id, or by its flow's name and its own: retire-release/chat.
+    """
+    try:
+        run_deployment(name, parameters=parameters, scheduled_time=at, timeout=0, idempotency_key=key, as_subflow=False)
+    except ObjectNotFound:
+        return f"Prefect knows no deployment {name}; run `prefect deploy --all`"
+    except Exception as error:  # noqa: BLE001 - what Prefect's client raises of a server that is away has no name
+        return f"Prefect did not take a run of {name}: {type(error).__name__}: {error}"
+    return ""
 
 
 class Unanswered(SkyferryError):

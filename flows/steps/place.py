@@ -20,8 +20,10 @@ from flows.boards.placement import offers_table, placement_board, plan_board
 from flows.policy.placement.attempts import Attempt, Attempts, note
 from flows.policy.placement.causes import CELLS_WITH_ONE_CAUSE, is_one_cause
 from flows.policy.placement.plan import Placement, PlacementRules, check_caps, plan_placement
+from flows.policy.releases.events import fleet_scaled
 from flows.policy.releases.ledger import Release, mirror_prefix, note_start, replica_orders
 from flows.policy.sizing.sizing import Fit, Need, fit
+from flows.runtime.events import emit
 from flows.steps.drain import put_in_slot
 from flows.steps.undo import traffic_to_live
 from flows.tasks.fleet import Started, list_replicas, start_replica
@@ -167,6 +169,13 @@ def start_replicas(
     if error is not None:
         raise error
     return started
+
+
+def tell_what_started(service: Service, started: Sequence[Started]) -> None:
+    """As an event; nothing where all of them were running before."""
+    new = [one.replica for one in started if not one.was_running]
+    if new:
+        emit(fleet_scaled(read_record(service.store, service.name), service.name, started=new))
 
 
 def clear_slot(service: Service, release: Release) -> None:

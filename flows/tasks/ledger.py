@@ -10,7 +10,9 @@ from pydantic import BaseModel, ValidationError
 
 from blocks.errors import Conflict, Unavailable
 from blocks.ports.store import ConditionalStore, VersionedObject
-from flows.policy.releases.ledger import ServiceRecord, ledger_key
+from flows.policy.releases.events import events_of_last_step
+from flows.policy.releases.ledger import ServiceRecord, counted, ledger_key
+from flows.runtime.events import emit
 from flows.runtime.retries import retried_task
 
 D = TypeVar("D", bound=BaseModel)
@@ -63,4 +65,7 @@ def _name_of_step() -> str:
 
 @retried_task(task_run_name=_name_of_step)
 def update_ledger(records: ConditionalStore, service: str, step: partial[ServiceRecord]) -> ServiceRecord:
-    return step_on(records, ledger_key(service), ServiceRecord, step)
+    """Take the step, and tell what it did to releases; also where it was taken before and its answer was lost."""
+    record = step_on(records, ledger_key(service), ServiceRecord, lambda before: counted(before, step(before)))
+    emit(*events_of_last_step(record))
+    return record

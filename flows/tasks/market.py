@@ -6,6 +6,7 @@ from functools import partial
 from blocks.ports.market import Market, Offer, Stock
 from blocks.ports.store import ConditionalStore
 from flows.policy.placement.attempts import ATTEMPTS_KEY, Attempt, Attempts, note
+from flows.runtime.limits import STOCK
 from flows.runtime.retries import retried_task
 from flows.tasks.ledger import document_of, step_on
 
@@ -15,7 +16,7 @@ def list_offers(market: Market, cells: Sequence[str], accelerators: Sequence[str
     return market.offers(cells, accelerators)
 
 
-@retried_task(task_run_name="ask-what-is-in-stock")
+@retried_task(task_run_name="ask-what-is-in-stock", tags=[STOCK])
 def ask_for_stock(market: Market, offers: Sequence[Offer]) -> tuple[Stock, ...]:
     return market.stock(offers)
 

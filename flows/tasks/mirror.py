@@ -24,7 +24,9 @@ from flows.policy.mirrors.weights import code_named_in, may_name_code
 from flows.policy.releases.ledger import LEDGERS, ServiceRecord
 from flows.policy.sizing import gguf, mistral
 from flows.policy.sizing.sizing import Need, size_gguf, size_model
-from flows.runtime.retries import retried_task
+from flows.runtime.assets import assets_at
+from flows.runtime.limits import HUB
+from flows.runtime.retries import making, retried_task
 from flows.tasks.ledger import document_of
 from flows.transfer.read_back import read_back
 from flows.transfer.transfer import Transfer
@@ -32,7 +34,7 @@ from flows.transfer.transfer import Transfer
 MANIFESTS_AT_ONCE = 8
 
 
-@retried_task(task_run_name="look-up-{repo}")
+@retried_task(task_run_name="look-up-{repo}", tags=[HUB])
 def look_up(hub: Hub, repo: str, revision: str) -> Model:
     return hub.look_up(repo, revision)
 
@@ -133,7 +135,7 @@ def _whole(repo: str, path: str, size_bytes: int, read: Callable[[str], Iterator
     return body
 
 
-@retried_task(task_run_name="choose-files-of-{model.repo}")
+@retried_task(task_run_name="choose-files-of-{model.repo}", tags=[HUB])
 def choose_files(
     hub: Hub,
     model: Model,
@@ -269,10 +271,19 @@ def _manifests(store: Store, keys: Iterable[str]) -> tuple[dict[str, Manifest], 
 
 
 # The transfer tries each part again itself: a second round of the same tries would only be late.
-@task(task_run_name="copy-{file.path}", cache_policy=NO_CACHE)
+@task(task_run_name="copy-{file.path}", cache_policy=NO_CACHE, tags=[HUB])
 def copy_file(transfer: Transfer, file: ModelFile) -> MirroredFile | None:
     """An object exists only if size and hashes are what the hub says; None where it has been there before."""
     return transfer.copy(file)
+
+
+def publish_mirror(store: Store, prefix: str, manifest: Manifest) -> Manifest:
+    """Write the manifest, and have Prefect know the mirror by its address, made of the model at its hub."""
+    url, size_bytes = store.url_of(prefix).rstrip("/"), sum(file.size_bytes for file in manifest.files)
+    words = f"{manifest.repo} at {manifest.commit}: {len(manifest.files)} files, {size_bytes / 1e9:.3f} GB"
+    mirror = assets_at(url, name=f"{manifest.repo} at {manifest.commit[:8]}", description=words)
+    model = assets_at(f"{manifest.source.rstrip('/')}/{manifest.repo}", name=manifest.repo, description="At its hub.")
+    return making(mirror, model, write_manifest)(store, prefix, manifest)
 
 
 @retried_task(task_run_name="write-manifest")

@@ -28,7 +28,6 @@ from blocks.ports.engine import Engine
 from blocks.ports.gateway import Outcome, Reading, Server, Slot, Split
 from blocks.service import Service
 from flows.boards.artifacts import wait_until_shown
-from flows.plans import ReleasePlan
 from flows.policy.releases.installation import INSTALLATION_KEY, Installation
 from flows.policy.releases.ledger import Release, ServiceRecord, ledger_key
 from flows.release import release_model
@@ -216,7 +215,7 @@ def new_world() -> World:
     users = Users()
     users.see("blue", GOOD)
     users.see("green", GOOD)
-    hub, store, fleet = FakeHub(MODELS), FakeStore(), FakeCloud(listed=[OFFER], installation=INSTALLATION.id)
+    hub, store, fleet = FakeHub({**MODELS}), FakeStore(), FakeCloud(listed=[OFFER], installation=INSTALLATION.id)
     store.put(INSTALLATION_KEY, INSTALLATION.model_dump_json().encode(), replacing=None)
     gateway, engine = GatewayWithUsers("chat", users), FakeEngine(fleet)
     # The fields are typed as the real blocks, for the form in the UI; fakes come in unvalidated.
@@ -257,7 +256,7 @@ def world() -> Iterator[World]:
 @pytest.fixture(scope="session")
 def world_after_a_release(prefect_api: None) -> World:  # noqa: ARG001 - the flow runs there
     with new_world().in_use() as world:
-        release_model(ReleasePlan(service="chat", repo=REPO, revision="v1", stages_percent=(100,), stage_seconds=0))
+        release_model(service="chat", repo=REPO, revision="v1", stages_percent=(100,), stage_seconds=0)
     return world
 
 

@@ -17,17 +17,6 @@ from flows.boards.artifacts import KEY_CHARACTERS, Artifact, artifact_key, show,
 from flows.boards.shown import Page, Progress, Table
 from flows.collect import collect_mirrors
 from flows.mirror import mirror_model
-from flows.plans import (
-    CollectPlan,
-    MirrorPlan,
-    ProvisionPlan,
-    ReapPlan,
-    ReconcilePlan,
-    ReleasePlan,
-    ScaleDownPlan,
-    ScaleUpPlan,
-    VerifyPlan,
-)
 from flows.provision import provision_fleet
 from flows.reap import reap_orphans
 from flows.reconcile import reconcile
@@ -78,22 +67,20 @@ def known(key: str) -> list[Known]:
 
 def release(world: World, revision: str, **settings: object) -> None:
     del world
-    plan = {"service": "chat", "repo": REPO, "revision": revision, "stages_percent": (50, 100), "stage_seconds": 0}
-    release_model(ReleasePlan.model_validate({**plan, **settings}))
+    wanted: dict[str, Any] = {"service": "chat", "repo": REPO, "revision": revision, **settings}
+    release_model(**{"stages_percent": (50, 100), "stage_seconds": 0, **wanted})
 
 
 FLOWS: Mapping[str, Callable[[World], object]] = {
     "release-model": lambda world: release(world, "v2"),
-    "mirror-model": lambda _: mirror_model(MirrorPlan(service="chat", repo=REPO, revision="v3")),
-    "provision-fleet": lambda _: provision_fleet(
-        ProvisionPlan(service="chat", repo=REPO, revision="v3", plan_only=True)
-    ),
-    "scale-down": lambda _: scale_down(ScaleDownPlan(service="chat", replicas=1)),
-    "scale-up": lambda _: scale_up(ScaleUpPlan(service="chat")),
-    "verify-mirror": lambda _: verify_mirror(VerifyPlan(service="chat", repo=REPO)),
-    "collect-mirrors": lambda _: collect_mirrors(CollectPlan(service="chat")),
-    "reap-orphans": lambda _: reap_orphans(ReapPlan(service="chat")),
-    "reconcile": lambda _: reconcile(ReconcilePlan(service="chat")),
+    "mirror-model": lambda _: mirror_model(service="chat", repo=REPO, revision="v3"),
+    "provision-fleet": lambda _: provision_fleet(service="chat", repo=REPO, revision="v3", plan_only=True),
+    "scale-down": lambda _: scale_down(service="chat", replicas=1),
+    "scale-up": lambda _: scale_up(service="chat"),
+    "verify-mirror": lambda _: verify_mirror(service="chat", repo=REPO),
+    "collect-mirrors": lambda _: collect_mirrors(service="chat"),
+    "reap-orphans": lambda _: reap_orphans(service="chat"),
+    "reconcile": lambda _: reconcile(service="chat"),
 }
 SHOWS_NOTHING = {"reconcile"}
 """Where nothing is missing."""

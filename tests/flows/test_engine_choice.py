@@ -17,7 +17,6 @@ from blocks.service import Service
 from blocks.stores.kept import ENGINES, read_kept
 from blocks.stores.s3 import S3Store
 from flows.boards.release import release_report
-from flows.plans import ProvisionPlan, ScaleUpPlan
 from flows.policy.placement.plan import Placement
 from flows.policy.releases.differences import differences
 from flows.policy.releases.ledger import ServiceRecord, ledger_key, release_id
@@ -43,7 +42,7 @@ def test_further_stores_keep_it_too(live: World) -> None:
     third.refuses_writes = True
     live.service.further_stores = [second, third]  # pyright: ignore[reportAttributeAccessIssue] - fakes
     live.fleet.task = "run: another engine"
-    build = release_model(plan("v1")).engine.build
+    build = release_model(**plan("v1")).engine.build
     assert build is not None
     assert read_kept(second, build.task, what="it") == b"run: another engine"
 
@@ -53,7 +52,7 @@ def test_another_engine_is_another_release(live: World) -> None:
     live.service.engine = Engine.model_construct(
         name="fake", version="1", flags={"a": 1, "b": 2}, environment={"A": "1"}, task=""
     )
-    second = release_model(plan("v1", engine_version="2", engine_flags={"b": 3}, engine_environment={"B": "2"}))
+    second = release_model(**plan("v1", engine_version="2", engine_flags={"b": 3}, engine_environment={"B": "2"}))
     assert [stage.share_percent for stage in second.stages] == [10, 100]
     report = release_report(second, live.service.endpoint, live.record.release(live.first.id))
     assert "not set → 3" in report.markdown
@@ -64,7 +63,9 @@ def test_another_engine_is_another_release(live: World) -> None:
         flags=(("a", "1"), ("b", "3")),
         environment=(("A", "1"), ("B", "2")),
     )
-    assert release_model(plan("v1", engine_version="2", engine_flags={"b": 3}, engine_environment={"B": "2"})) == second
+    assert (
+        release_model(**plan("v1", engine_version="2", engine_flags={"b": 3}, engine_environment={"B": "2"})) == second
+    )
 
 
 def test_an_edited_block_changes_nothing_that_runs(live: World) -> None:
@@ -73,7 +74,7 @@ def test_an_edited_block_changes_nothing_that_runs(live: World) -> None:
     live.fleet.task = "run: another engine"
     live.service.engine = Engine.model_construct(name="fake", version="9", flags={}, environment={}, task="")
     live.fleet.kill(live.fleet.replicas("chat")[0].name)
-    scale_up(ScaleUpPlan(service="chat"))
+    scale_up(service="chat")
     assert live.fleet.orders[-1].engine == first.engine
 
 
@@ -81,7 +82,7 @@ def test_an_edited_block_is_a_release_once_somebody_releases(live: World) -> Non
     """Of the same model: it rises by all its stages, and the ledger says what is new."""
     first = live.first
     live.fleet.task = "run: another engine"
-    second = release_model(plan("v1"))
+    second = release_model(**plan("v1"))
     assert [stage.share_percent for stage in second.stages] == [10, 100]
     (task,) = differences(first, second)
     assert task.startswith("task: ")
@@ -90,7 +91,7 @@ def test_an_edited_block_is_a_release_once_somebody_releases(live: World) -> Non
 def test_a_block_that_is_edited_while_a_release_goes_on_is_the_next_ones(live: World) -> None:
     """The run that has opened it ends with the engine that it began with."""
     live.fleet.on_resolve = lambda: setattr(live.fleet, "task", "run: another engine")
-    second = release_model(plan("v2"))
+    second = release_model(**plan("v2"))
     assert second.engine.build == live.first.engine.build
 
 
@@ -116,10 +117,10 @@ def unrecorded(live: World) -> str:
 def test_a_release_of_0_1_stays_live_when_it_is_released_again(live: World, caplog: pytest.LogCaptureFixture) -> None:
     """No surprise: nothing is started, and what has to be started later is said to be the block's."""
     old = unrecorded(live)
-    assert release_model(plan("v1")).id == old
+    assert release_model(**plan("v1")).id == old
     assert live.record.in_progress is None
     live.fleet.kill(live.fleet.replicas("chat")[0].name)
-    scale_up(ScaleUpPlan(service="chat"))
+    scale_up(service="chat")
     assert live.fleet.orders[-1].engine.build is None
     assert "from a time when releases recorded no engine" in caplog.text
 
@@ -127,7 +128,7 @@ def test_a_release_of_0_1_stays_live_when_it_is_released_again(live: World, capl
 def test_whoever_chooses_an_engine_leaves_0_1_behind(live: World) -> None:
     """With a block, or for one release: it is recorded from then on."""
     old = unrecorded(live)
-    second = release_model(plan("v1", engine_flags={"a": 1}))
+    second = release_model(**plan("v1", engine_flags={"a": 1}))
     assert second.id != old
     assert isinstance(second.engine.build, EngineBuild)
 
@@ -141,9 +142,9 @@ def test_a_fleet_that_cannot_have_the_engine_is_heard_before_anything_is_spent(l
     live.fleet.on_resolve = refuse
     keys = {*live.store.objects}
     with pytest.raises(Refused, match="Skyferry's to set"):
-        release_model(plan("v2", engine_flags={"host": "x"}))
+        release_model(**plan("v2", engine_flags={"host": "x"}))
     with pytest.raises(Refused, match="Skyferry's to set"):
-        provision_fleet(ProvisionPlan(service="chat", repo=REPO, revision="v2", plan_only=True))
+        provision_fleet(service="chat", repo=REPO, revision="v2", plan_only=True)
     assert {key for key in {*live.store.objects} - keys if key.startswith(("models/", ENGINES))} == set()
     assert live.record.in_progress is None
 
@@ -152,9 +153,7 @@ def test_a_plan_alone_keeps_nothing(live: World) -> None:
     """Of the engine either."""
     live.fleet.task = "run: another engine"
     before = {*live.store.objects}
-    assert isinstance(
-        provision_fleet(ProvisionPlan(service="chat", repo=REPO, revision="v2", plan_only=True)), Placement
-    )
+    assert isinstance(provision_fleet(service="chat", repo=REPO, revision="v2", plan_only=True), Placement)
     assert {*live.store.objects} == before
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 from uuid import uuid4
 
 import httpx
@@ -19,7 +19,6 @@ from blocks.errors import SkyferryError
 from blocks.local.fleet import LocalFleet
 from blocks.local.processes import Daemon, end, marked
 from blocks.stores.s3 import S3Store
-from flows.plans import ReleasePlan, ScaleUpPlan
 from flows.policy.releases.differences import differences
 from flows.policy.releases.ledger import Release, ServiceRecord, ledger_key
 from flows.release import release_model
@@ -106,12 +105,12 @@ class Live:
         assert process is not None
         process.kill()
         process.wait()
-        scale_up(ScaleUpPlan(service="chat"))
+        scale_up(service="chat")
         return self.commands()[lost.name]
 
 
-def plan(revision: str = "v1", **others: object) -> ReleasePlan:
-    return ReleasePlan.model_validate(
+def plan(revision: str = "v1", **others: object) -> dict[str, Any]:
+    return (
         {"service": "chat", "repo": REPO, "revision": revision, "context_tokens": 1024, "parallel_requests": 2}
         | {"stages_percent": (50, 100), "stage_seconds": 0, "stage_deadline_seconds": 90, "keep_warm_seconds": 0}
         | others
@@ -152,7 +151,7 @@ def live(
         service._engine = OpenAIEngine(key_of=fleet.key_of)
         stack.enter_context(serving(service))
         stack.enter_context(sleeping_with(lambda seconds: time.sleep(seconds / 5)))
-        release_model(plan())
+        release_model(**plan())
         yield Live(service, fleet, gateway)
         end([*marked(directory)], grace_seconds=1)
 
@@ -161,7 +160,7 @@ def test_a_harmless_flag_is_promoted_by_all_stages(live: Live) -> None:
     """The same model with another engine is a release; that engine is started later, whatever the block says."""
     before = live.live
     with live.users():
-        release = release_model(plan(engine_flags={"cache-ram": 64}))
+        release = release_model(**plan(engine_flags={"cache-ram": 64}))
     assert release.id != before.id
     assert [stage.verdict for stage in release.stages] == ["promote", "promote"]
     assert differences(before, release) == ("flag --cache-ram: not set → 64",)
@@ -175,7 +174,7 @@ def test_a_flag_that_makes_it_slow_is_rolled_back(live: Live) -> None:
     before, stable = live.live, live.commands()
     live.service.engine = None
     with live.users(), pytest.raises(SkyferryError, match=r"rolled back at 50 %"):
-        release_model(plan(engine_flags=SLOW))
+        release_model(**plan(engine_flags=SLOW))
     refused = live.record.releases[-1]
     assert refused.engine.build is not None
     assert dict(refused.engine.build.flags) == {"ubatch-size": "1"}
@@ -194,7 +193,7 @@ def test_an_engine_that_does_not_start_is_refused_with_its_last_words(live: Live
     live.service.engine = None
     broken = {"cache-type-v": "q8_0", "flash-attn": "off"}
     with live.users(), pytest.raises(SkyferryError, match=r"(?s)its last words:.*llama\.cpp did not start"):
-        release_model(plan(engine_flags=broken))
+        release_model(**plan(engine_flags=broken))
     assert live.live == before
     assert live.record.releases[-1].state == "rolled back"
     live.service.engine = Engine(name="llama.cpp", flags=broken)

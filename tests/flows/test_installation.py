@@ -8,7 +8,6 @@ import pytest
 from blocks.errors import Refused
 from blocks.ports.fleet import Replica
 from blocks.ports.gateway import Split
-from flows.plans import ProvisionPlan, ReapPlan, ReconcilePlan, ReleasePlan, RollBackPlan, ScaleDownPlan
 from flows.policy.releases.installation import INSTALLATION_KEY, Installation
 from flows.policy.releases.ledger import ledger_key
 from flows.provision import provision_fleet
@@ -23,8 +22,10 @@ from tests.flows.test_steps import provision
 
 
 def release(revision: str = "v1") -> str:
-    plan = ReleasePlan(service="chat", repo=REPO, revision=revision, stages_percent=(100,), stage_seconds=0)
-    return release_model(plan.model_copy(update={"keep_warm_seconds": 0})).id
+    stages = (100,)
+    return release_model(
+        service="chat", repo=REPO, revision=revision, stages_percent=stages, stage_seconds=0, keep_warm_seconds=0
+    ).id
 
 
 def beside(world: World) -> World:
@@ -51,9 +52,9 @@ def test_one_that_is_scaled_to_zero_and_reaped_takes_nothing_from_the_other(live
         own = replace(staging.fleet, installation=id_of(staging))
         assert len(own.replicas("chat")) == 2
         assert not {*own.replicas("chat")} & {*production}
-        scale_down(ScaleDownPlan(service="chat", replicas=0, to_zero=True))
+        scale_down(service="chat", replicas=0, to_zero=True)
         assert own.replicas("chat") == ()
-        assert reap_orphans(ReapPlan(service="chat", dry_run=False, grace_seconds=0)).replicas == ()
+        assert reap_orphans(service="chat", dry_run=False, grace_seconds=0).replicas == ()
     assert live.fleet.replicas("chat") == production
 
 
@@ -61,7 +62,7 @@ def test_orphans_of_one_are_no_orphans_of_the_other(live: World) -> None:
     """Production's replicas are unknown to staging's ledger, and none of its business."""
     staging = beside(live)
     with staging.in_use():
-        assert reap_orphans(ReapPlan(service="chat", dry_run=False, grace_seconds=0)).replicas == ()
+        assert reap_orphans(service="chat", dry_run=False, grace_seconds=0).replicas == ()
     assert len(live.fleet.replicas("chat")) == 2
 
 
@@ -84,7 +85,7 @@ def test_a_lost_id_is_the_one_that_the_ledger_remembers(live: World, body: bytes
     if body is not None:
         live.store.objects[INSTALLATION_KEY] = body
     running = {**live.fleet.running.data}
-    assert reconcile(ReconcilePlan(service="chat")) == ()
+    assert reconcile(service="chat") == ()
     assert live.fleet.running.data == running
     assert id_of(live) == INSTALLATION.id
     assert open_service("chat").fleet.replicas("chat") == live.fleet.replicas("chat")
@@ -118,7 +119,7 @@ def test_users_are_brought_back_though_a_lost_id_cannot_be_written(live: World) 
     del live.store.objects[INSTALLATION_KEY]
     live.store.refuses_writes = True
     with pytest.raises(Refused):
-        roll_back(RollBackPlan(service="chat", reason="users complain"))
+        roll_back(service="chat", reason="users complain")
     assert live.gateway.split("chat") == Split(0)
 
 
@@ -129,7 +130,7 @@ def test_users_are_brought_back_though_nobody_can_read_whose_the_store_is(live: 
     provision("v2")
     live.gateway.set_split("chat", Split(5000))
     live.store.objects[INSTALLATION_KEY] = body
-    roll_back(RollBackPlan(service="chat", reason="users complain"))
+    roll_back(service="chat", reason="users complain")
     assert live.gateway.split("chat") == Split(0)
     assert {replica.release for replica in live.fleet.replicas("chat")} == {first.id}
     assert live.store.objects[INSTALLATION_KEY] == body
@@ -143,7 +144,7 @@ def test_what_ran_before_there_were_ids_is_still_its_own(live: World) -> None:
     assert id_of(live)
     assert {*open_service("chat").fleet.replicas("chat")} == {*old}
     assert len(live.fleet.orders) == launched + 2
-    scale_down(ScaleDownPlan(service="chat", replicas=1))
+    scale_down(service="chat", replicas=1)
     assert len(live.fleet.running) == 1
 
 
@@ -153,7 +154,7 @@ def test_another_installation_does_not_inherit(live: World) -> None:
     staging = beside(live)
     with staging.in_use():
         release()
-        scale_down(ScaleDownPlan(service="chat", replicas=0, to_zero=True))
+        scale_down(service="chat", replicas=0, to_zero=True)
     assert {*live.fleet.running.data.values()} == {*old}
 
 
@@ -187,5 +188,5 @@ def test_a_gateway_that_serves_for_another_installation_is_refused(live: World) 
     staging = beside(live)
     staging.service.gateway = live.service.gateway
     with staging.in_use(), pytest.raises(Refused, match="another one has: give this one a gateway, or a service name"):
-        provision_fleet(ProvisionPlan(service="chat", repo=REPO, revision="v1"))
+        provision_fleet(service="chat", repo=REPO, revision="v1")
     assert len(live.fleet.running) == 2

@@ -19,7 +19,6 @@ from blocks.ports.engine import Answer
 from blocks.ports.fleet import ModelKind, ReplicaOrder
 from blocks.ports.gateway import WHOLE, Split
 from blocks.stores.s3 import S3Store
-from flows.plans import ReleasePlan
 from flows.policy.releases.installation import INSTALLATION_KEY
 from flows.policy.releases.ledger import Release, ServiceRecord, ledger_key
 from flows.release import release_model
@@ -68,17 +67,15 @@ class Real:
 
     def release(self, kind: ModelKind, revision: str, **others: Any) -> Release:
         return release_model(
-            ReleasePlan(
-                service="chat",
-                revision=revision,
-                kind=kind,
-                context_tokens=512,
-                stages_percent=(50, 100),
-                stage_seconds=0,
-                stage_deadline_seconds=60,
-                keep_warm_seconds=0,
-                **{"repo": REPOS[kind], "parallel_requests": 2, **others},
-            )
+            service="chat",
+            revision=revision,
+            kind=kind,
+            context_tokens=512,
+            stages_percent=(50, 100),
+            stage_seconds=0,
+            stage_deadline_seconds=60,
+            keep_warm_seconds=0,
+            **{"repo": REPOS[kind], "parallel_requests": 2, **others},
         )
 
     def users(self, kind: ModelKind) -> Load:
@@ -155,10 +152,10 @@ def test_the_same_model_with_another_engine_keeps_its_vectors(real: Real) -> Non
 
 def test_the_same_model_that_says_other_vectors_is_rolled_back(world: World) -> None:
     """As by another pooling: it is healthy and quick, and its vectors are not those in the users' index."""
-    plan = ReleasePlan(service="chat", repo=REPO, revision="v1", kind="embedding", stages_percent=(50, 100))
+    wanted: dict[str, Any] = {"service": "chat", "repo": REPO, "revision": "v1", "kind": "embedding"}
+    wanted |= {"stages_percent": (50, 100), "context_tokens": 512, "stage_seconds": 0, "keep_warm_seconds": 0}
     world.hub.models[REPO] = EMBEDDERS  # pyright: ignore[reportIndexIssue] - made for this world
-    plan = plan.model_copy(update={"context_tokens": 512, "stage_seconds": 0, "keep_warm_seconds": 0})
-    release_model(plan)
+    release_model(**wanted)
     of_the_live = {replica.address for replica in world.fleet.replicas("chat")}
 
     def turned(order: ReplicaOrder) -> None:
@@ -171,7 +168,7 @@ def test_the_same_model_that_says_other_vectors_is_rolled_back(world: World) -> 
     with pytest.raises(
         SkyferryError, match=r"its vector of 'Paris' has a cosine of 0\.960 to stable's, of the same model"
     ):
-        release_model(plan.model_copy(update={"parallel_requests": 1}))
+        release_model(**{**wanted, "parallel_requests": 1})
     assert (world.record.releases[-1].state, world.record.releases[-1].stages) == ("rolled back", ())
 
 

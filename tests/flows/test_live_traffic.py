@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,6 @@ from blocks.engines.openai import OpenAIEngine
 from blocks.errors import SkyferryError, Unavailable
 from blocks.ports.gateway import WHOLE, Split
 from blocks.service import GoldenPrompt
-from flows.plans import PromotePlan, ReleasePlan, ScaleDownPlan, ScaleUpPlan
 from flows.policy.releases.ledger import Release
 from flows.promote import promote_canary
 from flows.release import release_model
@@ -82,11 +82,11 @@ def live(world: World, tmp_path: Path) -> Iterator[Live]:
         service.golden_prompts = [GoldenPrompt(prompt="Hello?")] * 60
         # Real traffic takes its time, and between two looks there has to be some.
         stack.enter_context(sleeping_with(lambda seconds: time.sleep(seconds / 5)))
-        release_model(plan("v1"))
+        release_model(**plan("v1"))
         yield Live(world, gateway, replicas)
 
 
-def released(stages: tuple[int, ...], deadline_seconds: float) -> ReleasePlan:
+def released(stages: tuple[int, ...], deadline_seconds: float) -> dict[str, Any]:
     return plan("v2", stages, stage_deadline_seconds=deadline_seconds)
 
 
@@ -94,7 +94,7 @@ def test_a_candidate_that_is_bad_in_one_cell_goes_on_without_it(live: Live) -> N
     """One of its two replicas fails every request: it is drained, and users have the other one in the end."""
     with ThreadPoolExecutor(1) as meanwhile, Load(live.gateway.url()):
         meanwhile.submit(live.once_half_is_given, lambda: live.fail(2))
-        release = release_model(released((50, 100), 60))
+        release = release_model(**released((50, 100), 60))
     assert release.state == "live"
     first = release.stages[0].evidence
     assert first is not None
@@ -108,7 +108,7 @@ def test_a_candidate_that_is_bad_in_one_cell_goes_on_without_it(live: Live) -> N
 def test_where_nobody_calls_probes_are_sent_and_do_not_promote(live: Live) -> None:
     """They reach both releases past the gateway; the stage is held, and rolled back at its deadline in words."""
     with pytest.raises(SkyferryError, match=r"not passed within 4 s: 0 of the 20 requests that this stage needs, and"):
-        release_model(released((50, 100), 4))
+        release_model(**released((50, 100), 4))
     (stage,) = live.candidate.stages
     assert stage.probed is not None
     assert stage.probed.evidence.requests == stage.probed.evidence.stable_requests > 0
@@ -122,7 +122,7 @@ def test_probes_find_a_bad_candidate_that_nobody_calls(live: Live) -> None:
     with ThreadPoolExecutor(1) as meanwhile:
         meanwhile.submit(live.once_half_is_given, lambda: live.fail(2, 3))
         with pytest.raises(SkyferryError, match=reason):
-            release_model(released((50, 100), 20))
+            release_model(**released((50, 100), 20))
 
 
 def test_traffic_that_stops_half_way_is_made_up_for_once(live: Live) -> None:
@@ -130,7 +130,7 @@ def test_traffic_that_stops_half_way_is_made_up_for_once(live: Live) -> None:
     with ThreadPoolExecutor(1) as users:
         asked = users.submit(live.once_half_is_given, lambda: live.ask(100))
         with pytest.raises(SkyferryError, match=r"rolled back at 100 %: not passed within 12 s: 0 of the 20"):
-            release_model(released((50, 100), 12))
+            release_model(**released((50, 100), 12))
         asked.result()
     passed, idle = live.candidate.stages
     assert (passed.verdict, idle.verdict) == ("promote", "roll back")
@@ -153,19 +153,18 @@ def test_a_candidate_answers_in_place_of_a_live_release_that_has_died(live: Live
 
         with ThreadPoolExecutor(1) as meanwhile:
             meanwhile.submit(live.once_half_is_given, die)
-            stages = PromotePlan(service="chat", stages_percent=(50, 100), stage_seconds=0, stage_deadline_seconds=3)
             with pytest.raises(Unavailable, match=told):
-                promote_canary(stages)
+                promote_canary(service="chat", stages_percent=(50, 100), stage_seconds=0, stage_deadline_seconds=3)
         assert (live.gateway.by_socket.split("chat"), live.candidate.state) == (Split(0), "rolled back")
-        scale_down(ScaleDownPlan(service="chat"))
+        scale_down(service="chat")
         left = {(replica.address, "up") for replica in live.replicas[2:]}
         assert left <= live.servers()
         users.goes_on()
         live.world.fleet._ports = iter([one.port, other.port])
-        scale_up(ScaleUpPlan(service="chat"))
+        scale_up(service="chat")
         back = {(replica.address, "up") for replica in (one, other)}
         wait_until("the live release is up", lambda: live.servers() == left | back)
-        scale_down(ScaleDownPlan(service="chat", replicas=2))
+        scale_down(service="chat", replicas=2)
         assert live.servers() == back
         users.goes_on()
     assert {replica.release for replica in live.world.fleet.replicas("chat")} == {stable}
@@ -175,7 +174,7 @@ def test_a_candidate_answers_in_place_of_a_live_release_that_has_died(live: Live
 def test_a_good_release_is_promoted_whatever_its_users_send(live: Live) -> None:
     """Embeddings, pictures, pings, preflights, retries and slow uploads among chats: none of it is the release's."""
     with Crowd(live.gateway.url()) as crowd:
-        release = release_model(released((50, 100), 90))
+        release = release_model(**released((50, 100), 90))
     assert release.state == "live"
     assert [stage.verdict for stage in release.stages] == ["promote", "promote"]
     assert (crowd.of("chat"), crowd.of("ping"), crowd.of("slow upload")) == ({200}, {200}, {200})
@@ -195,7 +194,7 @@ def test_a_bad_release_is_rolled_back_whatever_its_users_send(live: Live, share:
 
         failing = meanwhile.submit(fail_once_given)
         with pytest.raises(SkyferryError, match=rf"rolled back at {share} %"):
-            release_model(released((50, 100), 90))
+            release_model(**released((50, 100), 90))
         failing.result()
         assert live.gateway.by_socket.split("chat") == Split(0)
         crowd.goes_on()

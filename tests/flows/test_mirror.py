@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prefect import flow
@@ -29,7 +30,6 @@ from flows.boards.artifacts import wait_until_shown
 from flows.boards.progress import TransferProgress
 from flows.collect import collect_mirrors
 from flows.mirror import mirror_model
-from flows.plans import CollectPlan, MirrorPlan, ReapPlan, VerifyPlan
 from flows.policy.releases.installation import INSTALLATION_KEY
 from flows.policy.releases.ledger import Release, ServiceRecord, ledger_key, mirror_prefix
 from flows.reap import reap_orphans
@@ -42,9 +42,8 @@ from tests.flows.conftest import REPO, World
 MANIFEST = "skyferry-manifest.json"
 
 
-def mirror(revision: str = "v1", **settings: object) -> str:
-    plan = MirrorPlan.model_validate({"service": "chat", "repo": REPO, "revision": revision, **settings})
-    manifest = mirror_model(plan)
+def mirror(revision: str = "v1", **settings: Any) -> str:
+    manifest = mirror_model(service="chat", repo=REPO, revision=revision, **settings)
     return mirror_prefix(manifest.repo, manifest.commit)
 
 
@@ -121,17 +120,17 @@ def test_a_mirror_is_made_larger(world: World) -> None:
     before = dict(world.store.objects)
     mirror(allow=("*.md",))
     assert world.store.objects == before
-    verify_mirror(VerifyPlan(service="chat", repo=REPO))
+    verify_mirror(service="chat", repo=REPO)
 
 
 def test_a_mirror_is_verified_in_every_store(world: World, further: FakeStore) -> None:
     """From the manifest alone: the hub is not asked."""
     mirror()
     world.hub.models = {}
-    assert len(verify_mirror(VerifyPlan(service="chat", repo=REPO))) == 4
+    assert len(verify_mirror(service="chat", repo=REPO)) == 4
     further.corrupt(next(key for key in further.objects if key.endswith("gguf")))
     with pytest.raises(Refused, match=r"1 of 4 files.*further/.*model\.gguf"):
-        verify_mirror(VerifyPlan(service="chat", repo=REPO))
+        verify_mirror(service="chat", repo=REPO)
 
 
 def test_a_file_that_is_gone_is_found_missing(world: World) -> None:
@@ -139,14 +138,14 @@ def test_a_file_that_is_gone_is_found_missing(world: World) -> None:
     prefix = mirror()
     del world.store.objects[f"{prefix}model.gguf"]
     with pytest.raises(Refused, match=r"there is no .*model\.gguf"):
-        verify_mirror(VerifyPlan(service="chat", repo=REPO))
+        verify_mirror(service="chat", repo=REPO)
 
 
 @pytest.mark.usefixtures("world")
 def test_what_was_never_mirrored_is_refused() -> None:
     """Nothing to read is no success."""
     with pytest.raises(Refused, match="mirror it first"):
-        verify_mirror(VerifyPlan(service="chat", repo="maker/other"))
+        verify_mirror(service="chat", repo="maker/other")
 
 
 @pytest.mark.parametrize("error", [SkyferryError, Refused], ids=["after every try", "at once"])
@@ -167,7 +166,7 @@ def test_verifying_goes_on_after_a_rotten_object(world: World, further: FakeStor
     further.objects[f"{prefix}README.md"] += b"and more"
     del further.objects[rotten]
     with pytest.raises(Refused) as refusal:
-        verify_mirror(VerifyPlan(service="chat", repo=REPO))
+        verify_mirror(service="chat", repo=REPO)
     said = str(refusal.value)
     assert "2 of 4 files are not what was mirrored" in said
     assert re.search(rf"s3://further/{prefix}README\.md: more than \d+ bytes", said)
@@ -175,7 +174,7 @@ def test_verifying_goes_on_after_a_rotten_object(world: World, further: FakeStor
     assert f"1 of 4 files could not be read: s3://fake/{rotten}: the disk cannot read that sector" in said
     further.objects = dict(world.store.objects)
     with pytest.raises(Unavailable, match="1 of 4 files could not be read") as unread:
-        verify_mirror(VerifyPlan(service="chat", repo=REPO))
+        verify_mirror(service="chat", repo=REPO)
     assert "delete" not in str(unread.value)
 
 
@@ -186,7 +185,7 @@ def test_verifying_goes_on_where_one_store_has_no_mirror(world: World, further: 
     for body, words in ((None, "there is none: mirror it first"), (b"", "is no manifest")):
         further.objects = {} if body is None else {**further.objects, prefix + MANIFEST: body}
         with pytest.raises(Refused, match=rf"2 of 3 files.*{words}") as refusal:
-            verify_mirror(VerifyPlan(service="chat", repo=REPO))
+            verify_mirror(service="chat", repo=REPO)
         assert f"s3://fake/{prefix}model.gguf" in str(refusal.value)
 
 
@@ -197,8 +196,8 @@ def test_a_manifest_that_is_none_harms_no_other_mirror(world: World, body: bytes
     stranger = f"models/other/model/{'0' * 40}/{where}{MANIFEST}"
     world.store.objects[stranger] = body
     mirror()
-    assert len(verify_mirror(VerifyPlan(service="chat", repo=REPO))) == 2
-    verdicts = collect_mirrors(CollectPlan(service="chat", dry_run=False, keep_newest=1))
+    assert len(verify_mirror(service="chat", repo=REPO)) == 2
+    verdicts = collect_mirrors(service="chat", dry_run=False, keep_newest=1)
     assert {verdict.mirror.repo: verdict.delete for verdict in verdicts} == {"other/model": False, REPO: False}
     assert world.store.objects[stranger] == body
 
@@ -286,9 +285,9 @@ def test_garbage_is_shown_and_then_collected(world: World, further: FakeStore) -
     ledger = ServiceRecord(releases=(release,)).model_dump_json().encode()
     world.store.put(ledger_key("chat"), ledger, replacing=None)
     before = dict(world.store.objects)
-    collect_mirrors(CollectPlan(service="chat", keep_newest=1))
+    collect_mirrors(service="chat", keep_newest=1)
     assert world.store.objects == before
-    collect_mirrors(CollectPlan(service="chat", keep_newest=1, dry_run=False))
+    collect_mirrors(service="chat", keep_newest=1, dry_run=False)
     for store in (world.store, further):
         assert {prefix for prefix in prefixes if prefix + MANIFEST in store.objects} == {prefixes[0], prefixes[2]}
         assert not [key for key in store.objects if key.startswith(prefixes[1])]
@@ -299,18 +298,18 @@ def test_the_reaper_aborts_orphaned_uploads_too(world: World, further: FakeStore
     old = [store.begin("models/a/b/c/weights") for store in (world.store, further)]
     young = MultipartUpload("models/a/b/c/more", "young", time.time())
     further.uploads[young] = {}
-    assert reap_orphans(ReapPlan(service="chat")).uploads == tuple(old)
+    assert reap_orphans(service="chat").uploads == tuple(old)
     assert len(world.store.uploads) == 1
-    reap_orphans(ReapPlan(service="chat", dry_run=False))
+    reap_orphans(service="chat", dry_run=False)
     assert (world.store.unfinished(""), further.unfinished("")) == ((), (young,))
 
 
 def test_orphaned_uploads_are_aborted(world: World) -> None:
     """An upload that began long ago is nobody's any more."""
     world.store.begin("models/a/b/c/weights")
-    collect_mirrors(CollectPlan(service="chat"))
+    collect_mirrors(service="chat")
     assert len(world.store.uploads) == 1
-    collect_mirrors(CollectPlan(service="chat", dry_run=False))
+    collect_mirrors(service="chat", dry_run=False)
     assert world.store.uploads == {}
 
 

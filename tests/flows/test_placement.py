@@ -10,9 +10,8 @@ from blocks.errors import Refused, SkyferryError, Unexplained
 from blocks.ports.fleet import Replica, ReplicaOrder
 from blocks.ports.market import Offer, Stock
 from flows.mirror import mirror_model
-from flows.plans import MirrorPlan, ProvisionPlan, ReapPlan, ReleasePlan, ScaleDownPlan, ScaleUpPlan
 from flows.policy.placement.attempts import ATTEMPTS_KEY, Attempts
-from flows.policy.placement.plan import Placement, PlacementRules
+from flows.policy.placement.plan import Placement
 from flows.policy.releases.installation import INSTALLATION_KEY
 from flows.policy.releases.ledger import Release
 from flows.provision import provision_fleet
@@ -33,20 +32,20 @@ def two_cells(world: World) -> None:
     world.fleet.listed = [ALPHA, BETA]
 
 
-def plan(*, plan_only: bool = False, ready_timeout_seconds: float = 60, **rules: Any) -> ProvisionPlan:
-    return ProvisionPlan(
+def plan(*, plan_only: bool = False, ready_timeout_seconds: float = 60, **rules: Any) -> dict[str, Any]:
+    return dict(
         service="chat",
         repo=REPO,
         revision="v1",
         plan_only=plan_only,
         ready_timeout_seconds=ready_timeout_seconds,
-        placement=PlacementRules.model_validate(rules),
+        **rules,
     )
 
 
 def provision(*, ready_timeout_seconds: float = 60, **rules: Any) -> None:
-    mirror_model(MirrorPlan(service="chat", repo=REPO, revision="v1"))
-    provision_fleet(plan(ready_timeout_seconds=ready_timeout_seconds, **rules))
+    mirror_model(service="chat", repo=REPO, revision="v1")
+    provision_fleet(**plan(ready_timeout_seconds=ready_timeout_seconds, **rules))
 
 
 def cells(world: World) -> list[str]:
@@ -109,7 +108,7 @@ def test_a_fleet_that_spells_its_addresses_in_another_way(world: World) -> None:
         ("[2001:db8::7]:9000", "up"),
         ("[2001:db8::7]:9001", "up"),
     ]
-    assert len(scale_down(ScaleDownPlan(service="chat"))) == 1
+    assert len(scale_down(service="chat")) == 1
     assert len(world.gateway.servers("chat")) == 1
 
 
@@ -125,7 +124,7 @@ def test_where_every_cell_says_no_nothing_is_left(world: World) -> None:
 def test_a_cap_below_the_cheapest_offer_is_refused_before_anything_starts(world: World) -> None:
     """The message has the cap and what it would take; nothing is launched or written to the ledger."""
     with pytest.raises(Refused, match=r"1\.00.*1\.40|1\.40.*1\.00"):
-        provision_fleet(plan(max_dollars_per_hour=1.0))
+        provision_fleet(**plan(max_dollars_per_hour=1.0))
     assert not world.fleet.orders
     assert not world.record.releases
 
@@ -141,9 +140,7 @@ def test_the_service_pays_for_both_releases(world: World) -> None:
 
 def release(revision: str) -> Release:
     return release_model(
-        ReleasePlan(
-            service="chat", repo=REPO, revision=revision, stages_percent=(100,), stage_seconds=0, keep_warm_seconds=0
-        )
+        service="chat", repo=REPO, revision=revision, stages_percent=(100,), stage_seconds=0, keep_warm_seconds=0
     )
 
 
@@ -151,7 +148,7 @@ def test_only_a_plan_starts_nothing(world: World) -> None:
     """It needs neither a mirror nor a cell that would have us, and writes nothing."""
     no = Stock("refused", 0, 1, "no credentials")
     world.fleet.stocked.update({ALPHA: no, BETA: no})
-    placement = provision_fleet(plan(plan_only=True))
+    placement = provision_fleet(**plan(plan_only=True))
     assert isinstance(placement, Placement)
     assert placement.placed == (ALPHA, ALPHA)
     assert not world.fleet.orders
@@ -163,7 +160,7 @@ def test_a_cell_that_would_not_have_us_is_found_out_before_anything_starts(world
     no = Stock("refused", 0, 1, "no credentials; run `sky check aws`")
     world.fleet.stocked.update({ALPHA: no, BETA: no})
     with pytest.raises(Refused, match="sky check aws"):
-        provision_fleet(plan())
+        provision_fleet(**plan())
     assert not world.record.releases
 
 
@@ -195,9 +192,7 @@ def test_a_replica_lost_in_a_stage_is_started_anew(live: World, stages: tuple[in
 
     live.gateway.on_next_look.append(lose_one)
     released = release_model(
-        ReleasePlan(
-            service="chat", repo=REPO, revision="v2", stages_percent=stages, stage_seconds=0, keep_warm_seconds=0
-        )
+        service="chat", repo=REPO, revision="v2", stages_percent=stages, stage_seconds=0, keep_warm_seconds=0
     )
     assert released.state == "live"
     assert [replica.name for replica in live.fleet.replicas("chat")] == [f"{released.id}-0", f"{released.id}-1"]
@@ -210,7 +205,7 @@ def test_orphans_are_shown_and_stopped_unless_it_is_a_dry_run(live: World, *, dr
     standing = live.fleet.replicas("chat")
     engine = live.record.releases[0].engine
     orphan = live.fleet.launch(ReplicaOrder("chat-lost-0", "chat", "chat-lost", "models/m/1/", engine), OFFER)
-    found = reap_orphans(ReapPlan(service="chat", dry_run=dry_run))
+    found = reap_orphans(service="chat", dry_run=dry_run)
     assert found.replicas == (orphan,)
     left: set[Replica] = set(live.fleet.replicas("chat"))
     assert left == ({*standing, orphan} if dry_run else {*standing})
@@ -301,13 +296,13 @@ def test_what_can_be_had_of_a_live_release_serves(live: World) -> None:
     live.fleet.listed = [ALPHA]
     live.service.max_dollars_per_hour = 1.0
     with pytest.raises(NotAll, match=r"1 of 2 replicas are ready and serve; of the others: .*cap") as raised:
-        scale_up(ScaleUpPlan(service="chat"))
+        scale_up(service="chat")
     (standing,) = live.fleet.replicas("chat")
     assert [one.replica for one in raised.value.started] == [standing]
     servers = live.gateway.servers("chat")
     assert [server.address for server in servers if server.slot == release.slot] == [standing.address]
     live.service.max_dollars_per_hour = None
-    scale_up(ScaleUpPlan(service="chat"))
+    scale_up(service="chat")
     assert len(live.fleet.replicas("chat")) == 2
 
 

@@ -5,6 +5,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -16,7 +17,6 @@ from prefect.states import Crashed
 from blocks.errors import Refused
 from blocks.skypilot.fleet import SkyPilotFleet
 from flows.mirror import mirror_model
-from flows.plans import MirrorPlan, ProvisionPlan, RollBackPlan
 from flows.provision import provision_fleet
 from flows.roll_back import roll_back
 from tests.flows.conftest import prefect_api  # noqa: F401 - the fixture
@@ -31,25 +31,22 @@ from flows.provision import provision_fleet
 from flows.steps.service import serving
 service, plan = pickle.load(sys.stdin.buffer)
 with serving(service):
-    provision_fleet(plan)
+    provision_fleet(**plan)
 """
 
 
-MIRROR = MirrorPlan(service="chat", repo=REPO, revision="v1")
-PLAN = ProvisionPlan(
-    service="chat",
-    repo=REPO,
-    revision="v1",
-    context_tokens=1024,
-    parallel_requests=2,
-    placement=ON_GPUS,
-    ready_timeout_seconds=240,
-)
+MIRROR: dict[str, Any] = {"service": "chat", "repo": REPO, "revision": "v1"}
+FLEET: dict[str, Any] = MIRROR | {
+    "context_tokens": 1024,
+    "parallel_requests": 2,
+    **ON_GPUS.model_dump(),
+    "ready_timeout_seconds": 240,
+}
 
 
 def provision() -> None:
-    mirror_model(MIRROR)
-    provision_fleet(PLAN)
+    mirror_model(**MIRROR)
+    provision_fleet(**FLEET)
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +57,7 @@ def nothing_is_left(world: World) -> Iterator[None]:
     world.service.fleet.autodown_minutes = None  # as in tests.live.running
     yield
     if world.record.in_progress is not None:
-        roll_back(RollBackPlan(service="chat", reason="the test is over"))
+        roll_back(service="chat", reason="the test is over")
     assert world.jobs == {}
 
 
@@ -99,12 +96,12 @@ def test_a_flow_killed_between_launch_and_answer_is_taken_up(world: World) -> No
     """The next run finds the cluster that the killed one asked for; there is one, and no second."""
     fleet = world.service.fleet
     assert isinstance(fleet, SkyPilotFleet)
-    mirror_model(MIRROR)
+    mirror_model(**MIRROR)
     # The server of the tests, which only this process knows so far.
     env = {**os.environ, "PREFECT_API_URL": str(PREFECT_API_URL.value())}
     killed = subprocess.Popen([sys.executable, "-c", PROVISION], stdin=subprocess.PIPE, env=env)
     assert killed.stdin is not None
-    pickle.dump((world.service, PLAN), killed.stdin)
+    pickle.dump((world.service, FLEET), killed.stdin)
     killed.stdin.close()
     for attempt in stamina.retry_context(on=AssertionError, attempts=None, timeout=120, wait_max=0.2):
         with attempt:
@@ -115,6 +112,6 @@ def test_a_flow_killed_between_launch_and_answer_is_taken_up(world: World) -> No
     assert held is not None
     with get_client(sync_client=True) as client:  # as its worker would say
         client.set_flow_run_state(UUID(held.run_id), Crashed(), force=True)
-    provision_fleet(PLAN)
+    provision_fleet(**FLEET)
     assert len(world.jobs) == len(world.cells) == 1
     assert [*(fleet._home / "sent").iterdir()] == []  # the killed one's secrets too

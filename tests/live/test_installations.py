@@ -15,7 +15,6 @@ from blocks.service import Service
 from blocks.skypilot.clusters import SkyPilot
 from blocks.skypilot.fleet import SkyPilotFleet
 from blocks.stores.s3 import S3Store
-from flows.plans import ReapPlan, ScaleDownPlan
 from flows.policy.placement.plan import PlacementRules
 from flows.policy.releases.ledger import ServiceRecord, go_live, ledger_key, open_release, replica_orders
 from flows.reap import reap_orphans
@@ -101,8 +100,8 @@ def test_one_that_is_scaled_to_zero_and_reaped_takes_nothing_from_the_other(
     assert production.replicas == (production.replica,)
     assert len(slurm_lab.queue("beta")) == 2
     with serving(staging.service):
-        scale_down(ScaleDownPlan(service="chat", replicas=0, to_zero=True, even_if_busy=True, drain_timeout_seconds=1))
-        assert reap_orphans(ReapPlan(service="chat", dry_run=False, grace_seconds=0)).replicas == ()
+        scale_down(service="chat", replicas=0, to_zero=True, even_if_busy=True, drain_timeout_seconds=1)
+        assert reap_orphans(service="chat", dry_run=False, grace_seconds=0).replicas == ()
     assert staging.replicas == ()
     assert production.replicas == (production.replica,)
     assert production.service.engine_client.is_healthy(production.replica)

@@ -11,7 +11,6 @@ import stamina
 from blocks.errors import SkyferryError
 from blocks.skypilot.fleet import SkyPilotFleet
 from blocks.skypilot.names import cluster_name
-from flows.plans import ReleasePlan
 from flows.policy.releases.ledger import Release
 from flows.release import release_model
 from tests.flows.conftest import prefect_api  # noqa: F401 - the fixture
@@ -22,24 +21,22 @@ pytestmark = [pytest.mark.live, pytest.mark.timeout(600)]
 
 
 def release(revision: str, **rest: Any) -> Release:
-    return release_model(
-        ReleasePlan.model_validate(
-            {
-                "service": "chat",
-                "repo": REPO,
-                "revision": revision,
-                "context_tokens": 1024,
-                "parallel_requests": 2,
-                "placement": ON_GPUS.model_copy(update={"spread": True}),
-                "stages_percent": (30, 100),
-                "stage_seconds": 4,
-                "stage_deadline_seconds": 120,
-                "keep_warm_seconds": 0,
-                "ready_timeout_seconds": 240,
-                **rest,
-            }
-        )
-    )
+    wanted: dict[str, Any] = {
+        "service": "chat",
+        "repo": REPO,
+        "revision": revision,
+        "context_tokens": 1024,
+        "parallel_requests": 2,
+        **ON_GPUS.model_dump(),
+        "spread": True,
+        "stages_percent": (30, 100),
+        "stage_seconds": 4,
+        "stage_deadline_seconds": 120,
+        "keep_warm_seconds": 0,
+        "ready_timeout_seconds": 240,
+        **rest,
+    }
+    return release_model(**wanted)
 
 
 def test_a_release_over_two_clusters_loses_no_request(world: World) -> None:

@@ -20,6 +20,7 @@ from prefect.client.schemas.filters import (
     FlowRunFilterStateType,
 )
 from prefect.client.schemas.objects import State, StateType
+from prefect.events import Event
 from typer.testing import CliRunner, Result
 
 from blocks.haproxy.gateway import HAProxyGateway
@@ -91,10 +92,9 @@ class RunningStack:
         question = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 5}
         return httpx.post(f"{self.stack.settings.endpoint}/chat/completions", json=question, timeout=30)
 
-    def start(self, flow: str, **plan: object) -> UUID:
+    def start(self, flow: str, **parameters: object) -> UUID:
         """Have the worker run a deployment of the service."""
         deployment = self.client.read_deployment_by_name(f"{flow}/{SERVICE}")
-        parameters = {"plan": {"service": SERVICE, **plan}}
         return self.client.create_flow_run_from_deployment(deployment.id, parameters=parameters).id
 
     def state(self, run: UUID) -> State:
@@ -110,6 +110,19 @@ class RunningStack:
         """Whether one of its tasks waits for its next try."""
         of_it = FlowRunFilter(id=FlowRunFilterId(any_=[run]))
         return any(task.state_name == "AwaitingRetry" for task in self.client.read_task_runs(flow_run_filter=of_it))
+
+    def events(self, name: str) -> list[Event]:
+        """What Prefect was told under that name; the latest comes last."""
+        return self._events({"event": {"name": [name]}})
+
+    def told(self, release: str) -> list[str]:
+        """What was told of that release, in order."""
+        prefix = "skyferry.release."
+        return [event.event.removeprefix(prefix) for event in self._events({"resource": {"id": [prefix + release]}})]
+
+    def _events(self, wanted: dict[str, object]) -> list[Event]:
+        found = self.client.request("POST", "/events/filter", json={"filter": wanted | {"order": "ASC"}, "limit": 50})
+        return [Event.model_validate(event) for event in found.json()["events"]]
 
     def process_of(self, run: UUID) -> psutil.Process:
         """The process that runs the flow, and none that it has started."""

@@ -26,6 +26,7 @@ from blocks.local.processes import marked
 from blocks.ports.gateway import WHOLE, Split
 from deployments.local.settings import HOST, SERVICE
 from deployments.local.stack import prefect_file
+from flows.runtime.limits import AT_ONCE
 from tests.gateway.running import wait_until
 from tests.stack.conftest import PATIENCE_SECONDS, REPO, RunningStack, skyferry, up
 from tests.stack.doors import METHODS, PATHS, doors
@@ -60,10 +61,9 @@ def tells_a_stranger(url: str) -> bool:
 @pytest.fixture(scope="session")
 def first_release(stack: RunningStack) -> subprocess.CompletedProcess[str]:
     """The first model's release, as a person types it with the stack's environment."""
-    plan = f'{{"service": "{SERVICE}", "repo": "{REPO}", "revision": "r1"}}'
     command = [sys.executable, "-m", "prefect", "deployment", "run", f"release-model/{SERVICE}"]
     return subprocess.run(
-        [*command, "--param", f"plan={plan}", "--watch"],
+        [*command, "--param", f"repo={REPO}", "--param", "revision=r1", "--watch"],
         env={**os.environ, **stack.stack.client_env},
         capture_output=True,
         text=True,
@@ -158,6 +158,43 @@ def test_a_shell_that_has_read_env_finds_prefect(stack: RunningStack) -> None:
     listed = subprocess.run(["sh", "-c", script, sys.executable], capture_output=True, text=True, check=False)
     assert listed.returncode == 0, listed.stdout + listed.stderr
     assert "local" in listed.stdout
+
+
+@pytest.mark.usefixtures("first_release")
+def test_a_release_leaves_its_events_and_its_mirror(stack: RunningStack) -> None:
+    """In Prefect, once each, of the release and of the mirror; the mirror is an asset by its address."""
+    release = stack.record.releases[0]
+    wait_until("the release is told", lambda: stack.told(release.id) == ["opened", "promoted"], PATIENCE_SECONDS)
+    (promoted,) = stack.events("skyferry.release.promoted")
+    assert promoted.payload["ledger_version"] == release.version
+    assert {"service", "model", "flow-run"} <= {related.role for related in promoted.related}
+    wait_until("the mirror is told", lambda: len(stack.events("skyferry.mirror.written")) == 1, PATIENCE_SECONDS)
+    url = stack.events("skyferry.mirror.written")[0].resource.id.removeprefix("skyferry.mirror.")
+    assert url.endswith(f"models/{REPO}/{release.commit}")
+    assert [event.resource.id for event in stack.events("prefect.asset.materialization.succeeded")] == [url]
+
+
+@pytest.mark.usefixtures("first_release")
+def test_a_run_that_version_0_1_had_planned_is_refused_in_words(stack: RunningStack) -> None:
+    """Its deployments and their runs hold one `plan`: the message of the run's state says what to do."""
+    today = stack.client.read_deployment_by_name(f"roll-back/{SERVICE}")
+    old = stack.client.create_deployment(
+        today.flow_id,
+        "old",
+        entrypoint=today.entrypoint,
+        parameters={"plan": {"service": SERVICE, "reason": "slow"}},
+        work_pool_name=today.work_pool_name,
+        work_queue_name=today.work_queue_name,
+    )
+    ended = stack.end_of(stack.client.create_flow_run_from_deployment(old).id)
+    assert ended.is_failed()
+    assert "run `prefect deploy --all`" in (ended.message or "")
+
+
+def test_up_limits_how_often_the_hub_is_asked(stack: RunningStack) -> None:
+    """Over all runs; the tasks bear the tag."""
+    limits = {tag: stack.client.read_concurrency_limit_by_tag(tag).concurrency_limit for tag in AT_ONCE}
+    assert limits == AT_ONCE
 
 
 @pytest.mark.usefixtures("first_release")
@@ -268,7 +305,7 @@ def test_up_brings_back_what_has_died(stack: RunningStack) -> None:
     assert stack.complete().is_success
 
 
-SECOND = {"repo": REPO, "revision": "r2", "stages_percent": [50, 100], "keep_warm_seconds": 0}
+SECOND = {"repo": REPO, "revision": "r2", "stages_percent": [50, 100], "keep_warm_seconds": 3}
 
 
 @pytest.fixture(scope="session")
@@ -301,7 +338,10 @@ def test_the_same_release_again_goes_on_with_what_is_there(stack: RunningStack) 
         assert not stack.state(run).is_final()
         assert down(told) == ["Prefect worker"]
         state = stack.end_of(run)
-    assert state.is_completed(), state.message
+        assert state.is_completed(), state.message
+        # Nobody works on what is planned for the end of the warm time: the urgent worker takes nothing else.
+        stack.bring_back("Prefect worker")
+        wait_until("the old release has retired", lambda: stack.record.releases[0].state == "retired", PATIENCE_SECONDS)
     live = stack.record.live
     assert live is not None
     assert [replica.release for replica in stack.stack.fleet.every_replica()] == [live.id] * 2
@@ -355,6 +395,9 @@ def test_down_undoes_the_release_under_way(stack: RunningStack, interrupted_rele
         stack.stack.settings.seaweed(stack.home).wait_until_ready()
         assert stack.state(interrupted_release).is_crashed()
         assert stack.record.in_progress is None
+        undone = stack.record.releases[-1].id
+        wait_until("its end is told", lambda: stack.told(undone)[-1:] == ["rolled-back"], PATIENCE_SECONDS)
+        assert stack.told(undone).count("rolled-back") == 1
         starting.kill()
     stack.kill("gateway", "Prefect server")
     assert skyferry("down", *stack.data).exit_code == 0

@@ -87,7 +87,7 @@ class PlacementRules(BaseModel):
         description="What it would be worth to have a replica one hour sooner; with 0, waiting only costs its rent.",
     )
     latency_ms: dict[str, float] = Field(
-        default_factory=dict,
+        default={},
         title="Latency by cell (ms)",
         description="The way from the users to the cells, by cell or part of one; the longest name that fits counts, "
         "and a cell without a figure counts as the slowest named.",

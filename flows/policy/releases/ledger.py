@@ -3,7 +3,7 @@
 import hashlib
 import json
 from dataclasses import asdict, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -20,6 +20,8 @@ from flows.policy.placement.plan import PlacementRules
 State = Literal["in progress", "live", "retiring", "stopping", "retired", "rolled back"]
 """`retiring` is replaced and still warm: a roll-back may return to it. `stopping` is past that."""
 ENDED = frozenset({"retired", "rolled back"})
+SLACK = timedelta(seconds=5)
+"""What a server may have rounded off of a moment."""
 KEPT_RELEASES = 50
 KEPT_STARTS = 20
 KEPT_EVIDENCE = 10
@@ -68,6 +70,10 @@ class Release(Frozen):
     """Where its replicas may run; no part of what it is."""
     stages: tuple[Stage, ...] = ()
     closing_reason: str = ""
+    version: int = 0
+    """Of the ledger, when this release came to its state and stages; 0 where version 0.1 brought it there."""
+    warm_until: datetime | None = None
+    """How long a replaced release is kept ready; None where the run that replaced it keeps it so."""
 
     @field_validator("state", mode="before")
     @classmethod
@@ -93,6 +99,8 @@ class Shortage(Frozen):
 class ServiceRecord(Frozen):
     """All that is known of a service's releases, oldest first."""
 
+    version: int = 0
+    """Counts the steps; version 0.1 counted none."""
     releases: tuple[Release, ...] = ()
     start_seconds: tuple[float, ...] = ()
     """How long the last replicas took from launch to ready."""
@@ -139,6 +147,21 @@ class ServiceRecord(Frozen):
         surplus = max(0, len(releases) - KEPT_RELEASES)
         forgotten = {release.id for release in [r for r in releases if r.state in ENDED][:surplus]}
         return self.model_copy(update={"releases": tuple(r for r in releases if r.id not in forgotten)})
+
+
+def counted(before: ServiceRecord, after: ServiceRecord) -> ServiceRecord:
+    """The record after a step, with the number of its version on it and on each release that the step has moved."""
+    if after == before:
+        return before
+    version = before.version + 1
+    had = {release.id: (release.state, len(release.stages)) for release in before.releases}
+    releases = tuple(
+        release
+        if had.get(release.id) == (release.state, len(release.stages))
+        else release.model_copy(update={"version": version})
+        for release in after.releases
+    )
+    return after.model_copy(update={"version": version, "releases": releases})
 
 
 LEDGERS = "ledger/"
@@ -228,9 +251,10 @@ def open_release(
             f"let it end, or end it with roll-back"
         )
     if record.replaced:
-        names = ", ".join(release.id for release in record.replaced)
+        names = ", ".join(f"{old.id} is {old.state}{_until(old.warm_until)}" for old in record.replaced)
         raise Refused(
-            f"both slots of service {service!r} are taken: {names} still retires; wait for its run, or run scale-down"
+            f"both slots of service {service!r} are taken: {names}; wait for its run of retire-release, or run that "
+            f"flow now"
         )
     slot: Slot = "green" if record.live is not None and record.live.slot == "blue" else "blue"
     return record.with_release(
@@ -248,6 +272,10 @@ def open_release(
             placement=placement,
         )
     )
+
+
+def _until(moment: datetime | None) -> str:
+    return f" and warm until {moment:%H:%M:%S %Z}" if moment is not None else ""
 
 
 def take_over(record: ServiceRecord, run_id: str, ended_run_id: str | None) -> ServiceRecord:
@@ -314,6 +342,33 @@ def go_live(record: ServiceRecord, run_id: str) -> ServiceRecord:
     return ask_for(record.with_release(release.model_copy(update={"state": "live"})), None)
 
 
+def keep_warm(record: ServiceRecord, release: str, until: datetime) -> ServiceRecord:
+    """The replaced release stays ready until then; one that is replaced no more is left as it is."""
+    replaced = record.release(release)
+    if replaced.state != "retiring":
+        return record
+    return record.with_release(replaced.model_copy(update={"warm_until": until}))
+
+
+def why_not_to_retire(record: ServiceRecord, release: str, planned_for: datetime | None) -> str:
+    """Why there is nothing to do, in words; nothing where it is to retire. Refused where it was not replaced.
+
+    `planned_for` is the moment that was planned for it; None where a person wants it now.
+    """
+    found = next((known for known in record.releases if known.id == release), None)
+    if found is None or found.state not in {"retiring", "stopping", "retired"}:
+        replaced = ", ".join(old.id for old in record.replaced) or "none"
+        raise Refused(
+            f"release {release} is {found.state if found else 'not in the ledger'}, so it is not retired; those that "
+            f"were replaced and may be: {replaced}"
+        )
+    if found.state == "retired":
+        return f"{release} has retired already"
+    if planned_for is not None and found.warm_until is not None and found.warm_until > planned_for + SLACK:
+        return f"{release} was live and replaced again meanwhile{_until(found.warm_until)}; another run stops it then"
+    return ""
+
+
 def begin_stopping(record: ServiceRecord, release: str) -> ServiceRecord:
     """From here on nobody may roll back to it; one that is live again meanwhile stays."""
     return _moved(record, release, {"retiring"}, "stopping")
@@ -349,7 +404,11 @@ def back_out(record: ServiceRecord, release: str, reason: str) -> ServiceRecord:
         raise Refused(f"release {release} is {record.release(release).state}: it can be rolled back no more")
     before = record.retiring if bad.state == "live" else None
     record = _rolled_back(record, bad, reason)
-    return record if before is None else ask_for(record.with_release(before.model_copy(update={"state": "live"})), None)
+    return (
+        record
+        if before is None
+        else ask_for(record.with_release(before.model_copy(update={"state": "live", "warm_until": None})), None)
+    )
 
 
 def _rolled_back(record: ServiceRecord, release: Release, reason: str) -> ServiceRecord:

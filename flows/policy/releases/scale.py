@@ -1,6 +1,6 @@
 """Which replicas stay, which go, and when must others start?"""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, time, timedelta
 
@@ -21,6 +21,15 @@ class Decision:
     replica: Replica
     stop: bool
     reason: str
+
+
+def kept_warm(record: ServiceRecord, now: datetime, *, has_ended: Callable[[str], bool]) -> frozenset[str]:
+    """The replaced release, while somebody may still want it back; `has_ended` says it of a run by its id."""
+    old = record.retiring
+    if old is None or record.live is None:
+        return frozenset()
+    is_warm = not has_ended(record.live.run_id) if old.warm_until is None else now < old.warm_until
+    return frozenset({old.id}) if is_warm else frozenset()
 
 
 def check_keep(keep: Collection[str], replicas: Sequence[Replica], record: ServiceRecord) -> None:
@@ -56,7 +65,7 @@ def what_to_stop(
 ) -> tuple[Decision, ...]:
     """Scale the live release down to `wanted` replicas and clear away what an ended release left behind.
 
-    `warm` are the releases that their run still keeps ready, and `healthy` the addresses whose engines say that they
+    `warm` are the replaced releases that are still kept ready, and `healthy` the addresses whose engines say that they
     are. The last healthy replica stays unless `to_zero`; a release in progress is left alone, and so is all of the live
     one while it `is_way_back`, the only place that a candidate's users could go back to; what the ledger does not know
     is not ours to stop.
@@ -73,7 +82,7 @@ def what_to_stop(
         state = states.get(replica.release)
         reasons_to_keep = (
             (replica.name in keep or replica.release in keep, "on the keep list"),
-            (replica.release in warm, "kept warm by the run that replaced it"),
+            (replica.release in warm, "kept warm after it was replaced"),
             (state is None, "the ledger does not know its release"),
             (state == "in progress", "its release is in progress"),
             (is_way_back and state == "live", "a candidate's users could go back to no other, so it stays whole"),
