@@ -5,6 +5,7 @@ Harm outranks doubt, doubt outranks good news, and no data is never a pass. docs
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from math import log
 from typing import Literal
 
@@ -17,7 +18,6 @@ from flows.policy.gating.evidence import Evidence, Probed, Series, Trajectory, t
 from flows.policy.gating.limits import Limits
 from flows.policy.gating.measures import MEASURES, Measure, Panel, panel_of
 from flows.policy.gating.non_inferiority import compared, log_e_like_stable, log_e_within_limit, promised
-from flows.policy.gating.sample_size import requests_missing
 
 Verdict = Literal["promote", "hold", "roll back"]
 SUSPICIOUS = 0.0
@@ -69,7 +69,7 @@ class Stakes:
         panel = panel_of(evidence.kind, limits, measures)
         return cls(panel, limits, evidence.weight, evidence.alpha, evidence.cumulative_alpha)
 
-    @property
+    @cached_property
     def parts(self) -> Mapping[str, float]:
         return parts_of_alpha(self.panel.gates, is_alone=self.weight == 1)
 
@@ -166,10 +166,8 @@ def is_due(found: Doubts, trajectory: Trajectory, stakes: Stakes, elapsed_second
     due = (elapsed_seconds < until) & ~_any(flags for (kind, _), flags in found.items() if kind != "limit")
     for gate, rate in promised(stakes.panel, limits):
         counted, hits = _counted(trajectory, gate)
-        by_then = counted * (until / np.maximum(elapsed_seconds, 1e-9) - 1)
-        is_open = found["limit", gate] & due
-        missing = requests_missing(counted, hits, rate, limits) if is_open.any() else np.zeros(1)
-        due &= ~is_open | (missing <= by_then)
+        by_then = np.floor(counted * until / np.maximum(elapsed_seconds, 1e-9))
+        due &= ~found["limit", gate] | (log_e_within_limit(hits, by_then, rate) >= -log(limits.beta))
     return due
 
 

@@ -22,43 +22,41 @@ class UserWeights:
     """Of both slots, how many answers there were and how many of them were late, each user with his weight."""
 
     def __init__(self) -> None:
-        # Of each bucket and slot: answers, and late ones. Two users of one bucket weigh as one.
-        self._answers, self._late = (np.zeros(2 * BUCKETS, np.int64) for _ in range(2))
+        # Of each slot and bucket: answers, and late ones. Two users of one bucket weigh as one.
+        self._answers, self._late = np.zeros((2, BUCKETS), np.int64), np.zeros((2, BUCKETS), np.int64)
         self.sums = np.zeros(3)
         """Those of `Weighed`."""
 
     def take(self, bucket: Ints, is_candidate: Flags, is_late: Flags) -> Floats:
-        """The sums of `Weighed` after each of these answers: (3, answers)."""
+        """The sums of `Weighed` before the first and after each of these answers: (3, answers + 1)."""
         late, of = is_late.astype(np.float64), np.ones(len(bucket))
-        named = np.flatnonzero(bucket != NAMELESS)
-        if len(named):
-            whose = 2 * bucket[named] + is_candidate[named]
-            earlier = repeats(whose)
-            before, hits = self._answers[whose] + earlier, self._late[whose]
-            hits_before = hits + _late_before(whose, is_late[named], earlier)
-            after = 1 / (1 + ALIKE_WITHIN * before)
-            until = np.where(before > 0, 1 / (1 + ALIKE_WITHIN * np.maximum(before - 1, 0)), 0.0)
-            late[named] = (hits_before + is_late[named]) * after - hits_before * until
-            of[named] = (before + 1) * after - before * until
-            np.add.at(self._answers, whose, 1)
-            np.add.at(self._late, whose, is_late[named])
-        rows = np.stack([late * is_candidate, late, of * is_candidate])
-        path = self.sums[:, None] + np.cumsum(rows, axis=1)
-        if path.shape[1]:
-            self.sums = path[:, -1]
+        for slot in (0, 1):
+            rows = np.flatnonzero((is_candidate == slot) & (bucket != NAMELESS))
+            if len(rows):
+                self._weigh(rows, slot, bucket, late, of)
+        path = np.empty((3, len(bucket) + 1))
+        path[:, 0] = self.sums
+        path[:, 1:] = late * is_candidate, late, of * is_candidate
+        np.cumsum(path, axis=1, out=path)
+        self.sums = path[:, -1].copy()
         return path
+
+    def _weigh(self, rows: Ints, slot: int, bucket: Ints, late: Floats, of: Floats) -> None:
+        """What each answer of one slot adds to its user's weight, and to that of his late ones."""
+        order, earlier = repeats(bucket[rows])
+        rows = rows[order]
+        whose, hit = bucket[rows], late[rows]
+        answers, known_late = self._answers[slot], self._late[slot]
+        before = answers[whose] + earlier
+        sums = np.cumsum(hit) - hit
+        hits_before = known_late[whose] + sums - sums[np.arange(len(rows)) - earlier]
+        after = 1 / (1 + ALIKE_WITHIN * before)
+        until = np.where(before > 0, 1 / (1 + ALIKE_WITHIN * np.maximum(before - 1, 0)), 0.0)
+        late[rows] = (hits_before + hit) * after - hits_before * until
+        of[rows] = (before + 1) * after - before * until
+        np.add.at(answers, whose, 1)
+        np.add.at(known_late, whose, hit.astype(np.int64))
 
     @property
     def weighed(self) -> Weighed:
         return Weighed(*self.sums.tolist())
-
-
-def _late_before(whose: Ints, is_late: Flags, earlier: Ints) -> Ints:
-    """For each answer, how many late ones of the same user came before it."""
-    order = np.argsort(whose, kind="stable")
-    late = is_late[order].astype(np.int64)
-    sums = np.cumsum(late) - late
-    begins = np.arange(len(whose)) - earlier[order]
-    before = np.empty(len(whose), np.int64)
-    before[order] = sums - sums[begins]
-    return before

@@ -94,9 +94,16 @@ class Trials:
     def some(self, rows: Ints | Flags | slice) -> "Trials":
         return Trials(*(getattr(self, name)[rows] for name in COLUMNS), analyses=self.analyses)
 
+    def where(self, is_some: Flags) -> "Trials":
+        return self if is_some.all() else self.some(np.flatnonzero(is_some))
+
     def each_for_itself(self) -> "Trials":
         """As if nobody were named: all answers of a user count."""
-        return replace(self, bucket=np.full(len(self), NAMELESS))
+        return self if self.is_nameless else replace(self, bucket=np.full(len(self), NAMELESS))
+
+    @cached_property
+    def is_nameless(self) -> bool:
+        return bool((self.bucket == NAMELESS).all())
 
 
 COLUMNS = ("is_candidate", "user", "bucket", "number", "assignment", "counts", "cell", "at")
@@ -171,8 +178,8 @@ class HitCounter:
         `allowed`: alone, the rate that is excused of what nobody promised, as far as it is known.
         """
         self._question, self._allowed = question, allowed
-        self._first = np.full(BUCKETS + 1, NEVER)
-        """The number of each bucket's first hit."""
+        self._first: Ints | None = None
+        """The number of each bucket's first hit; None before there is one of somebody named."""
         self.hits = self.all_hits = self.of = self.all_of = self.counted = self.counted_hits = 0
         self._peak = self._beyond = 0.0
         self._penalty = 0.0
@@ -190,33 +197,32 @@ class HitCounter:
 
     def begin_round(self, penalty: float) -> None:
         """Count anew, at a multiplicity penalty on the e-values; their peaks stay."""
-        self._first[:] = NEVER
+        self._first = None
         self.hits = self.all_hits = self.of = self.all_of = self.counted = self.counted_hits = 0
         self._penalty = penalty
 
     def take(self, trials: Trials, hit: Flags) -> Series:
-        bucket, number, is_candidate, analyses = trials.bucket, trials.number, trials.is_candidate, trials.rows
-        at = np.flatnonzero(hit)
-        at = at[self._first[bucket[at]] == NEVER][::-1]
-        self._first[bucket[at]] = number[at]
-        self._first[NAMELESS] = NEVER
-        live = number <= self._first[bucket]
-        new, mine = hit & live, is_candidate & live
-        mine_new = new & is_candidate
-        hits, all_hits = sampled(self.hits, mine_new, analyses), sampled(self.all_hits, new, analyses)
+        if not self.all_hits and not hit.any():
+            return self._take_no_hit(trials)
+        is_candidate, analyses = trials.is_candidate, trials.rows
+        live, new = self._first_hits(trials, hit)
+        mine, mine_new = is_candidate & live, new & is_candidate
+        zeros = np.zeros(len(analyses))
         of = sampled(self.of, mine, analyses)
+        hits, all_hits, counted_hits, current = zeros, zeros, zeros, zeros
+        has_hits = bool(self.hits) or bool(mine_new.any())
+        if has_hits:
+            hits, all_hits = sampled(self.hits, mine_new, analyses), sampled(self.all_hits, new, analyses)
+            counted_hits = sampled(self.counted_hits, mine_new & trials.counts, analyses)
         counted = sampled(self.counted, mine & trials.counts, analyses)
-        counted_hits = sampled(self.counted_hits, mine_new & trials.counts, analyses)
         cumulative = self._go_on(trials, live, new)
         peak, beyond = self._peaks(mine, new, mine_new, analyses)
-        current = np.zeros(len(analyses))
-        if hits[-1] and not self._penalty:
+        if has_hits and not self._penalty and self._question.is_asked and len(analyses):
             current = np.where(hits > 0, np.minimum(*self._question.e_values(hits, all_hits, of)), 0.0)
         self._add_up(live, new, mine, mine_new, trials.counts)
-        if len(self.cell_hits):
+        if len(self.cell_hits) and has_hits:
             cells = trials.cell[mine_new]
             self.cell_hits += np.bincount(cells[cells >= 0], minlength=len(self.cell_hits))
-        nothing = np.zeros(len(analyses))
         return Series(
             hits=hits,
             all_hits=all_hits,
@@ -228,16 +234,57 @@ class HitCounter:
             current=current,
             cumulative_peak=cumulative[0],
             cumulative_peak_beyond_margin=cumulative[1],
-            weighed_hits=nothing,
-            weighed_all_hits=nothing,
-            weighed_of=nothing,
+            weighed_hits=zeros,
+            weighed_all_hits=zeros,
+            weighed_of=zeros,
             is_known=np.ones(len(analyses), bool),
         )
+
+    def _take_no_hit(self, trials: Trials) -> Series:
+        """There has been none yet: all users are without, and no e-value has risen in this stage."""
+        is_candidate, number = trials.is_candidate, len(trials.analyses)
+        mine = np.count_nonzero(is_candidate)
+        zeros, of, counted = np.zeros(number), self.of, self.counted
+        mine_counted = is_candidate & trials.counts
+        self.of, self.all_of = of + mine, self.all_of + len(trials)
+        self.counted = counted + np.count_nonzero(mine_counted)
+        if self._goes_on:
+            self._drawn_of += np.count_nonzero(is_candidate & (trials.assignment >= 0))
+        return Series(
+            hits=zeros,
+            all_hits=zeros,
+            of=sampled(of, is_candidate, trials.rows),
+            counted=sampled(counted, mine_counted, trials.rows),
+            counted_hits=zeros,
+            peak=zeros + self._peak,
+            peak_beyond_margin=zeros + self._beyond,
+            current=zeros,
+            cumulative_peak=zeros + self._cumulative,
+            cumulative_peak_beyond_margin=zeros + self._cumulative_beyond,
+            weighed_hits=zeros,
+            weighed_all_hits=zeros,
+            weighed_of=zeros,
+            is_known=np.ones(number, bool),
+        )
+
+    def _first_hits(self, trials: Trials, hit: Flags) -> tuple[Flags, Flags]:
+        """Requests of users without a hit before, and those of them that are hits."""
+        at = np.flatnonzero(hit)
+        named = at[trials.bucket[at] != NAMELESS]
+        if self._first is None:
+            if not len(named):
+                return np.ones(len(trials), bool), hit
+            self._first = np.full(BUCKETS + 1, NEVER)
+        bucket, number, first = trials.bucket, trials.number, self._first
+        new = named[first[bucket[named]] == NEVER][::-1]
+        first[bucket[new]] = number[new]
+        live = number <= first[bucket]
+        return live, hit & live
 
     def _peaks(self, mine: Flags, new: Flags, mine_new: Flags, analyses: Ints) -> tuple[Floats, Floats]:
         """E-values on harm rise at the candidate's hits alone, so this is an analysis after each request."""
         at = np.flatnonzero(mine_new)
-        if not len(at):
+        if not len(at) or not self._question.is_asked:
             return np.full(len(analyses), self._peak), np.full(len(analyses), self._beyond)
         hits, all_hits = self.hits + np.arange(1.0, len(at) + 1), self.all_hits + np.cumsum(new)[at]
         harm, beyond = self._question.e_values(hits, all_hits, self.of + np.cumsum(mine)[at])
@@ -256,6 +303,9 @@ class HitCounter:
         if not self._goes_on:
             return flat
         drawn = live & (trials.assignment >= 0)
+        if not new.any():
+            self._drawn_of += np.count_nonzero(drawn & is_candidate)
+            return flat
         at = np.flatnonzero(drawn & new)
         mine, chance = is_candidate[at], trials.assignment[at]
         of = self._drawn_of + np.cumsum(drawn & is_candidate)
@@ -286,12 +336,13 @@ class HitCounter:
         return wealth + np.array(self._initial.over_rate).reshape(-1, *[1] * np.ndim(hits))
 
     def _add_up(self, live: Flags, new: Flags, mine: Flags, mine_new: Flags, counts: Flags) -> None:
-        self.hits += int(mine_new.sum())
-        self.all_hits += int(new.sum())
-        self.of += int(mine.sum())
-        self.all_of += int(live.sum())
-        self.counted += int((mine & counts).sum())
-        self.counted_hits += int((mine_new & counts).sum())
+        self.of += np.count_nonzero(mine)
+        self.all_of += np.count_nonzero(live)
+        self.counted += np.count_nonzero(mine & counts)
+        if (all_hits := np.count_nonzero(new)) > 0:
+            self.all_hits += all_hits
+            self.hits += np.count_nonzero(mine_new)
+            self.counted_hits += np.count_nonzero(mine_new & counts)
 
     @property
     def wealth(self) -> Wealth | None:

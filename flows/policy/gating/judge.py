@@ -201,6 +201,8 @@ class Judge:
             self._take_part(batch.some(part), assignment[part], is_promised[part], analyses[some] - part.start)
             for part, some in self._rounds_of(len(batch), analyses)
         ]
+        if len(parts) == 1:
+            return parts[0]
         series = {
             gate: Series(*(np.concatenate([getattr(part.series[gate], name) for part in parts]) for name in FIELDS))
             for gate in parts[0].series
@@ -295,8 +297,8 @@ class Judge:
         answers = is_warm & is_event(batch, "answered")
         for name, latency in self._latencies.items():
             ms = batch.ms[name]
-            rows = np.flatnonzero(answers & ~np.isnan(ms))
-            series |= latency.take(trials.some(rows), ms[rows])
+            is_timed = answers & ~np.isnan(ms)
+            series |= latency.take(trials.where(is_timed), ms[is_timed])
         return Trajectory(requests, series)
 
     def _take_event(
@@ -304,17 +306,17 @@ class Judge:
     ) -> dict[str, Series]:
         name, is_trial, hit = measure.name, batch.trials[measure.name], batch.hits[measure.name]
         # Beside stable, whose a request is that the split of before has sent is no news of this one.
-        rows = np.flatnonzero(is_trial & (batch.began_seconds >= 0) if self._weight < 1 else is_trial)
-        drawn, counter = trials.some(rows), self._events[name]
-        series = {name: counter.take(drawn, hit[rows])}
+        is_drawn = is_trial & (batch.began_seconds >= 0) if self._weight < 1 else is_trial
+        drawn, its_hits, counter = trials.where(is_drawn), hit[is_drawn], self._events[name]
+        series = {name: counter.take(drawn, its_hits)}
         if name in self._lately:
-            series[measure.lately_name] = self._lately[name].take(drawn, hit[rows])
+            series[measure.lately_name] = self._lately[name].take(drawn, its_hits)
         if (outages := self._outages.get(name)) is not None:
             self._leave_a_trail(counter)
             start = outages.counted, outages.hits
-            rows = np.flatnonzero(is_trial & is_promised)
-            some = trials.some(rows)
-            paths = outages.take(some.bucket, some.is_candidate, hit[rows], some.counts)
+            is_news = is_trial & is_promised
+            some = trials.where(is_news)
+            paths = outages.take(some.bucket, some.is_candidate, hit[is_news], some.counts)
             counted, hits = (
                 np.concatenate(([begun], path))[some.rows].astype(np.float64)
                 for begun, path in zip(start, paths, strict=True)
@@ -338,10 +340,11 @@ class Judge:
         """Whether each request is one of the first few of its user in this round."""
         rows = np.flatnonzero(is_answer & (batch.user >= 0))
         bucket, counts = batch.bucket[rows], np.ones(len(batch), bool)
-        counts[rows] = self._requests_of[bucket] + repeats(bucket) < REQUESTS_A_USER
+        order, earlier = repeats(bucket)
+        counts[rows[order]] = self._requests_of[bucket[order]] + earlier < REQUESTS_A_USER
         np.add.at(self._requests_of, bucket, 1)
         mine = bucket[counts[rows] & batch.is_candidate[rows]]
-        self._users += len(np.unique(mine[~self._is_counted[mine]]))
+        self._users += len(set(mine[~self._is_counted[mine]].tolist()))
         self._is_counted[mine] = True
         self._users += int((is_answer & batch.is_candidate & (batch.user < 0)).sum())
         return counts

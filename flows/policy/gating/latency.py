@@ -8,7 +8,7 @@ from math import ceil
 import numpy as np
 
 from flows.policy.gating.design_effect import UserWeights
-from flows.policy.gating.e_values import Flags, Floats
+from flows.policy.gating.e_values import Flags, Floats, Ints
 from flows.policy.gating.evidence import EDGES, P90, Count, Series, Timing, percentile
 from flows.policy.gating.hits import COLUMNS, HitCounter, Question, Trials, Wealth, joined, over_limit
 from flows.policy.gating.latency_e_values import SlownessEProcesses
@@ -69,13 +69,9 @@ class Latency:
         self._hung = HitCounter(beside, chances, carried.hung, cells=cells, goes_on=True)
         self._late = HitCounter(replace(beside, is_asked=False), chances)
         self._first = HitCounter(replace(beside, is_asked=False), chances, cells=cells)
-        self._has_answered = np.zeros(BUCKETS + 1, bool)
+        self._has_answered, self._number = np.zeros(BUCKETS + 1, bool), np.zeros(BUCKETS + 1, np.int64)
         self._weights = UserWeights()
-        self._slowness: tuple[SlownessEProcesses, SlownessEProcesses] | None = None
-        if weight < 1:
-            self._slowness = SlownessEProcesses(chances, carried.harm), SlownessEProcesses(
-                chances, carried.beyond_margin
-            )
+        self._slowness = SlownessEProcesses(chances, (carried.harm, carried.beyond_margin)) if weight < 1 else None
 
     def take(self, trials: Trials, ms: Floats) -> dict[str, Series]:
         """Of each of its gates, the series at the interim analyses; `trials` are the answers that took so long."""
@@ -119,14 +115,23 @@ class Latency:
         own = np.where(mine[:, None], self._measure.allowed_ms(edges, self._limits), edges)
         p90 = own[:, P90]
         is_late = ms > p90
-        bucket = trials.bucket
         late = self._late.take(trials.each_for_itself(), is_late)
-        path = np.concatenate([self._weights.sums[:, None], self._weights.take(bucket, mine, is_late)], axis=1)
-        weighed = path[:, trials.rows]
+        weighed = self._weights.take(trials.bucket, mine, is_late)[:, trials.rows]
         hung = self._hung.take(trials, ms > HUNG_TIMES_P90 * p90)
-        slower = self._take_first(trials, is_late)
+        # What is shown beside the e-processes on distributions is each user's first answer of the stage.
+        first = self._first_answers(trials.bucket)
+        slower = self._first.take(trials.some(first).each_for_itself(), is_late[first])
         if self._slowness is not None:
-            slower = self._compare_distributions(trials, ms, edges, own, slower)
+            bins = np.stack([(ms[:, None] > some).sum(axis=1) for some in (edges, own)])
+            peak, current, cumulative = self._slowness.take(bins, trials, first)
+            slower = replace(
+                slower,
+                peak=peak[0],
+                peak_beyond_margin=peak[1],
+                current=current,
+                cumulative_peak=cumulative[0],
+                cumulative_peak_beyond_margin=cumulative[1],
+            )
         return {
             gate("hung"): replace(hung, is_known=is_known),
             gate("slower"): replace(slower, is_known=is_known),
@@ -139,40 +144,14 @@ class Latency:
             ),
         }
 
-    def _compare_distributions(
-        self, trials: Trials, ms: Floats, edges: Floats, own: Floats, slower: Series
-    ) -> Series:
-        assert self._slowness is not None  # noqa: S101 - asked by the one caller
-        found = [
-            processes.take(
-                (ms[:, None] > some).sum(axis=1),
-                trials.user,
-                trials.is_candidate,
-                trials.assignment,
-                trials.at,
-                trials.analyses,
-            )
-            for processes, some in zip(self._slowness, (edges, own), strict=True)
-        ]
-        return replace(
-            slower,
-            peak=found[0][0],
-            peak_beyond_margin=found[1][0],
-            current=np.minimum(found[0][1], found[1][1]),
-            cumulative_peak=found[0][2],
-            cumulative_peak_beyond_margin=found[1][2],
-        )
-
-    def _take_first(self, trials: Trials, is_late: Flags) -> Series:
-        """Of each user the first answer of the stage: what is shown beside the e-processes on the distribution."""
-        bucket = trials.bucket
-        new = np.zeros(len(trials), bool)
-        unseen = np.flatnonzero(~self._has_answered[bucket])
-        new[unseen[np.unique(bucket[unseen], return_index=True)[1]]] = True
-        new |= bucket == NAMELESS
+    def _first_answers(self, bucket: Ints) -> Ints:
+        """Which of these answers are their users' first of the stage."""
+        fresh = np.flatnonzero(~self._has_answered[bucket])[::-1]
+        self._number[bucket[fresh]] = fresh
+        fresh = fresh[::-1]
         self._has_answered[bucket] = True
         self._has_answered[NAMELESS] = False
-        return self._first.take(trials.some(new).each_for_itself(), is_late[new])
+        return fresh[(self._number[bucket[fresh]] == fresh) | (bucket[fresh] == NAMELESS)]
 
     def _edges_of_each(self, ms: Floats) -> Floats:
         """The edges that each of these answers is judged by, drawn anew every so many: (answers, edges).
@@ -187,16 +166,16 @@ class Latency:
             drawn.append(_quantiles(window[max(0, until - REMEMBERED) : until]))
         block = (before + np.arange(len(ms))) // LEARNED_FROM - max(before - 1, 0) // LEARNED_FROM
         self._compared, self._window, self._edges = before + len(ms), window[-REMEMBERED:], drawn[-1]
-        return np.array(drawn).reshape(len(drawn), -1)[block]
+        return np.array(drawn).reshape(len(drawn), -1)[block] if drawn[0] else np.zeros((len(ms), len(EDGES)))
 
     def carried(self) -> CarriedLatency:
         """What goes on in the next stage."""
         enough = self._is_judged and len(self._window) >= LEARNED_FROM
         edges = _quantiles(self._window) if enough else self._edges
-        if self._slowness is None:
+        if not self._is_judged or self._slowness is None:
             return CarriedLatency(edges)
-        harm, beyond = self._slowness
-        return CarriedLatency(edges, harm.wealth, beyond.wealth, self._hung.wealth)
+        harm, beyond = self._slowness.wealth
+        return CarriedLatency(edges, harm, beyond, self._hung.wealth)
 
     @property
     def edges_ms(self) -> tuple[float, ...]:
@@ -219,14 +198,14 @@ class Latency:
         late, slower = self._measure.gate("later than p90"), self._measure.gate("slower")
         counts[late] = replace(counts[late], weighed=self._weights.weighed)
         if self._slowness is not None:
-            harm, beyond = self._slowness
+            (peak, beyond), (whole, whole_beyond) = self._slowness.peak.tolist(), self._slowness.cumulative_peak.tolist()
             counts[slower] = replace(
                 counts[slower],
-                peak=harm.peak,
-                peak_beyond_margin=beyond.peak,
-                current=min(harm.current, beyond.current),
-                cumulative_peak=harm.cumulative_peak,
-                cumulative_peak_beyond_margin=beyond.cumulative_peak,
+                peak=peak,
+                peak_beyond_margin=beyond,
+                current=self._slowness.current,
+                cumulative_peak=whole,
+                cumulative_peak_beyond_margin=whole_beyond,
             )
         return counts
 

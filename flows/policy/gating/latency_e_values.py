@@ -31,8 +31,8 @@ import numpy as np
 from flows.policy.gating.design_effect import ALIKE_WITHIN
 from flows.policy.gating.e_values import Flags, Floats, Ints, LabelEProcess, log_mean
 from flows.policy.gating.evidence import EDGES
-from flows.policy.gating.hits import peaks
-from flows.policy.gating.outcomes import BUCKETS, NAMELESS
+from flows.policy.gating.hits import Trials, peaks
+from flows.policy.gating.outcomes import BUCKETS
 
 
 def _ratios(shift: float) -> tuple[float, ...]:
@@ -54,6 +54,9 @@ INTERIM_ANALYSES = tuple(round(1000 * 1.4**number) for number in range(14))
 """After so many answers of both slots all of them are analysed; each analysis has an equal part of the wealth."""
 
 
+QUESTIONS = ("slower", "beyond the margin")
+
+
 def first_answer_table(weight: float) -> Floats:
     """What a first answer adds to each log e-process, where the slots are alike: (bins, stable's or not, alternatives).
 
@@ -66,109 +69,128 @@ def first_answer_table(weight: float) -> Floats:
 
 
 class SlownessEProcesses:
-    """The e-processes of one latency in one stage, as logarithms."""
+    """The two e-processes of one latency in one stage, each by two questions, as logarithms.
 
-    def __init__(self, chances: Sequence[float], initial: Sequence[float] = ()) -> None:
-        """Beside the e-processes of the stage, that on first answers goes on which has `initial` wealth.
+    The questions are "slower at all" and "slower than the margins excuse"; where there are two numbers, they are theirs.
+    """
+
+    def __init__(self, chances: Sequence[float], initial: Sequence[Sequence[float]] = ((), ())) -> None:
+        """Beside the e-processes of the stage, those on first answers go on that have `initial` wealth.
 
         `chances` of being the candidate's: the weight first, which is that of everybody for the stage's own.
         """
         self._weight = chances[0]
         tables = np.array([first_answer_table(chance) for chance in chances])
-        self._first, self._all_stages = LabelEProcess(tables), LabelEProcess(tables, initial)
-        self._goes_on = bool(initial)
-        self._sums = np.zeros((len(ON_ALL), BUCKETS))
-        self._answers, self._owner = np.zeros(BUCKETS, np.int64), np.full(BUCKETS, -1)
+        self._first = [LabelEProcess(tables) for _ in QUESTIONS]
+        self._all_stages = [LabelEProcess(tables, wealth) for wealth in initial]
+        self._goes_on = all(initial)
+        self._sums = np.zeros((len(QUESTIONS) * len(ON_ALL), BUCKETS))
+        self._answers, self._owner = np.zeros(BUCKETS, np.int32), np.zeros(BUCKETS, np.int32)
         self._is_candidate = np.zeros(BUCKETS, bool)
-        self._nameless = np.zeros(len(ON_ALL))
+        self._nameless = np.zeros(len(self._sums))
         self._taken = self._analyses = 0
-        self._last = self._sum = -inf
-        self.peak = 0.0
+        self._last, self._sum = np.full(len(QUESTIONS), -inf), np.full(len(QUESTIONS), -inf)
+        self.peak = np.zeros(len(QUESTIONS))
         """The most that the e-processes of this stage ever were."""
-        self.cumulative_peak = log(ON_FIRST) + self._all_stages.log_e_value if initial else 0.0
-        """The most that the one was that goes on."""
+        began = [log(ON_FIRST) + one.log_e_value for one in self._all_stages]
+        self.cumulative_peak = np.array(began) if self._goes_on else np.zeros(len(QUESTIONS))
+        """The most that those were that go on."""
 
     @property
     def current(self) -> float:
-        """What it is now: of all answers once they were analysed, for they know of first answers as well."""
-        return self._last if self._analyses else self._first.log_e_value
+        """The lesser of the two now: of all answers once they were analysed, for they know of first answers as well."""
+        return float(min(self._last)) if self._analyses else min(one.log_e_value for one in self._first)
 
     @property
-    def wealth(self) -> tuple[float, ...]:
-        """What the e-process on first answers goes on with in the next stage."""
-        return self._all_stages.wealth
+    def wealth(self) -> tuple[tuple[float, ...], ...]:
+        """What the e-processes on first answers go on with in the next stage."""
+        return tuple(one.wealth for one in self._all_stages)
 
-    def take(
-        self, bins: Ints, user: Ints, is_candidate: Flags, assignment: Ints, at: Ints, analyses: Ints
-    ) -> tuple[Floats, Floats, Floats]:
-        """Peak, current and cumulative peak at each interim analysis; `at` is when each of the answers was known."""
-        bucket = np.where(user < 0, NAMELESS, user % BUCKETS)
-        first = self._first_answers(bucket)
-        path = self._first.take(np.zeros(len(first), np.int64), bins[first], is_candidate[first])
-        rises, values = at[first], [path + log(ON_FIRST)]
-        peak_before = self.peak
-        peak = peaks(peak_before, rises, values[0], analyses)
-        now = np.concatenate(([self.current if not self._analyses else self._last], path))
-        current = now[np.searchsorted(rises, analyses)] if not self._analyses else np.full(len(analyses), self._last)
-        self.peak = max(peak_before, float(values[0].max(initial=-inf)))
-        cumulative = np.full(len(analyses), self.cumulative_peak)
-        drawn = first[assignment[first] >= 0]
-        whole = self._all_stages.take(assignment[drawn], bins[drawn], is_candidate[drawn]) + log(ON_FIRST)
+    def take(self, bins: Ints, trials: Trials, first: Ints) -> tuple[Floats, Floats, Floats]:
+        """Peaks, the lesser of the two now, and cumulative peaks at each interim analysis: (2, analyses) but for that.
+
+        `bins` of each answer by each question; `first` are the answers that are their users' first.
+        """
+        is_candidate, at, analyses = trials.is_candidate[first], trials.at[first], trials.analyses
+        before, own = self.current, np.zeros(len(first), np.int64)
+        paths = np.array([p.take(own, some, is_candidate) for p, some in zip(self._first, bins[:, first], strict=True)])
+        peak = self._peaks(self.peak, at, paths, analyses)
+        if self._analyses:
+            current = np.full(len(analyses), before)
+        else:
+            current = np.concatenate(([before], paths.min(axis=0)))[np.searchsorted(at, analyses)]
+        cumulative = np.repeat(self.cumulative_peak[:, None], len(analyses), axis=1)
+        drawn = np.flatnonzero(trials.assignment[first] >= 0)
+        chance, drawn_bins = trials.assignment[first[drawn]], bins[:, first[drawn]]
+        whole = np.array(
+            [
+                process.take(chance, some, is_candidate[drawn])
+                for process, some in zip(self._all_stages, drawn_bins, strict=True)
+            ]
+        )
         if self._goes_on:
-            cumulative = peaks(self.cumulative_peak, at[drawn], whole, analyses)
-            self.cumulative_peak = max(self.cumulative_peak, float(whole.max(initial=-inf)))
-        begin = 0
-        while begin < len(bins):
-            left = INTERIM_ANALYSES[self._analyses] - self._taken if self._analyses < len(INTERIM_ANALYSES) else inf
-            end = int(min(len(bins), begin + left))
-            part = slice(begin, end)
-            self._add(bins[part], user[part], is_candidate[part])
-            if end - begin == left:
-                e_value, after = self._analyse(), analyses > at[end - 1]
-                current = np.where(after, self._last, current)
-                peak = np.where(after, np.maximum(peak, e_value), peak)
-            begin = end
+            cumulative = self._peaks(self.cumulative_peak, at[drawn], whole, analyses)
+        self._take_all(bins, trials, peak, current)
         return peak, current, cumulative
 
-    def _first_answers(self, bucket: Ints) -> Ints:
-        """Which of these answers are their user's first."""
-        named = np.flatnonzero(bucket != NAMELESS)
-        new = named[self._answers[bucket[named]] == 0]
-        firsts = new[np.unique(bucket[new], return_index=True)[1]]
-        return np.sort(np.concatenate([firsts, np.flatnonzero(bucket == NAMELESS)]))
+    @staticmethod
+    def _peaks(known: Floats, at: Ints, paths: Floats, analyses: Ints) -> Floats:
+        """The most that those on first answers ever were at each interim analysis; `known` is what it was, and is."""
+        found = np.array(
+            [peaks(most, at, path + log(ON_FIRST), analyses) for most, path in zip(known, paths, strict=True)]
+        )
+        if paths.shape[1]:
+            np.maximum(known, paths.max(axis=1) + log(ON_FIRST), out=known)
+        return found
+
+    def _take_all(self, bins: Ints, trials: Trials, peak: Floats, current: Floats) -> None:
+        """Take in all answers; where they are analysed, what was known until then is set right."""
+        begin, answers = 0, len(trials)
+        while begin < answers:
+            left = INTERIM_ANALYSES[self._analyses] - self._taken if self._analyses < len(INTERIM_ANALYSES) else answers
+            end = min(answers, begin + left)
+            part = slice(begin, end)
+            self._add(bins[:, part], trials.user[part], trials.is_candidate[part])
+            if end - begin == left and self._analyses < len(INTERIM_ANALYSES):
+                e_values, after = self._analyse(), trials.analyses > trials.at[end - 1]
+                current[after] = min(self._last)
+                peak[:, after] = np.maximum(peak[:, after], e_values[:, None])
+            begin = end
 
     def _add(self, bins: Ints, user: Ints, is_candidate: Flags) -> None:
         """To each user's ratio. Of two in one bucket the first counts: who, is settled without labels."""
-        self._taken += len(bins)
+        self._taken += len(user)
         named = user >= 0
         if not named.all():
-            ratios, mine = ON_ALL[:, bins[~named]], is_candidate[~named]
-            self._nameless += self._of_users(ratios, mine)
-        if not named.any():
+            ratios = np.concatenate([ON_ALL[:, some[~named]] for some in bins])
+            self._nameless += self._of_users(ratios, is_candidate[~named])
+            bins, user, is_candidate = bins[:, named], user[named], is_candidate[named]
+        if not len(user):
             return
-        bins, user, is_candidate = bins[named], user[named], is_candidate[named]
         bucket, owner = user % BUCKETS, user // BUCKETS
-        unowned = np.flatnonzero(self._owner[bucket] < 0)[::-1]
+        unowned = np.flatnonzero(self._answers[bucket] == 0)[::-1]
         self._owner[bucket[unowned]] = owner[unowned]
         is_owner = self._owner[bucket] == owner
-        bins, bucket, is_candidate = bins[is_owner], bucket[is_owner], is_candidate[is_owner]
+        if not is_owner.all():
+            bins, bucket, is_candidate = bins[:, is_owner], bucket[is_owner], is_candidate[is_owner]
         np.add.at(self._answers, bucket, 1)
-        for sums, ratios in zip(self._sums, ON_ALL, strict=True):
-            np.add.at(sums, bucket, ratios[bins])
+        ratios = np.concatenate([ON_ALL[:, some] for some in bins])
+        for sums, added in zip(self._sums, ratios, strict=True):
+            np.add.at(sums, bucket, added)
         # Who changed the slot within a stage is whose he was last.
         self._is_candidate[bucket] = is_candidate
 
     def _of_users(self, ratios: Floats, is_candidate: Flags) -> Floats:
         return (ratios * is_candidate - np.log(self._weight * np.exp(ratios) + 1 - self._weight)).sum(axis=1)
 
-    def _analyse(self) -> float:
-        """The log e-value of all analyses so far: all users that have answers, each as one draw; n answers weigh by the design effect."""
+    def _analyse(self) -> Floats:
+        """The log e-values of all analyses so far: all users as one draw each; n answers weigh by the design effect."""
         self._analyses += 1
         users = np.flatnonzero(self._answers)
         effect = 1 + ALIKE_WITHIN * (self._answers[users] - 1)
         total = self._of_users(self._sums[:, users] / effect, self._is_candidate[users]) + self._nameless
-        self._last = float(log_mean(total))
-        self._sum = float(np.logaddexp(self._sum, self._last - log(len(INTERIM_ANALYSES))))
-        e_value = log(1 - ON_FIRST) + self._sum
-        self.peak = max(self.peak, e_value)
-        return e_value
+        self._last = log_mean(total.reshape(len(QUESTIONS), -1).T)
+        self._sum = np.logaddexp(self._sum, self._last - log(len(INTERIM_ANALYSES)))
+        e_values = log(1 - ON_FIRST) + self._sum
+        np.maximum(self.peak, e_values, out=self.peak)
+        return e_values

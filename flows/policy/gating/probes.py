@@ -23,7 +23,7 @@ from flows.policy.gating.judge import Judge
 from flows.policy.gating.latency import LEARNED_FROM
 from flows.policy.gating.limits import Limits
 from flows.policy.gating.measures import MEASURES, Measure
-from flows.policy.gating.non_inferiority import compared, log_e_like_stable, promised
+from flows.policy.gating.non_inferiority import compared, log_e_like_stable, log_e_within_limit, promised
 from flows.policy.gating.sample_size import requests_missing, requests_needed, smallest
 
 CHECKS: tuple[str, ...] = ("wrong", "much shorter", "much longer")
@@ -179,8 +179,8 @@ def _is_too_thin(counted: Floats, hits: Floats, elapsed_seconds: Floats, needed:
         return is_time
     pace = (counted + RULE_OF_THREE) / np.maximum(elapsed_seconds, 1e-9)
     by_then = counted + pace * np.maximum(0.0, limits.deadline_seconds - elapsed_seconds)
-    missing = requests_missing(counted, hits, limits.error_percent / 100, limits)
-    return is_time & (by_then < np.maximum(ENOUGH_TIMES * needed, counted + missing))
+    is_enough = log_e_within_limit(hits, np.floor(by_then), limits.error_percent / 100) >= -log(limits.beta)
+    return is_time & ((by_then < ENOUGH_TIMES * needed) | ~is_enough)
 
 
 def probes_missing(evidence: Evidence, limits: Limits, elapsed_seconds: float, probed: Probed, at_most: int) -> int:

@@ -1,6 +1,7 @@
 """How many requests does a stage take, and how many are missing?"""
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from math import log
 
 import numpy as np
@@ -43,15 +44,23 @@ def requests_needed(
 
     `edges_ms`: of each latency, as far as they are known. Without them nobody knows what a margin excuses.
     """
-    sure, panel = -log(limits.beta), panel_of(kind, limits, measures)
-    zero = np.zeros(())
-    needs = [float(limits.minimum_requests)]
-    needs += [float(requests_missing(zero, zero, rate, limits)) for _, rate in promised(panel, limits)]
-    for latency in compared(panel, limits, weight):
-        late = _late_part(latency, (edges_ms or {}).get(latency.name, ()), limits)
-        needs.append(
-            float(smallest(lambda n, late=late: log_e_like_stable(*_alike(n, weight, late), n, weight) >= sure))
-        )
+    panel = panel_of(kind, limits, measures)
+    late = tuple(
+        _late_part(latency, (edges_ms or {}).get(latency.name, ()), limits)
+        for latency in compared(panel, limits, weight)
+    )
+    return _needed(limits, weight, tuple(rate for _, rate in promised(panel, limits)), late)
+
+
+@lru_cache(maxsize=256)
+def _needed(limits: Limits, weight: float, rates: tuple[float, ...], late: tuple[float, ...]) -> int:
+    """Of limits with these rates, and of latencies of which so many answers are late where all is well."""
+    sure, zero = -log(limits.beta), np.zeros(())
+    needs = [float(limits.minimum_requests), *(float(requests_missing(zero, zero, rate, limits)) for rate in rates)]
+    needs += [
+        float(smallest(lambda n, part=part: log_e_like_stable(*_alike(n, weight, part), n, weight) >= sure))
+        for part in late
+    ]
     return int(max(needs))
 
 
