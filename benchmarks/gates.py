@@ -1,7 +1,7 @@
 """How often do the gates stop a good release, and how soon a bad one? `python -m benchmarks.gates --json FILE`.
 
-Plays made-up releases (gates_worlds.py) to the judge (gates_twin.py, which a test holds against production's; the world
-with cells is judged by production's own) and to its rivals (gates_rivals.py). The table goes into docs/gates.md.
+Plays made-up releases (gates_worlds.py) to production's own judge (gates_stages.py) and to its rivals
+(gates_rivals.py). The table goes into docs/gates.md.
 """
 
 import argparse
@@ -292,14 +292,14 @@ def bad_cells(bad_ones: int, releases: int) -> dict[str, Any]:
     }
 
 
-def cost_of_judging() -> dict[str, float]:
+def cost_of_judging() -> dict[str, tuple[float, float]]:
     """Microseconds of one core for each request, from the gateway's outcomes on, at so many requests a second.
 
     Production takes in what a second has brought, and rules on it.
     """
     stream = Traffic(HARMED[1], 1).take(0, 40_000)
     requests = outcomes(stream, stream.user_luck < FIRST_SHARE, Harm())
-    costs: dict[str, float] = {}
+    costs: dict[str, tuple[float, float]] = {}
     for at_once in (20, 200, 2000):
         judge, begun = Judge(LIMITS, "green", weight=FIRST_SHARE), time.process_time()
         for number in range(0, len(requests), at_once):
@@ -309,8 +309,8 @@ def cost_of_judging() -> dict[str, float]:
         for _ in range(100):
             rule(judge.evidence(), LIMITS, 1.0)
         ruled = (time.process_time() - begun) / 100
-        costs[f"observe_{at_once}_us"] = 1e6 * took / len(requests)
-        costs[f"observe_and_rule_{at_once}_us"] = costs[f"observe_{at_once}_us"] + 1e6 * ruled / at_once
+        taking_in = 1e6 * took / len(requests)
+        costs[str(at_once)] = taking_in, taking_in + 1e6 * ruled / at_once
     return costs
 
 
@@ -369,8 +369,11 @@ ones were, and the release was rolled back, in percent; and how many requests fa
 |---:|---:|---:|---:|---:|---:|
 """
 ABOUT_THE_COST = """
-**Cost**: {observe_us:.0f} µs of one core for each request, {observe_and_rule_us:.0f} µs with a ruling after every
-twentieth, on a shared machine.
+**Cost**, on a shared machine: of one core for each request, where a second has brought so many, which production takes
+in at once; and with the ruling that it makes of them.
+
+| requests a second | taking in | with a ruling |
+|---:|---:|---:|
 """
 
 
@@ -407,7 +410,10 @@ def table(report: dict[str, Any]) -> str:
         cells = [str(row["bad_ones"]), f"{row['releases']:,}", f"{row['held_back_percent']:.1f}"]
         cells += [f"{row[name]:.1f}" for name in ("other_cell_percent", "rolled_back_percent", "failed_mean")]
         text += f"| {' | '.join(cells)} |\n"
-    return text + ABOUT_THE_COST.format(**report["cost"])
+    text += ABOUT_THE_COST
+    for at_once, (taking_in, with_ruling) in report["cost"].items():
+        text += f"| {at_once} | {taking_in:.0f} µs | {with_ruling:.0f} µs |\n"
+    return text
 
 
 def _beside_the_best(row: dict[str, Any]) -> str:

@@ -26,7 +26,14 @@ from flows.policy.gating.judge import Carried, Judge
 from flows.policy.gating.limits import Limits
 from flows.policy.gating.measures import MEASURES, panel_of
 from flows.policy.gating.outcomes import EVENTS, KINDS, Batch
-from flows.policy.gating.probes import PART_OF_ALPHA, Pair, ProbeJudge, may_be_thin, probes_missing, seconds_between_rounds
+from flows.policy.gating.probes import (
+    PART_OF_ALPHA,
+    Pair,
+    ProbeJudge,
+    may_be_thin,
+    probes_missing,
+    seconds_between_rounds,
+)
 
 LOOK_EVERY = 20
 """Requests of both slots between two interim analyses: production has one a second, whatever has come by then."""

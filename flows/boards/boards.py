@@ -7,10 +7,14 @@ from blocks.ports.hub import Model
 from blocks.ports.market import Offer
 from blocks.ports.store import MultipartUpload
 from flows.boards.markdown import escaped
-from flows.policy.gating.bets import interval
+from flows.policy.gating.decide import Ruling, threshold_of_answers
+from flows.policy.gating.e_values import confidence_interval
 from flows.policy.gating.engines import Engines
-from flows.policy.gating.gates import Ruling, answers_in_words, bar_of_answers, nearness
-from flows.policy.gating.measures import Evidence, Limits, Probed
+from flows.policy.gating.evidence import Evidence, Probed
+from flows.policy.gating.limits import Limits
+from flows.policy.gating.measures import MEASURES, Measure, panel_of
+from flows.policy.gating.progress import progress_of
+from flows.policy.gating.wording import answers_in_words, words_of
 from flows.policy.mirrors.collect import Verdict
 from flows.policy.mirrors.mirror import Selection
 from flows.policy.mirrors.verify import Finding
@@ -38,22 +42,26 @@ def canary_board(
     forecast: str,
     engines: Engines,
     probed: Probed | None,
+    measures: tuple[Measure, ...] = MEASURES,
 ) -> str:
     """Stage, share, what each slot's users saw and its engines did, verdict and reason."""
+    words = words_of(ruling, evidence, limits, seconds, probed, measures)
     return f"""# Canary of {release.id}
 
 **{share} %** of the traffic for {seconds:.0f} s; the stages are {_arrows(stages)}.
 This one takes {forecast}.
 
-**{ruling.verdict.upper()}**: {escaped(ruling.reason)}
+**{escaped(words.first)}**
+
+{escaped(words.second)}
 
 {_picture(evidence, limits)}
 
-{_users_table(evidence)}
+{_users_table(evidence, limits, measures)}
 
-{_evidence_table(evidence, limits)}
+{_evidence_table(evidence, limits, measures)}
 
-{_probes_table(probed, limits)}
+{_probes_table(probed, limits, measures)}
 
 {_engines_table(engines)}
 
@@ -167,58 +175,55 @@ def decision_table(decisions: Sequence[Decision], *, dry_run: bool) -> str:
     return f"# What to stop{' (dry run: nothing was stopped)' if dry_run else ''}\n\n{table}\n"
 
 
-def _users_table(evidence: Evidence) -> str:
-    """What the users of each slot saw; of each user the first failure, the first refusal and the first departures.
+def _users_table(evidence: Evidence, limits: Limits, measures: tuple[Measure, ...]) -> str:
+    """What the users of each slot saw; of each user the first hit of each measure, such as a failure.
 
     Five of a hundred requests may be thirty of a hundred tokens, so both shares stand side by side.
     """
+    panel = panel_of(evidence.kind, limits, measures)
     requests, tokens = (
         f"{part} ({100 * part / (part + rest):.1f} %)" if part else "0"
         for part, rest in ((evidence.requests, evidence.stable_requests), (evidence.tokens, evidence.stable_tokens))
     )
-    met = [evidence.count(measure) for measure in ("failed", "refused", "left", "left midway")]
-    first = [_milliseconds(ms, 0) for ms in evidence.first_token_ms]
-    each = [_milliseconds(ms, 1) for ms in evidence.each_token.recent_ms]
-    rows = (
-        ("candidate", requests, tokens, *(c.hits for c in met), *first[:2], *each[:2]),
-        (
-            *("stable", evidence.stable_requests, evidence.stable_tokens),
-            *(c.all_hits - c.hits for c in met),
-            *first[2:],
-            *each[2:],
-        ),
-    )
-    head = (
-        "| | requests | tokens | users who failed | were refused | gave up | left midway"
-        " | p50 first token | p95 | p50 a token | p95"
-    )
-    return _table(f"{head} |", "|---" + "|---:" * 10 + "|", (f"| {' | '.join(map(str, row))} |" for row in rows))
+    counts = [(f"users {one.met}", evidence.count(one.name)) for one in panel.events]
+    rows = [
+        ("requests", requests, evidence.stable_requests),
+        ("tokens", tokens, evidence.stable_tokens),
+        *((what, count.hits, count.all_hits - count.hits) for what, count in counts),
+    ]
+    for one in panel.shown_latencies:
+        own_p50, own_p95, its_p50, its_p95 = (
+            _milliseconds(ms, one.digits) for ms in evidence.timing(one.name).recent_ms
+        )
+        rows += [(f"{one.phrase}, median", own_p50, its_p50), (f"{one.phrase}, p95", own_p95, its_p95)]
+    return _table("| | candidate | stable |", "|---|---:|---:|", (f"| {' | '.join(map(str, row))} |" for row in rows))
 
 
 def _milliseconds(ms: float | None, digits: int) -> str:
     return "no data" if ms is None else f"{ms:.{digits}f} ms"
 
 
-def _evidence_table(evidence: Evidence, limits: Limits) -> str:
+def _evidence_table(evidence: Evidence, limits: Limits, measures: tuple[Measure, ...]) -> str:
     """How near each gate is to its ruling, as bars that every renderer of markdown shows."""
-    rows = (f"| {n.gate} | {_bar(n.harm)} | {_bar(n.good_news)} | {n.seen} |" for n in nearness(evidence, limits))
+    gates = progress_of(evidence, limits, measures)
+    rows = (f"| {one.gate} | {_bar(one.to_rollback)} | {_bar(one.to_pass)} | {one.seen} |" for one in gates)
     return "\n".join(("| gate | to a roll-back | to a pass | seen |", "|---|---|---|---|", *rows))
 
 
-def _probes_table(probed: Probed | None, limits: Limits) -> str:
+def _probes_table(probed: Probed | None, limits: Limits, measures: tuple[Measure, ...]) -> str:
     """What golden prompts have shown, apart from users."""
     if probed is None:
         return "No probes were sent."
     sent = f"**Probes**: {probed.evidence.requests} to the candidate and {probed.evidence.stable_requests} to stable."
     # A probe never leaves.
     gates = [
-        near
-        for near in nearness(probed.evidence, limits)
-        if near.harm is not None and near.gate not in {"left", "left midway"}
+        one
+        for one in progress_of(probed.evidence, limits, measures)
+        if one.to_rollback is not None and one.gate not in {"left", "left midway"}
     ]
-    rows = [f"| {near.gate} | {_bar(near.harm)} | {near.seen} |" for near in gates]
-    bar = bar_of_answers(probed, limits)
-    rows += [f"| {c} | {_bar(n.harm / bar)} | {answers_in_words(c, n)} |" for c, n in probed.answers.items()]
+    rows = [f"| {one.gate} | {_bar(one.to_rollback)} | {one.seen} |" for one in gates]
+    threshold = threshold_of_answers(probed, limits)
+    rows += [f"| {c} | {_bar(n.peak / threshold)} | {answers_in_words(c, n)} |" for c, n in probed.answers.items()]
     return f"{sent}\n\n{_table('| of probes | to a roll-back | seen |', '|---|---|---|', rows)}"
 
 
@@ -257,7 +262,7 @@ def _picture(evidence: Evidence, limits: Limits) -> str:
     if not failed.of:
         return ""
     limit, alpha = limits.error_percent / 100, limits.missed_harm_percent / 100
-    intervals = [(of, hits / of, *interval(hits, of, alpha)) for of, hits in points if of]
+    intervals = [(of, hits / of, *confidence_interval(hits, of, alpha)) for of, hits in points if of]
     top = min(1.0, max(4 * limit, 2 * intervals[-1][1], 1.2 * intervals[-1][3]))
 
     def at(of: int, rate: float) -> str:

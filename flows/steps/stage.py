@@ -198,7 +198,9 @@ class StageWatch:
 
     @property
     def _forecast(self) -> str:
-        return forecast(self.judge.limits, self.share / 100, self.requests_a_second, self.judge.edges_ms, self.release.engine.kind)
+        return forecast(
+            self.judge.limits, self.share / 100, self.requests_a_second, self.judge.edges_ms, self.release.engine.kind
+        )
 
     @property
     def _engines(self) -> Engines:

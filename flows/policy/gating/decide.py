@@ -121,9 +121,7 @@ def _ruled(trajectory: Trajectory, stakes: Stakes) -> list[str]:
     return [gate for gate in trajectory.series if gate in stakes.parts]
 
 
-def doubts(
-    trajectory: Trajectory, stakes: Stakes, elapsed_seconds: Floats, probes: Trajectory | None = None
-) -> Doubts:
+def doubts(trajectory: Trajectory, stakes: Stakes, elapsed_seconds: Floats, probes: Trajectory | None = None) -> Doubts:
     """What is missing before the stage can be passed; probes stand in for users in what is still to be learned."""
     limits, sure = stakes.limits, -log(stakes.limits.beta)
     found: dict[tuple[Kind, str], Flags] = {("too few", ""): trajectory.requests < limits.minimum_requests}

@@ -140,9 +140,7 @@ class Judge:
 
     def _what_is_known(self, latencies: Mapping[str, CarriedLatency]) -> Carried:
         """From the stages before, where no e-processes go on."""
-        return replace(
-            self._known, latencies={name: CarriedLatency(one.edges_ms) for name, one in latencies.items()}
-        )
+        return replace(self._known, latencies={name: CarriedLatency(one.edges_ms) for name, one in latencies.items()})
 
     def _begin(self, carried: Carried) -> None:
         self._begun, limits = carried, self._limits
@@ -301,9 +299,7 @@ class Judge:
             series |= latency.take(trials.where(is_timed), ms[is_timed])
         return Trajectory(requests, series)
 
-    def _take_event(
-        self, measure: EventMeasure, batch: Batch, trials: Trials, is_promised: Flags
-    ) -> dict[str, Series]:
+    def _take_event(self, measure: EventMeasure, batch: Batch, trials: Trials, is_promised: Flags) -> dict[str, Series]:
         name, is_trial, hit = measure.name, batch.trials[measure.name], batch.hits[measure.name]
         # Beside stable, whose a request is that the split of before has sent is no news of this one.
         is_drawn = is_trial & (batch.began_seconds >= 0) if self._weight < 1 else is_trial
@@ -439,7 +435,11 @@ class Judge:
         counters = dict(self._events)
         for latency in self._latencies.values():
             counters |= latency.counters()
-        return {gate: int(one.cell_hits[number]) for gate, one in counters.items() if len(one.cell_hits) and one.cell_hits[number]}
+        return {
+            gate: int(one.cell_hits[number])
+            for gate, one in counters.items()
+            if len(one.cell_hits) and one.cell_hits[number]
+        }
 
 
 FIELDS = tuple(Series.__dataclass_fields__)

@@ -186,7 +186,10 @@ class Latency:
         if not self._is_judged:
             return {}
         counters = {
-            "over limit": self._over_limit, "hung": self._hung, "slower": self._first, "later than p90": self._late
+            "over limit": self._over_limit,
+            "hung": self._hung,
+            "slower": self._first,
+            "later than p90": self._late,
         }
         return {f"{self._measure.name} {what}": counter for what, counter in counters.items()}
 
@@ -198,7 +201,10 @@ class Latency:
         late, slower = self._measure.gate("later than p90"), self._measure.gate("slower")
         counts[late] = replace(counts[late], weighed=self._weights.weighed)
         if self._slowness is not None:
-            (peak, beyond), (whole, whole_beyond) = self._slowness.peak.tolist(), self._slowness.cumulative_peak.tolist()
+            (peak, beyond), (whole, whole_beyond) = (
+                self._slowness.peak.tolist(),
+                self._slowness.cumulative_peak.tolist(),
+            )
             counts[slower] = replace(
                 counts[slower],
                 peak=peak,

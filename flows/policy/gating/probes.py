@@ -200,7 +200,10 @@ def answers_missing(
     missing = [0.0]
     for gate, rate in promised(stakes.panel, limits):
         both = [some.series[gate] for some in (users, by_probes) if gate in some.series]
-        counted, hits = sum((one.counted for one in both), np.zeros(1)), sum((one.counted_hits for one in both), np.zeros(1))
+        counted, hits = (
+            sum((one.counted for one in both), np.zeros(1)),
+            sum((one.counted_hits for one in both), np.zeros(1)),
+        )
         missing.append(float(requests_missing(counted, hits, rate, limits)[0]))
     for latency in compared(stakes.panel, limits, stakes.weight):
         gate = latency.gate("later than p90")
@@ -212,9 +215,7 @@ def answers_missing(
     return int(max(missing))
 
 
-def _shows_likeness(
-    gate: str, users: Trajectory, by_probes: Trajectory, stakes: Stakes
-) -> Callable[[Floats], Flags]:
+def _shows_likeness(gate: str, users: Trajectory, by_probes: Trajectory, stakes: Stakes) -> Callable[[Floats], Flags]:
     """Whether so many more late answers of the candidate to probes, and as many of stable's, would be enough."""
     sure, own, its = -log(stakes.limits.beta), users.series.get(gate), by_probes.series.get(gate)
     shown = np.zeros(1)

@@ -165,8 +165,10 @@ class _Teller:
         words = f"{_part(count.hits, count.of)} requests {event.seen}{lately}"
         if evidence.weight < 1:
             stable = count.all_hits - count.hits
-            words += f", and {_part(stable, count.all_of - count.of)} of stable's" if count.all_of else (
-                f", and {stable} of stable's"
+            words += (
+                f", and {_part(stable, count.all_of - count.of)} of stable's"
+                if count.all_of
+                else (f", and {stable} of stable's")
             )
         elif count.allowed:
             words += f"; {100 * count.allowed:.2g} % are excused by what earlier stages have shown"

@@ -52,9 +52,7 @@ class Panel:
         self.shown_latencies = tuple(one for one in some if isinstance(one, LatencyMeasure))
         """With those that are only looked at."""
         self.latencies = tuple(one for one in self.shown_latencies if one.is_judged(limits))
-        self.gates: tuple[Gate, ...] = tuple(
-            gate for one in (*self.events, *self.latencies) for gate in one.gates
-        )
+        self.gates: tuple[Gate, ...] = tuple(gate for one in (*self.events, *self.latencies) for gate in one.gates)
         self.measure_of: dict[str, Measure] = {
             gate.name: one for one in (*self.events, *self.shown_latencies) for gate in one.gates
         }
