@@ -8,13 +8,13 @@ from zlib import crc32
 
 import numpy as np
 import pytest
-
 from benchmarks.gates_production import hold_with_probes
-from benchmarks.gates_rivals import Z_95_PERCENT, argo, flagger, kayenta, mann_whitney, told, until_first
 from benchmarks.gates_twin import LOOK_EVERY, Held, hold
+from flows.policy.gating.gates import rule
+
+from benchmarks.gates_rivals import Z_95_PERCENT, argo, flagger, kayenta, mann_whitney, told, until_first
 from benchmarks.gates_worlds import DRIFT_SECONDS, Borne, Harm, Rates, Stream, Traffic, World
 from blocks.ports.gateway import Outcome
-from flows.policy.gating.gates import rule
 from flows.policy.gating.judge import Carried, Judge
 from flows.policy.gating.measures import EACH_TOKEN, FIRST_TOKEN, TIMES, UNPROMISED, Time, budget_of_stage
 from tests import limits

@@ -6,6 +6,8 @@ from base64 import b64decode
 from datetime import UTC, datetime
 from xml.etree import ElementTree as ET
 
+from flows.policy.gating.decide import rule
+
 from blocks.errors import Refused
 from blocks.ports.fleet import EngineSettings, Replica
 from blocks.ports.hub import Model
@@ -22,9 +24,8 @@ from flows.boards.boards import (
 )
 from flows.boards.markdown import escaped
 from flows.policy.gating.engines import Engines, Work
-from flows.policy.gating.gates import rule
 from flows.policy.gating.judge import Judge
-from flows.policy.gating.measures import Count, Evidence, Probed
+from flows.policy.gating.evidence import Count, Evidence, Probed
 from flows.policy.mirrors.collect import Mirror, Verdict
 from flows.policy.mirrors.mirror import Selection
 from flows.policy.mirrors.verify import Finding
@@ -54,9 +55,9 @@ FORECAST = "about 200 requests of the candidate if all goes well"
 
 
 def board(requests: int, probed: Probed | None = None) -> str:
-    judge = Judge(LIMITS, "green", share=0.05, budget=0.6)
+    judge = Judge(LIMITS, "green", weight=0.05, alpha=0.6)
     for outcome, _ in zip(users(1, rate=0.01), range(requests), strict=False):
-        judge.observe(outcome, 10)
+        judge.take([outcome], 10)
     evidence = judge.evidence()
     return canary_board(
         RELEASE,
@@ -79,26 +80,26 @@ def test_the_canary_board_shows_the_evidence_as_a_picture_and_in_numbers() -> No
     assert found
     picture = ET.fromstring(b64decode(found[1]))  # noqa: S314 - our own picture
     assert {element.tag.rpartition("}")[2] for element in picture} >= {"polygon", "polyline", "line", "text"}
-    assert "limit 1 %" in shown
-    assert re.search(r"\| slow \| `█*░*` \d+ % \|  \| of the users' first answers", shown)
-    assert re.search(r"\| slow tokens \| `█*░*` \d+ % \|  \| of the users' first answers .* later a token", shown)
-    assert re.search(r"\| candidate \| \d{3} \(\d\.\d %\) \| \d{5} \(\d\.\d %\) \|", shown)
-    assert re.search(r"\| stable \| 3\d{3} \| 1\d{5} \|", shown)
+    assert "the limit is 1 %" in shown
+    assert re.search(r"\| TTFT slower \| `█*░*` \d+ % \|  \| time to first token is \d+ ms at", shown)
+    assert re.search(r"\| TPOT slower \| `█*░*` \d+ % \|  \| time per output token is \d+\.\d ms at", shown)
+    assert re.search(r"\| requests \| \d{3} \(\d\.\d %\) \| 3\d{3} \|", shown)
+    assert re.search(r"\| tokens \| \d{5} \(\d\.\d %\) \| 1\d{5} \|", shown)
 
 
 def test_at_all_traffic_a_service_that_promises_no_times_has_a_board() -> None:
     """No gate is shown of what is not promised, and stable has nothing."""
     limits = LIMITS.model_copy(update={"first_token_p95_ms": None, "token_p95_ms": None})
-    judge = Judge(limits, "green", share=1.0)
+    judge = Judge(limits, "green", weight=1.0)
     for outcome, _ in zip(users(1, rate=0.01, share=1.0), range(50), strict=False):
-        judge.observe(outcome, 10)
+        judge.take([outcome], 10)
     evidence = judge.evidence()
     ruling = rule(evidence, limits, 10)
     shown = canary_board(
         RELEASE, (5, 100), 100, evidence, limits, ruling, 10, forecast=FORECAST, engines=ENGINES, probed=None
     )
-    assert "late" not in shown
-    assert "| stable | 0 | 0 |" in shown
+    assert "over limit" not in shown
+    assert re.search(r"\| requests \| \d+ \(100\.0 %\) \| 0 \|", shown)
 
 
 def test_before_the_first_request_there_is_no_picture() -> None:

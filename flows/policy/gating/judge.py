@@ -66,7 +66,7 @@ class Carried:
     owners: bytes = bytes(2 * BUCKETS)
     """Who is each bucket's user: the rest of his hash, in two bytes. Of others in the bucket nobody knows."""
     shown: Mapping[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
-    """Of events that are not promised: hits of both slots in all stages so far, and of how many requests."""
+    """Of each event: hits of both slots in all stages so far, and of how many requests."""
     answered: frozenset[RequestKind] = frozenset()
     """Kinds of requests that somebody was answered well to."""
 
@@ -379,7 +379,6 @@ class Judge:
         return {
             name: _added(before.get(name, (0, 0)), (self._events[name].all_hits, self._events[name].all_of))
             for name in self._events
-            if name in self._panel.unpromised
         }
 
     @property

@@ -95,7 +95,8 @@ class Latency:
     def _learn(self, trials: Trials, ms: Floats) -> dict[str, Series]:
         """From both slots together: whoever looks at labels before he draws his edges draws them where he likes."""
         missing = LEARNED_FROM - sum(len(times) for _, times in self._learning)
-        self._learning.append((trials.some(slice(missing)), ms[:missing]))
+        if len(ms):
+            self._learning.append((trials.some(slice(missing)), ms[:missing]))
         if len(ms) < missing:
             return self._compare(trials.some(slice(0)), ms[:0], np.zeros(len(trials.analyses), bool))
         known_at = int(trials.at[missing - 1])

@@ -8,6 +8,7 @@ from math import exp, floor
 
 import numpy as np
 
+from flows.policy.gating.cells import part_of_requests
 from flows.policy.gating.decide import Finding, Ruling
 from flows.policy.gating.e_values import Floats
 from flows.policy.gating.evidence import P90, Count, Evidence, Probed
@@ -15,7 +16,6 @@ from flows.policy.gating.latency import HUNG_TIMES_P90, LEARNED_FROM
 from flows.policy.gating.limits import Limits
 from flows.policy.gating.measures import MEASURES, EventMeasure, LatencyMeasure, Measure, Panel, panel_of
 from flows.policy.gating.non_inferiority import compared, promised
-from flows.policy.gating.cells import part_of_requests
 from flows.policy.gating.sample_size import duration, requests_missing
 
 VERDICTS = {"promote": "Passed", "hold": "Held", "roll back": "Rolled back"}
@@ -245,7 +245,7 @@ def time_in_words(ms: float, digits: int = 0) -> str:
 def _times(own: float, its: float) -> str:
     if not its or 1 / SAME_TIMES < own / its < SAME_TIMES:
         return "beside "
-    return f"{own / its:.0f} times " if own >= 10 * its else f"{own / its:.2g} times "  # noqa: PLR2004 - two digits
+    return f"{own / its:.0f} times " if own >= 10 * its else f"{own / its:.2g} times "
 
 
 def _part(hits: int, of: int) -> str:
