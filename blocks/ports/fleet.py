@@ -6,7 +6,6 @@ from typing import Literal, Protocol, Self
 
 from blocks.ports.market import Offer
 
-
 ModelKind = Literal["chat", "completion", "embedding", "rerank"]
 """What a model is asked for: that decides how it is seen to be ready, probed, judged and sized."""
 

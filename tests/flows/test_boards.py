@@ -6,8 +6,6 @@ from base64 import b64decode
 from datetime import UTC, datetime
 from xml.etree import ElementTree as ET
 
-from flows.policy.gating.decide import rule
-
 from blocks.errors import Refused
 from blocks.ports.fleet import EngineSettings, Replica
 from blocks.ports.hub import Model
@@ -23,9 +21,10 @@ from flows.boards.boards import (
     waiting_board,
 )
 from flows.boards.markdown import escaped
+from flows.policy.gating.decide import rule
 from flows.policy.gating.engines import Engines, Work
-from flows.policy.gating.judge import Judge
 from flows.policy.gating.evidence import Count, Evidence, Probed
+from flows.policy.gating.judge import Judge
 from flows.policy.mirrors.collect import Mirror, Verdict
 from flows.policy.mirrors.mirror import Selection
 from flows.policy.mirrors.verify import Finding

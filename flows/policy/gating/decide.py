@@ -1,6 +1,6 @@
 """May the candidate have more traffic? Evidence in; out comes promote, hold or roll back, and what it stands on.
 
-Harm outranks doubt, doubt outranks good news, and no data is never a pass. docs/gates.md says in words what each rule is.
+Harm outranks doubt, doubt outranks good news, and no data is never a pass. docs/gates.md says what each rule is.
 """
 
 from collections.abc import Iterable, Mapping

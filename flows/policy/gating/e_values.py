@@ -1,12 +1,13 @@
 """How strongly do counts speak against a claim? E-values: evidence that stays honest however often one looks.
 
-An e-process against the claim "the chance of a hit is at most (or at least) `null`" begins at 1. Each request multiplies
-it by the chance that an alternative gives to what happened over the chance that the claim gives. If the claim is true,
-the product is a supermartingale, so by Ville's inequality (1939) it ever reaches 1/alpha with a chance of alpha at most:
-after each request, at any time, without end; so 1 / its peak is a p-value that is valid at any time. Nobody knows which
-alternative is right, so the process is the mean over several (mixtures: Robbins 1970; Howard, Ramdas, McAuliffe and
-Sekhon, arXiv 1810.08240). Two slots are compared as Lindon and Malek do (arXiv 2011.03567): if they are alike, each hit
-belongs to the candidate with the chance of its weight in the split, whatever the rate of hits, its bursts and its drift.
+An e-process against the claim "the chance of a hit is at most (or at least) `null`" begins at 1. Each request
+multiplies it by the chance that an alternative gives to what happened over the chance that the claim gives. If the
+claim is true, the product is a supermartingale, so by Ville's inequality (1939) it ever reaches 1/alpha with a chance
+of alpha at most: after each request, at any time, without end; so 1 / its peak is a p-value that is valid at any time.
+Nobody knows which alternative is right, so the process is the mean over several (mixtures: Robbins 1970; Howard,
+Ramdas, McAuliffe and Sekhon, arXiv 1810.08240). Two slots are compared as Lindon and Malek do (arXiv 2011.03567): if
+they are alike, each hit belongs to the candidate with the chance of its weight in the split, whatever the rate of hits,
+its bursts and its drift.
 
 All of it is in logarithms, for a large e-value is past what a float holds, and in arrays, so that one code judges a
 second of a service and a whole simulated release.
@@ -54,7 +55,7 @@ def log_mean(logarithms: Floats) -> Floats:
 
 
 def part_of_hits(weight: float, ratio: float) -> float:
-    """The candidate's part of all hits, where its rate is `ratio` times stable's and its weight in the split is this."""
+    """The candidate's part of all hits, where its rate is `ratio` times stable's and it has this weight."""
     return weight * ratio / (weight * ratio + 1 - weight)
 
 

@@ -61,7 +61,7 @@ class Count:
     peak: float = 0
     """The most that the e-value on harm ever was."""
     peak_beyond_margin: float | None = None
-    """The most that the e-value on more harm than the margins excuse was; None where there is none, as in old ledgers."""
+    """The most that the e-value on more harm than margins excuse was; None where there is none, as in old ledgers."""
     current: float = 0
     """What the two e-values are now, whichever is less."""
     cumulative_peak: float = 0

@@ -208,7 +208,7 @@ class Judge:
         return Trajectory(np.concatenate([part.requests for part in parts]), series)
 
     def _rounds_of(self, requests: int, analyses: Ints) -> Iterator[tuple[slice, Flags]]:
-        """The requests of each round, and the interim analyses among them; a round begins once the one before is full."""
+        """The requests of each round, and the interim analyses among them; one begins once the one before is full."""
         begin = 0
         while begin < requests or not begin:
             if self._in_round == ROUND_REQUESTS:
@@ -250,8 +250,8 @@ class Judge:
 
         A chat model cannot embed, and anybody may ask it to. So a refusal speaks once somebody was answered well to
         that kind, in either slot, for an e-process is unfair where whose a request is decides if it counts. A failure
-        speaks at once beside stable, for it would come to both; alone, only where nothing was shown before. And of a kind
-        that nobody was answered to, where others were, it breaks no promise.
+        speaks at once beside stable, for it would come to both; alone, only where nothing was shown before. And of a
+        kind that nobody was answered to, where others were, it breaks no promise.
         """
         number = self._arrived + np.arange(len(batch))
         self._arrived += len(batch)

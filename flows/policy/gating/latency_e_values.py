@@ -5,11 +5,11 @@ ones. If the slots are alike, whose an answer is has nothing to do with its bin;
 candidate's or not, and once that is known, the next answer of this user is no news. So there are two e-processes:
 
 - On each user's first answer, after every answer. It is a martingale in what first answers tell of who is whose.
-- On all answers of all users, at interim analyses that are fixed beforehand in answers of both slots. There each user is
-  one draw: given all answers, the ratio `ratio ** is_candidate / (weight * ratio + 1 - weight)` is 1 on average, whatever
-  the ratio is made of, and so is the product over users, who are drawn independently. No martingale joins two analyses,
-  for labels are known by the second; but the parts of all analyses together are 1 on average at the end, and their sum
-  never falls, so by Markov's inequality it ever reaches 1/alpha with a chance of alpha at most.
+- On all answers of all users, at interim analyses that are fixed beforehand in answers of both slots. There each user
+  is one draw: given all answers, the ratio `ratio ** is_candidate / (weight * ratio + 1 - weight)` is 1 on average,
+  whatever the ratio is made of, and so is the product over users, who are drawn independently. No martingale joins two
+  analyses, for labels are known by the second; but the parts of all analyses together are 1 on average at the end, and
+  their sum never falls, so by Markov's inequality it ever reaches 1/alpha with a chance of alpha at most.
 
 The first of them is also held over all stages so far: whoever was the candidate's in an earlier one is no draw any
 more, and who was stable's is the candidate's with another chance than a user whom nobody saw.
@@ -71,7 +71,7 @@ def first_answer_table(weight: float) -> Floats:
 class SlownessEProcesses:
     """The two e-processes of one latency in one stage, each by two questions, as logarithms.
 
-    The questions are "slower at all" and "slower than the margins excuse"; where there are two numbers, they are theirs.
+    The questions are "slower at all" and "slower than margins excuse"; where there are two numbers, they are theirs.
     """
 
     def __init__(self, chances: Sequence[float], initial: Sequence[Sequence[float]] = ((), ())) -> None:

@@ -65,8 +65,8 @@ class SharedOutages:
             over = log_e_value(hits.astype(np.float64), stables.astype(np.float64), self._within_limit)
             crossed = np.flatnonzero(over >= BEYOND_THE_LIMIT)
             if len(crossed):
-                return self._break_off(int(theirs[crossed[0]]), mine, hit, is_candidate, bucket, counts)
-        self._note(mine, hit, bucket[at], counts)
+                return self._break_off(int(theirs[crossed[0]]), mine, hit, is_candidate, counts)
+        self._note(mine, hit, bucket[at])
         self._stables += int((live & ~is_candidate).sum())
         self._stable_hits += len(theirs)
         counted, hits = np.cumsum(mine & counts), np.cumsum(mine & counts & hit)
@@ -84,7 +84,7 @@ class SharedOutages:
         live = live & (np.arange(len(bucket)) <= first[bucket])
         return live, np.flatnonzero(live & hit)
 
-    def _note(self, mine: Flags, hit: Flags, failed: Ints, counts: Flags) -> None:
+    def _note(self, mine: Flags, hit: Flags, failed: Ints) -> None:
         self._candidates += int(mine.sum())
         self._candidate_hits += int((mine & hit).sum())
         if len(failed):
@@ -92,9 +92,7 @@ class SharedOutages:
             self._has_hit[failed] = True
             self._has_hit[NAMELESS] = False
 
-    def _break_off(
-        self, at: int, mine: Flags, hit: Flags, is_candidate: Flags, bucket: Ints, counts: Flags
-    ) -> tuple[Ints, Ints]:
+    def _break_off(self, at: int, mine: Flags, hit: Flags, is_candidate: Flags, counts: Flags) -> tuple[Ints, Ints]:
         """Stable broke the limit at this request: all of this block is set aside, and whom it failed begins anew."""
         until = np.arange(len(mine)) < at
         path = [

@@ -80,7 +80,7 @@ class ProbeJudge:
     def __init__(
         self, limits: Limits, candidate: Slot, *, alpha: float, cells: dict[str, str], kind: ModelKind = "chat"
     ) -> None:
-        """`alpha` is the probes' part; half of it is for their failures and latencies, half for what the answers are."""
+        """`alpha` is the probes' part: half for their failures and latencies, half for what the answers are."""
         self._slots: tuple[Slot, Slot] = (candidate, other(candidate))
         self._judge = Judge(limits, candidate, weight=PROBES_WEIGHT, alpha=alpha / 2, cells=cells, kind=kind)
         self._counts: dict[str, Count] = dict.fromkeys(CHECKS, Count())
@@ -158,8 +158,8 @@ def _outcome(slot: Slot, replica: Replica, answer: Answer) -> Outcome:
 def is_too_thin(evidence: Evidence, limits: Limits, elapsed_seconds: float) -> bool:
     """Whether users will not have told enough by the deadline, even if three more had come by now.
 
-    What counts is what non-inferiority evidence stands on: one user who sends nearly all requests tells little. Failures
-    of bad luck have to be made up for as well.
+    What counts is what non-inferiority evidence stands on: one user who sends nearly all requests tells little.
+    Failures of bad luck have to be made up for as well.
     """
     count, elapsed = evidence.count("failed"), np.array([elapsed_seconds])
     edges_ms = {name: timing.edges_ms for name, timing in evidence.timings.items()}

@@ -1,4 +1,4 @@
-"""How near is a stage to its ruling? What the canary board shows: the evidence closing in on one verdict or the other."""
+"""How near is a stage to its ruling? What the canary board shows: evidence closing in on one verdict or the other."""
 
 from dataclasses import dataclass
 from math import log

@@ -6,7 +6,7 @@ from flows.policy.gating.limits import Limits
 from flows.policy.gating.measures import Panel
 
 TIMES_STABLE_IN_A_CELL = (1.5, 2.5, 5)
-"""Alternatives for first answers that are late, of one cell: the rest of the release is asked by whole distributions."""
+"""Alternatives for first answers that are late, of one cell: the release itself is asked by whole distributions."""
 
 
 def question_of(panel: Panel, gate: str, weight: float, limits: Limits, allowed: float | None = None) -> Question:

@@ -1,4 +1,4 @@
-"""What does a ruling say to people? The first sentence is for somebody who was woken up, the second for who looks closer.
+"""What does a ruling say to people? The first sentence is for whoever was woken up, the second for who looks closer.
 
 Rulings are data (`decide`); words are made of them here, at the edge.
 """

@@ -32,8 +32,8 @@ COUNTED_BY = frozenset(
 ASKED_BY = {False: frozenset({"more_than_stable", "error_margin_percent"}), True: frozenset({"error_percent"})}
 """The peak of an e-value depends on these, beside stable and alone.
 
-With others, it is what the e-value would be at the stage's end; and what earlier stages would have shown nobody knows, so
-that e-values that went on from there are left out.
+With others, it is what the e-value would be at the stage's end; and what earlier stages would have shown nobody knows,
+so that e-values that went on from there are left out.
 """
 
 

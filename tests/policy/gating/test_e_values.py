@@ -15,7 +15,7 @@ TIMES = (2, 4, 8, 16)
 
 def test_under_one_percent_with_95_percent_takes_299_clean_requests() -> None:
     """The rule of three, as every textbook has it: an e-value on a rate of nothing is 20 at the 299th request."""
-    assert log_e_value(0, 298, (0.01, tuple([1e-15]))) < log(20) <= log_e_value(0, 299, (0.01, tuple([1e-15])))
+    assert log_e_value(0, 298, (0.01, (1e-15,))) < log(20) <= log_e_value(0, 299, (0.01, (1e-15,)))
 
 
 def test_an_e_value_on_the_true_rate_takes_as_long_as_walds() -> None:

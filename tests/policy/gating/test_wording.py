@@ -79,7 +79,8 @@ def test_a_cell_that_is_held_back_and_a_way_back_that_is_blocked_are_said() -> N
     evidence = replace(SLOW, counts={"failed": Count(8, 20, 100, 100, 8)}, cells=cells, requests=100)
     held = words_of(Ruling("hold", (), ("c",)), evidence, LIMITS, 5)
     assert held.first == (
-        "Held at 50 %: cell c is held back: it has 25 % of the candidate's requests and 8 of all 8 that count as failed."
+        "Held at 50 %: cell c is held back: it has 25 % of the candidate's requests "
+        "and 8 of all 8 that count as failed."
     )
     blocked = words_of(Ruling("hold", blockers="no replica of it is up"), evidence, LIMITS, 5)
     assert blocked.first == "Held at 50 %: stable could not take its traffic back now: no replica of it is up."

@@ -45,7 +45,7 @@ class EventMeasure:
     beside: float
     alone: float
     lately: tuple[float, float] = (0.0, 0.0)
-    """Of alpha, beside stable and alone, for hits that are counted anew every so many requests; 0 where they are not."""
+    """Of alpha, beside stable and alone, for hits that are counted anew every so often; 0 where they are not."""
     limit: Callable[[Limits], float | None] = field(default=lambda _: None)
     """The rate that is promised; None where none is, as of refusals: users ask what is to be refused, in any slot."""
     kinds: frozenset[ModelKind] = ALL_KINDS
