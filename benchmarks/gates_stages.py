@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.gates_worlds import HASHES, Flags, Floats, Harm, Stream
+from benchmarks.gates_worlds import HASHES, Flags, Floats, Harm, Ints, Stream
 from blocks.ports.engine import Answer, Prompt
 from blocks.ports.fleet import Replica
 from blocks.ports.gateway import Outcome
@@ -98,7 +98,7 @@ class Held:
     """Production may have sent probes."""
 
 
-def batch_of(stream: Stream, is_candidate: Flags, harm: Harm, since: float, cell: Sequence[int] | None = None) -> Batch:
+def batch_of(stream: Stream, is_candidate: Flags, harm: Harm, since: float, cell: Ints | None = None) -> Batch:
     """As the judge takes it in; each request ends as it begins."""
     failed, number = stream.failed(is_candidate, harm), len(stream)
     zeros, never = np.zeros(number, np.int64), np.zeros(number, bool)
@@ -109,7 +109,7 @@ def batch_of(stream: Stream, is_candidate: Flags, harm: Harm, since: float, cell
         began_seconds=stream.seconds - since,
         event=event,
         kind=np.full(number, KINDS.index("chat")),
-        cell=zeros - 1 if cell is None else np.asarray(cell),
+        cell=zeros - 1 if cell is None else cell,
         tokens=zeros,
         trials={"failed": ~never, "refused": ~never, "left": ~never, "left midway": ~never},
         hits={"failed": failed, "refused": never, "left": never, "left midway": never},

@@ -118,13 +118,13 @@ def test_the_canary_board_shows_probes_apart() -> None:
     """How many were sent, and how near what they show is to a roll-back."""
     assert "No probes were sent." in board(1)
     probed = Probed(
-        Evidence(0.5, 0.03, requests=40, stable_requests=41, counts={"failed": Count(3, 4, 40, 40, 3, harm=1.0)}),
-        {"wrong": Count(2, 3, 40, harm=5.0)},
+        Evidence(0.5, 0.03, requests=40, stable_requests=41, counts={"failed": Count(3, 4, 40, 40, 3, peak=1.0)}),
+        {"wrong": Count(2, 3, 40, peak=5.0)},
     )
     shown = board(1, probed)
     assert "**Probes**: 40 to the candidate and 41 to stable." in shown
-    assert "3 of 40 requests failed (7.5 %), limit 1 %" in shown
-    assert "of the answers to 40 prompts that are wrong where the other's is right the candidate has 2 of 3" in shown
+    assert "3 of 40 (7.5 %) requests failed, and 1 of stable's; the limit is 1 %" in shown
+    assert "2 of 40 answers to probes are wrong where the other slot's is right, and 1 of stable's" in shown
 
 
 HOSTILE = (

@@ -140,7 +140,7 @@ def doubts(trajectory: Trajectory, stakes: Stakes, elapsed_seconds: Floats, prob
         )
         found["learning", latency.name] = ~is_known
         found["unlike", gate] = is_known & (shown < sure)
-    return found | suspicions(trajectory, stakes, elapsed_seconds, SUSPICIOUS)
+    return {**found, **suspicions(trajectory, stakes, elapsed_seconds, SUSPICIOUS)}
 
 
 def _counted(trajectory: Trajectory | None, gate: str) -> tuple[Floats, Floats]:
@@ -155,7 +155,9 @@ def _weighed(series: Series) -> tuple[Floats, Floats, Floats]:
 def suspicions(trajectory: Trajectory, stakes: Stakes, elapsed_seconds: Floats, above: float) -> Doubts:
     """What looks like harm, and is none yet. At the deadline, what is no more than beta allows ends no release."""
     least = np.where(elapsed_seconds >= stakes.limits.deadline_seconds, max(above, -log(stakes.limits.beta)), above)
-    return {("suspicious", gate): trajectory.series[gate].current > least for gate in _ruled(trajectory, stakes)}
+    # What failed lately has a penalty that only the judge knows; in older ledgers its current e-value is without.
+    gates = [gate for gate in _ruled(trajectory, stakes) if not gate.endswith(LATELY)]
+    return {("suspicious", gate): trajectory.series[gate].current > least for gate in gates}
 
 
 def is_due(found: Doubts, trajectory: Trajectory, stakes: Stakes, elapsed_seconds: Floats) -> Flags:

@@ -54,6 +54,10 @@ def log_mean(logarithms: Floats) -> Floats:
     return np.logaddexp.reduce(logarithms, axis=0) - log(len(logarithms))
 
 
+def number_of(flags: Flags) -> int:
+    return int(np.count_nonzero(flags))
+
+
 def part_of_hits(weight: float, ratio: float) -> float:
     """The candidate's part of all hits, where its rate is `ratio` times stable's and it has this weight."""
     return weight * ratio / (weight * ratio + 1 - weight)

@@ -20,6 +20,7 @@ from flows.policy.gating.e_values import (
     log_mean,
     log_wealth,
     multiplied,
+    number_of,
     part_of_hits,
 )
 from flows.policy.gating.evidence import Count, Series
@@ -243,13 +244,13 @@ class HitCounter:
     def _take_no_hit(self, trials: Trials) -> Series:
         """There has been none yet: all users are without, and no e-value has risen in this stage."""
         is_candidate, number = trials.is_candidate, len(trials.analyses)
-        mine = np.count_nonzero(is_candidate)
+        mine = number_of(is_candidate)
         zeros, of, counted = np.zeros(number), self.of, self.counted
         mine_counted = is_candidate & trials.counts
         self.of, self.all_of = of + mine, self.all_of + len(trials)
-        self.counted = counted + np.count_nonzero(mine_counted)
+        self.counted = counted + number_of(mine_counted)
         if self._goes_on:
-            self._drawn_of += np.count_nonzero(is_candidate & (trials.assignment >= 0))
+            self._drawn_of += number_of(is_candidate & (trials.assignment >= 0))
         return Series(
             hits=zeros,
             all_hits=zeros,
@@ -286,8 +287,11 @@ class HitCounter:
         at = np.flatnonzero(mine_new)
         if not len(at) or not self._question.is_asked:
             return np.full(len(analyses), self._peak), np.full(len(analyses), self._beyond)
-        hits, all_hits = self.hits + np.arange(1.0, len(at) + 1), self.all_hits + np.cumsum(new)[at]
-        harm, beyond = self._question.e_values(hits, all_hits, self.of + np.cumsum(mine)[at])
+        hits = self.hits + np.arange(1.0, len(at) + 1)
+        all_hits, of = (
+            begun + np.cumsum(some, dtype=np.float64)[at] for begun, some in ((self.all_hits, new), (self.of, mine))
+        )
+        harm, beyond = self._question.e_values(hits, all_hits, of)
         both = [
             peaks(before, at, values - self._penalty, analyses)
             for before, values in ((self._peak, harm), (self._beyond, beyond))
@@ -304,7 +308,7 @@ class HitCounter:
             return flat
         drawn = live & (trials.assignment >= 0)
         if not new.any():
-            self._drawn_of += np.count_nonzero(drawn & is_candidate)
+            self._drawn_of += number_of(drawn & is_candidate)
             return flat
         at = np.flatnonzero(drawn & new)
         mine, chance = is_candidate[at], trials.assignment[at]
@@ -336,13 +340,13 @@ class HitCounter:
         return wealth + np.array(self._initial.over_rate).reshape(-1, *[1] * np.ndim(hits))
 
     def _add_up(self, live: Flags, new: Flags, mine: Flags, mine_new: Flags, counts: Flags) -> None:
-        self.of += np.count_nonzero(mine)
-        self.all_of += np.count_nonzero(live)
-        self.counted += np.count_nonzero(mine & counts)
-        if (all_hits := np.count_nonzero(new)) > 0:
+        self.of += number_of(mine)
+        self.all_of += number_of(live)
+        self.counted += number_of(mine & counts)
+        if (all_hits := number_of(new)) > 0:
             self.all_hits += all_hits
-            self.hits += np.count_nonzero(mine_new)
-            self.counted_hits += np.count_nonzero(mine_new & counts)
+            self.hits += number_of(mine_new)
+            self.counted_hits += number_of(mine_new & counts)
 
     @property
     def wealth(self) -> Wealth | None:
@@ -355,7 +359,7 @@ class HitCounter:
 
     def count(self) -> Count:
         current = 0.0
-        if self.hits:
+        if self.hits and not self._penalty:
             counts = (float(count) for count in (self.hits, self.all_hits, self.of))
             harm, beyond = self._question.e_values(*(np.array(count) for count in counts))
             current = float(min(harm, beyond))

@@ -112,7 +112,9 @@ class Judge:
         measures: tuple[Measure, ...] = MEASURES,
     ) -> None:
         """Go on with what the stage before left; `cells` tells which cell an address of the candidate is in."""
-        self._limits, self._candidate, self._weight, self._alpha, self._kind = limits, candidate, weight, alpha, kind
+        self._limits, self._weight, self._alpha = limits, weight, alpha
+        self._candidate: Slot = candidate
+        self._kind: ModelKind = kind
         self._panel = panel_of(kind, limits, measures)
         self._cells = dict(cells or {})
         self._cell_names = sorted(set(self._cells.values()))

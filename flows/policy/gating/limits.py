@@ -55,6 +55,10 @@ class Limits(BaseModel):
             )
         return self
 
+    def __hash__(self) -> int:
+        """Of its values: what is made of limits is kept by them."""
+        return hash(tuple(vars(self).values()))
+
     @property
     def beta(self) -> float:
         return self.missed_harm_percent / 100

@@ -1,7 +1,7 @@
 """What happened to requests? Outcomes of the gateway in, columns of a batch out: the one form that is judged."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Literal, Self, get_args
@@ -109,11 +109,18 @@ class Batch:
         return self.user // BUCKETS
 
     def some(self, at: Ints | Flags | slice) -> Self:
-        columns = (self.is_candidate, self.user, self.began_seconds, self.event, self.kind, self.cell, self.tokens)
-        named = (self.trials, self.hits, self.ms)
-        return type(self)(
-            *(column[at] for column in columns),
-            *({name: column[at] for name, column in columns_of.items()} for columns_of in named),
+        return replace(
+            self,
+            is_candidate=self.is_candidate[at],
+            user=self.user[at],
+            began_seconds=self.began_seconds[at],
+            event=self.event[at],
+            kind=self.kind[at],
+            cell=self.cell[at],
+            tokens=self.tokens[at],
+            trials={name: column[at] for name, column in self.trials.items()},
+            hits={name: column[at] for name, column in self.hits.items()},
+            ms={name: column[at] for name, column in self.ms.items()},
         )
 
     @classmethod
@@ -127,8 +134,8 @@ class Batch:
     ) -> Self:
         """Those that say something of a slot, by `elapsed_seconds` into the stage; `cells` has addresses' numbers."""
         some = [one for one in outcomes if one.slot is not None and speaks(one)]
-        events = [event_of(one) for one in some]
-        both = list(zip(some, events, strict=True))
+        events: list[Event] = [event_of(one) for one in some]
+        both: list[tuple[Outcome, Event]] = list(zip(some, events, strict=True))
         return cls(
             is_candidate=np.array([one.slot == candidate for one in some], bool),
             user=np.array([-1 if one.user is None else crc32(one.user.encode()) for one in some], np.int64),

@@ -3,6 +3,7 @@
 import json
 from copy import deepcopy
 from dataclasses import replace
+from itertools import islice
 from math import exp
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,10 @@ def stage(seed: int, rate: float, limits: Limits = LIMITS) -> Stage:
     """As the flow notes it, there and back through the ledger's JSON."""
     judge = Judge(limits, "green", weight=0.05, alpha=0.6)
     ruling = rule(judge.evidence(), limits, 0)
-    for number, outcome in enumerate(users(seed, rate=rate), start=1):
-        judge.take([outcome], 10)
-        if number % 20 == 0 and (ruling := rule(judge.evidence(), limits, 12.5)).verdict != "hold":
-            break
+    requests = users(seed, rate=rate)
+    while ruling.verdict == "hold":
+        judge.take(list(islice(requests, 20)), 10)
+        ruling = rule(judge.evidence(), limits, 12.5)
     noted = Stage(
         share_percent=5,
         verdict=ruling.verdict,
