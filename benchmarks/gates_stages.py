@@ -51,23 +51,23 @@ NEIGHBOURS = 200
 """A probe's times are those of one of the last so many requests."""
 
 
-def outcomes(stream: Stream, mine: Flags, harm: Harm) -> Sequence[Outcome]:
+def outcomes(stream: Stream, is_candidate: Flags, harm: Harm) -> Sequence[Outcome]:
     """As the gateway logs them."""
     columns = (
-        mine,
-        stream.failed(mine, harm),
-        stream.first_token_ms(mine, harm),
-        stream.token_ms(mine, harm),
+        is_candidate,
+        stream.failed(is_candidate, harm),
+        stream.first_token_ms(is_candidate, harm),
+        stream.token_ms(is_candidate, harm),
         stream.user,
     )
     return [outcome(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
 
 
-def outcome(mine: bool, failed: bool, ms: float, token_ms: float, user: int, cell: str = "") -> Outcome:  # noqa: FBT001 - a row
+def outcome(is_candidate: bool, failed: bool, ms: float, token_ms: float, user: int, cell: str = "") -> Outcome:  # noqa: FBT001 - a row
     return Outcome(
         id="",
         at=0,
-        slot="green" if mine else "blue",
+        slot="green" if is_candidate else "blue",
         address=cell,
         status=500 if failed else 200,
         first_token_ms=None if failed else ms,
@@ -200,16 +200,21 @@ def hold_with_probes(
 
 def _pairs(recent: Stream, count: int, harm: Harm, random: np.random.Generator) -> list[Pair]:
     """Both slots' answers to some prompts; who sends them is no user who always fails."""
-    mine, stables = (_answers(recent, count, harm, random, mine=mine) for mine in (True, False))
+    is_candidate, stables = (
+        _answers(recent, count, harm, random, is_candidate=is_candidate) for is_candidate in (True, False)
+    )
     return [
-        Pair(prompt, MINE, own, STABLE, its) for prompt, own, its in zip(PROMPTS[:count], mine, stables, strict=True)
+        Pair(prompt, MINE, own, STABLE, its)
+        for prompt, own, its in zip(PROMPTS[:count], is_candidate, stables, strict=True)
     ]
 
 
-def _answers(recent: Stream, count: int, harm: Harm, random: np.random.Generator, *, mine: bool) -> list[Answer]:
+def _answers(
+    recent: Stream, count: int, harm: Harm, random: np.random.Generator, *, is_candidate: bool
+) -> list[Answer]:
     usual = np.flatnonzero(recent.stable_failing < 1)
     some = recent.some(random.choice(usual, count))
-    whose = np.full(count, mine)
+    whose = np.full(count, is_candidate)
     failed = some.failed(whose, harm)
     times: tuple[Floats, Floats] = (some.first_token_ms(whose, harm), some.token_ms(whose, harm))
     return [

@@ -77,7 +77,7 @@ class StageWatch:
     _run_id: str = field(default_factory=own_run_id)
     _reader: LoadReader = field(init=False)
     _meters: tuple[Meter, Meter] = field(default_factory=lambda: (Meter(), Meter()))
-    _bars: str = ""
+    _blockers: str = ""
     _rounds: int = 0
     _next_round_at: float = 0.0
     """In seconds of the stage."""
@@ -113,7 +113,7 @@ class StageWatch:
             evidence=evidence,
             limits=self.judge.limits,
             engines=self._engines,
-            barred_by=self._bars,
+            barred_by=self._blockers,
             probed=self._probed,
         )
 
@@ -143,8 +143,8 @@ class StageWatch:
         self._probe(evidence, seconds)
         ruling = rule(evidence, limits, seconds, self._probed)
         if ruling.verdict == "promote" and self.share < self.stages_percent[-1]:
-            self._bars = self.stable.rollback_blockers(self.service)
-            ruling = hold_while_blocked(ruling, self._bars, seconds, limits.deadline_seconds)
+            self._blockers = self.stable.rollback_blockers(self.service)
+            ruling = hold_while_blocked(ruling, self._blockers, seconds, limits.deadline_seconds)
         self.board.show(
             canary_board(
                 self.release,

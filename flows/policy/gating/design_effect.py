@@ -1,4 +1,4 @@
-"""How much is a user worth as non-inferiority evidence, who gave many answers that resemble each other?
+"""How much does a user weigh as non-inferiority evidence, who gave many answers that resemble each other?
 
 The split distributes users. One who asks long questions waits long each time, in whichever slot he is, and if he asks
 often, his answers alone would say how late a slot is. So each user of a slot weighs as Kish's design effect says
@@ -14,7 +14,7 @@ from flows.policy.gating.outcomes import BUCKETS, NAMELESS, repeats
 ALIKE_WITHIN = 0.05
 """How much the answers of one user are taken to resemble each other: n of them weigh as n / (1 + this * (n - 1)) would.
 
-It bounds what a user is worth, and whatever it is, the e-processes on harm are fair.
+It bounds what a user weighs, and whatever it is, the e-processes on harm are fair.
 """
 
 

@@ -207,22 +207,22 @@ class HitCounter:
             return self._take_no_hit(trials)
         is_candidate, analyses = trials.is_candidate, trials.rows
         live, new = self._first_hits(trials, hit)
-        mine, mine_new = is_candidate & live, new & is_candidate
+        own, own_new = is_candidate & live, new & is_candidate
         zeros = np.zeros(len(analyses))
-        of = sampled(self.of, mine, analyses)
+        of = sampled(self.of, own, analyses)
         hits, all_hits, counted_hits, current = zeros, zeros, zeros, zeros
-        has_hits = bool(self.hits) or bool(mine_new.any())
+        has_hits = bool(self.hits) or bool(own_new.any())
         if has_hits:
-            hits, all_hits = sampled(self.hits, mine_new, analyses), sampled(self.all_hits, new, analyses)
-            counted_hits = sampled(self.counted_hits, mine_new & trials.counts, analyses)
-        counted = sampled(self.counted, mine & trials.counts, analyses)
+            hits, all_hits = sampled(self.hits, own_new, analyses), sampled(self.all_hits, new, analyses)
+            counted_hits = sampled(self.counted_hits, own_new & trials.counts, analyses)
+        counted = sampled(self.counted, own & trials.counts, analyses)
         cumulative = self._go_on(trials, live, new)
-        peak, beyond = self._peaks(mine, new, mine_new, analyses)
+        peak, beyond = self._peaks(own, new, own_new, analyses)
         if has_hits and not self._penalty and self._question.is_asked and len(analyses):
             current = np.where(hits > 0, np.minimum(*self._question.e_values(hits, all_hits, of)), 0.0)
-        self._add_up(live, new, mine, mine_new, trials.counts)
+        self._add_up(live, new, own, own_new, trials.counts)
         if len(self.cell_hits) and has_hits:
-            cells = trials.cell[mine_new]
+            cells = trials.cell[own_new]
             self.cell_hits += np.bincount(cells[cells >= 0], minlength=len(self.cell_hits))
         return Series(
             hits=hits,
@@ -244,10 +244,10 @@ class HitCounter:
     def _take_no_hit(self, trials: Trials) -> Series:
         """There has been none yet: all users are without, and no e-value has risen in this stage."""
         is_candidate, number = trials.is_candidate, len(trials.analyses)
-        mine = number_of(is_candidate)
+        own = number_of(is_candidate)
         zeros, of, counted = np.zeros(number), self.of, self.counted
         mine_counted = is_candidate & trials.counts
-        self.of, self.all_of = of + mine, self.all_of + len(trials)
+        self.of, self.all_of = of + own, self.all_of + len(trials)
         self.counted = counted + number_of(mine_counted)
         if self._goes_on:
             self._drawn_of += number_of(is_candidate & (trials.assignment >= 0))
@@ -282,14 +282,14 @@ class HitCounter:
         live = number <= first[bucket]
         return live, hit & live
 
-    def _peaks(self, mine: Flags, new: Flags, mine_new: Flags, analyses: Ints) -> tuple[Floats, Floats]:
+    def _peaks(self, own: Flags, new: Flags, own_new: Flags, analyses: Ints) -> tuple[Floats, Floats]:
         """E-values on harm rise at the candidate's hits alone, so this is an analysis after each request."""
-        at = np.flatnonzero(mine_new)
+        at = np.flatnonzero(own_new)
         if not len(at) or not self._question.is_asked:
             return np.full(len(analyses), self._peak), np.full(len(analyses), self._beyond)
         hits = self.hits + np.arange(1.0, len(at) + 1)
         all_hits, of = (
-            begun + np.cumsum(some, dtype=np.float64)[at] for begun, some in ((self.all_hits, new), (self.of, mine))
+            begun + np.cumsum(some, dtype=np.float64)[at] for begun, some in ((self.all_hits, new), (self.of, own))
         )
         harm, beyond = self._question.e_values(hits, all_hits, of)
         both = [
@@ -311,22 +311,22 @@ class HitCounter:
             self._drawn_of += number_of(drawn & is_candidate)
             return flat
         at = np.flatnonzero(drawn & new)
-        mine, chance = is_candidate[at], trials.assignment[at]
+        own, chance = is_candidate[at], trials.assignment[at]
         of = self._drawn_of + np.cumsum(drawn & is_candidate)
-        hits = self._drawn_hits + np.cumsum(mine)
-        harm, over = self._harm.take(chance, 0, mine), self._over_ratio.take(chance, 0, mine)
-        if self._initial is not None and mine.any():
+        hits = self._drawn_hits + np.cumsum(own)
+        harm, over = self._harm.take(chance, 0, own), self._over_ratio.take(chance, 0, own)
+        if self._initial is not None and own.any():
             over = np.minimum(over, self._over_rate(hits, of[at])) if self._initial.over_rate else over
-            rises = at[mine]
+            rises = at[own]
             flat = (
-                peaks(self._cumulative, rises, harm[mine], analyses),
-                peaks(self._cumulative_beyond, rises, over[mine], analyses),
+                peaks(self._cumulative, rises, harm[own], analyses),
+                peaks(self._cumulative_beyond, rises, over[own], analyses),
             )
-            self._cumulative = max(self._cumulative, float(harm[mine].max()))
-            self._cumulative_beyond = max(self._cumulative_beyond, float(over[mine].max()))
+            self._cumulative = max(self._cumulative, float(harm[own].max()))
+            self._cumulative_beyond = max(self._cumulative_beyond, float(over[own].max()))
         if len(of):
             self._drawn_of = int(of[-1])
-        self._drawn_hits += int(mine.sum())
+        self._drawn_hits += int(own.sum())
         return flat
 
     def _over_rate(self, hits: Ints, of: Ints) -> Floats:
@@ -339,14 +339,14 @@ class HitCounter:
             return wealth
         return wealth + np.array(self._initial.over_rate).reshape(-1, *[1] * np.ndim(hits))
 
-    def _add_up(self, live: Flags, new: Flags, mine: Flags, mine_new: Flags, counts: Flags) -> None:
-        self.of += number_of(mine)
+    def _add_up(self, live: Flags, new: Flags, own: Flags, own_new: Flags, counts: Flags) -> None:
+        self.of += number_of(own)
         self.all_of += number_of(live)
-        self.counted += number_of(mine & counts)
+        self.counted += number_of(own & counts)
         if (all_hits := number_of(new)) > 0:
             self.all_hits += all_hits
-            self.hits += number_of(mine_new)
-            self.counted_hits += number_of(mine_new & counts)
+            self.hits += number_of(own_new)
+            self.counted_hits += number_of(own_new & counts)
 
     @property
     def wealth(self) -> Wealth | None:

@@ -236,13 +236,13 @@ class Judge:
         began_before, is_candidate = batch.began_seconds < 0, batch.is_candidate
         assignment = np.where(began_before, -1, 0)
         rows = np.flatnonzero((batch.user >= 0) & (is_candidate | ~began_before))
-        bucket, owner, mine = batch.bucket[rows], batch.owner[rows], is_candidate[rows]
+        bucket, owner, own = batch.bucket[rows], batch.owner[rows], is_candidate[rows]
         seen = self._seen[bucket].astype(np.int64)
         new = np.flatnonzero((seen == 0) & ~self._is_stables[bucket] & ~self._is_candidates[bucket])[::-1]
         self._owners[bucket[new]] = owner[new]
         is_owner = self._owners[bucket] == owner
-        self._is_candidates[bucket[is_owner & mine]] = True
-        self._is_stables[bucket[is_owner & ~mine]] = True
+        self._is_candidates[bucket[is_owner & own]] = True
+        self._is_stables[bucket[is_owner & ~own]] = True
         is_drawn = ~began_before[rows] & ((seen == 0) | (is_owner & (seen != CANDIDATES)))
         assignment[rows] = np.where(is_drawn, seen, -1)
         return assignment
@@ -324,11 +324,11 @@ class Judge:
 
     def _add_up(self, batch: Batch, has_stayed: Flags) -> None:
         is_candidate = batch.is_candidate
-        mine = has_stayed & is_candidate
-        requests = int(mine.sum())
+        own = has_stayed & is_candidate
+        requests = int(own.sum())
         self._requests += requests
         self._stable_requests += int(has_stayed.sum()) - requests
-        tokens = int(batch.tokens[mine].sum())
+        tokens = int(batch.tokens[own].sum())
         self._tokens += tokens
         self._stable_tokens += int(batch.tokens[has_stayed].sum()) - tokens
         if len(self._cell_requests):
@@ -341,9 +341,9 @@ class Judge:
         order, earlier = repeats(bucket)
         counts[rows[order]] = self._requests_of[bucket[order]] + earlier < REQUESTS_A_USER
         np.add.at(self._requests_of, bucket, 1)
-        mine = bucket[counts[rows] & batch.is_candidate[rows]]
-        self._users += len(set(mine[~self._is_counted[mine]].tolist()))
-        self._is_counted[mine] = True
+        own = bucket[counts[rows] & batch.is_candidate[rows]]
+        self._users += len(set(own[~self._is_counted[own]].tolist()))
+        self._is_counted[own] = True
         self._users += int((is_answer & batch.is_candidate & (batch.user < 0)).sum())
         return counts
 

@@ -87,10 +87,10 @@ class Latency:
         return series | self._learn(trials, ms)
 
     def _take_limit(self, trials: Trials, ms: Floats) -> Series:
-        mine = trials.some(trials.is_candidate)
+        own = trials.some(trials.is_candidate)
         limit_ms = self._measure.limit_ms(self._limits)
         late = ms[trials.is_candidate] > (np.inf if limit_ms is None else limit_ms)
-        return self._over_limit.take(mine, late)
+        return self._over_limit.take(own, late)
 
     def _learn(self, trials: Trials, ms: Floats) -> dict[str, Series]:
         """From both slots together: whoever looks at labels before he draws his edges draws them where he likes."""
@@ -111,13 +111,13 @@ class Latency:
 
     def _compare(self, trials: Trials, ms: Floats, is_known: Flags) -> dict[str, Series]:
         gate, edges = self._measure.gate, self._edges_of_each(ms)
-        mine = trials.is_candidate
+        is_candidate = trials.is_candidate
         # The candidate's answers are measured by a stick that is as much longer as they may be later.
-        own = np.where(mine[:, None], self._measure.allowed_ms(edges, self._limits), edges)
+        own = np.where(is_candidate[:, None], self._measure.allowed_ms(edges, self._limits), edges)
         p90 = own[:, P90]
         is_late = ms > p90
         late = self._late.take(trials.each_for_itself(), is_late)
-        weighed = self._weights.take(trials.bucket, mine, is_late)[:, trials.rows]
+        weighed = self._weights.take(trials.bucket, is_candidate, is_late)[:, trials.rows]
         hung = self._hung.take(trials, ms > HUNG_TIMES_P90 * p90)
         # What is shown beside the e-processes on distributions is each user's first answer of the stage.
         first = self._first_answers(trials.bucket)

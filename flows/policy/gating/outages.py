@@ -57,7 +57,7 @@ class SharedOutages:
         at = np.flatnonzero(live & hit)
         if len(at):
             live, at = self._first_hits(bucket, live, hit, at)
-        mine = live & is_candidate
+        own = live & is_candidate
         theirs = at[~is_candidate[at]]
         if len(theirs):
             stables = self._stables + np.cumsum(live & ~is_candidate)[theirs]
@@ -65,11 +65,11 @@ class SharedOutages:
             over = log_e_value(hits.astype(np.float64), stables.astype(np.float64), self._within_limit)
             crossed = np.flatnonzero(over >= BEYOND_THE_LIMIT)
             if len(crossed):
-                return self._break_off(int(theirs[crossed[0]]), mine, hit, is_candidate, counts)
-        self._note(mine, hit, bucket[at])
+                return self._break_off(int(theirs[crossed[0]]), own, hit, is_candidate, counts)
+        self._note(own, hit, bucket[at])
         self._stables += int((live & ~is_candidate).sum())
         self._stable_hits += len(theirs)
-        counted, hits = np.cumsum(mine & counts), np.cumsum(mine & counts & hit)
+        counted, hits = np.cumsum(own & counts), np.cumsum(own & counts & hit)
         path = self.counted + counted, self.hits + hits
         self.counted, self.hits = int(path[0][-1]), int(path[1][-1])
         self._counted += int(counted[-1])
@@ -84,26 +84,26 @@ class SharedOutages:
         live = live & (np.arange(len(bucket)) <= first[bucket])
         return live, np.flatnonzero(live & hit)
 
-    def _note(self, mine: Flags, hit: Flags, failed: Ints) -> None:
-        self._candidates += int(mine.sum())
-        self._candidate_hits += int((mine & hit).sum())
+    def _note(self, own: Flags, hit: Flags, failed: Ints) -> None:
+        self._candidates += int(own.sum())
+        self._candidate_hits += int((own & hit).sum())
         if len(failed):
             self._hit_here.append(failed)
             self._has_hit[failed] = True
             self._has_hit[NAMELESS] = False
 
-    def _break_off(self, at: int, mine: Flags, hit: Flags, is_candidate: Flags, counts: Flags) -> tuple[Ints, Ints]:
+    def _break_off(self, at: int, own: Flags, hit: Flags, is_candidate: Flags, counts: Flags) -> tuple[Ints, Ints]:
         """Stable broke the limit at this request: all of this block is set aside, and whom it failed begins anew."""
-        until = np.arange(len(mine)) < at
+        until = np.arange(len(own)) < at
         path = [
-            self._path(now, begun, mine & counts & some, until)
+            self._path(now, begun, own & counts & some, until)
             for now, begun, some in (
-                (self.counted, self._counted, np.ones(len(mine), bool)),
+                (self.counted, self._counted, np.ones(len(own), bool)),
                 (self.hits, self._counted_hits, hit),
             )
         ]
-        self.set_aside += self._candidates + int((mine & until).sum())
-        self.set_aside_hits += self._candidate_hits + int((mine & hit & until).sum())
+        self.set_aside += self._candidates + int((own & until).sum())
+        self.set_aside_hits += self._candidate_hits + int((own & hit & until).sum())
         self._set_aside(is_candidate & ~until, hit)
         self.counted, self.hits = self.counted - self._counted, self.hits - self._counted_hits
         for failed in self._hit_here:

@@ -82,6 +82,7 @@ def users(
 
 
 def play(judge: Judge, requests: Iterator[Outcome], at_most: int = 100_000) -> tuple[Ruling, int]:
+    ruling = Ruling("hold")
     for _ in range(0, at_most, 20):
         judge.take(list(islice(requests, 20)), 10)
         ruling = rule(judge.evidence(), judge.limits, 10)
