@@ -13,13 +13,15 @@ SHORTEST_SECRET = 8
 """What is shorter would mask words that are no secret."""
 MASK = "(a secret)"
 
-_USERINFO = re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://)[^\s/?#\"'<>]*@")
+_USERINFO = re.compile(r"(?i)([a-z][a-z0-9+.-]{0,30}://)[^\s/?#\"'<>]*@")
 _QUERY = re.compile(r"\?[\w.~%+-]+=[^\s\"'<>)\]]*")
 """All of it: signed addresses are known by no list of names."""
 _TOKENS = re.compile(
     r"(?i)\b(bearer|basic) +[\w.~+/=-]{8,}|\b(hf)_[a-z0-9]{16,}"
     r"|\b(sig|signature|x-(?:amz|goog)-(?:signature|credential|security-token)) *[=:] *[\w.~+/=%-]{8,}"
 )
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+"""What terminals are told by."""
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 """All but the ends of lines and tabs, with those that turn the direction of writing."""
 _BLANKS = re.compile(r"\s+")
@@ -44,7 +46,7 @@ def without_secrets(text: str) -> str:
         text = text.replace(secret, MASK)
     text = _TOKENS.sub(lambda found: f"{found[1] or found[2] or found[3]} {MASK}", text)
     text = _QUERY.sub("?…", text)
-    return _CONTROLS.sub("", text)
+    return _CONTROLS.sub("", COLOURS.sub("", text))
 
 
 def cleaned(said: object, longest: int = LONGEST_CHARACTERS) -> str:

@@ -126,3 +126,11 @@ BareEndpoint = Annotated[
     Field(json_schema_extra={"pattern": r"^https?://[^\s@?#]*[^\s@?#/]$"}),  # for forms, which show what they refuse
 ]
 """One that paths are put behind."""
+Near = Annotated[
+    tuple[str, ...],
+    Field(
+        title="Near",
+        description="Cells whose machines read weights from here if they can, as aws/us-east-1, gcp or slurm/alpha.",
+    ),
+]
+"""Of a store."""

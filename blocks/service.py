@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from copy import deepcopy
 from importlib import resources
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self
 
 import yaml
 from prefect.blocks.core import Block
@@ -17,23 +17,7 @@ from blocks.local.fleet import LocalFleet
 from blocks.ports.engine import Engine, Prompt
 from blocks.ports.store import Store
 from blocks.skypilot.fleet import SkyPilotFleet
-from blocks.stores.directory import DirectoryStore
-from blocks.stores.google_storage import GoogleStore
-from blocks.stores.s3 import S3Store
-
-if TYPE_CHECKING:
-    from blocks.stores.azure_blob import AzureStore
-
-    AnyStore = S3Store | GoogleStore | DirectoryStore | AzureStore
-else:
-    AnyStore = S3Store | GoogleStore | DirectoryStore
-    try:
-        from blocks.stores.azure_blob import AzureStore
-
-        AnyStore |= AzureStore
-    except ModuleNotFoundError as error:
-        if not str(error.name).startswith("azure"):
-            raise  # without `skyferry[azure]` there is no Azure; anything else that is missing is an error
+from blocks.stores.kinds import AnyStore
 
 _schemas: dict[object, dict[str, Any]] = {}
 

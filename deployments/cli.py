@@ -1,5 +1,6 @@
 """The `skyferry` command."""
 
+import errno
 import json
 import os
 import shlex
@@ -46,6 +47,7 @@ GatewayPort = Annotated[
     int | None, typer.Option(min=1, max=65535, help="The port that users call; without it 8080, or a free one.")
 ]
 DATA = Path(".skyferry")
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
 RATE = 3.0
 """Requests a second: what two small replicas answer while this machine also does everything else."""
 
@@ -199,13 +201,22 @@ def _locked(home: Home) -> Iterator[None]:
             )
             lock.acquire()
     except OSError as error:
-        raise Refused(
-            f"{error.filename or home.path} cannot be written ({error.strerror}); make it this user's, or "
-            f"name another directory with --data"
-        ) from error
+        raise _cannot_write(home, error) from error
     with lock:
         lock.release()  # from here on it is held by the `with` alone
-        yield
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            raise _cannot_write(home, error) from error
+
+
+def _cannot_write(home: Home, error: OSError) -> Refused:
+    return Refused(
+        f"{error.filename or home.path} cannot be written ({error.strerror}); make it this user's, make room there, "
+        f"or name another directory with --data"
+    )
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from flows.policy.gating.judge import Carried, Judge
 from flows.policy.gating.limits import Limits
 from flows.policy.gating.probes import PART_OF_ALPHA, ProbeJudge
 from flows.policy.gating.stages import stages_left
-from flows.policy.releases.ledger import Release, go_live, note_stage, owned_by, take_over
+from flows.policy.releases.ledger import Release, ServiceRecord, go_live, note_stage, owned_by, take_over
 from flows.runtime.runs import Unanswered, ask_a_person, ended_run_of, own_run_id
 from flows.steps.place import reconcile_replicas
 from flows.steps.service import open_service
@@ -50,17 +50,23 @@ def promote_canary(plan: PromotePlan) -> Release:
     release = _take_over(service)
     candidates: Sequence[Replica] = ()
     with rollback_on_error(service):
-        live = read_record(service.store, service.name).live
-        if live is None:
-            get_run_logger().info("The first release of %s has no users to lose: it gets all traffic.", service.name)
+        record = read_record(service.store, service.name)
+        if record.live is None or _is_asleep(service, record, record.live):
+            why = "it is the first release" if record.live is None else f"no replica of {record.live.id} is asked for"
+            get_run_logger().info("%s has no users to lose, for %s: it gets all traffic.", service.name, why)
             set_weight(service.gateway, service.name, release.slot, 100)
         else:
-            candidates = _promote_by_stages(service, release, live, plan, limits)
+            candidates = _promote_by_stages(service, release, record.live, plan, limits)
         record = update_ledger(service.store, service.name, partial(go_live, run_id=own_run_id()))
     # Outside the guard: a release that its users have and that has lost a machine is no reason to take it back.
     release = record.release(release.id)
     reconcile_replicas(service, release, candidates, plan.ready_timeout_seconds)
     return release
+
+
+def _is_asleep(service: Service, record: ServiceRecord, live: Release) -> bool:
+    """Scaled to zero, and nothing that was left there answers: no stage has anything to compare with, or to keep."""
+    return not record.has_users and not _servers_in(service, live.slot)
 
 
 def _take_over(service: Service) -> Release:

@@ -62,6 +62,7 @@ class _Handler(BaseHTTPRequestHandler):
     server_of: Server
     say: Callable[[Asked], Said]
     tunnel: Callable[[socket.socket], None]
+    before: bytes
     protocol_version = "HTTP/1.1"
 
     def handle_one_request(self) -> None:
@@ -74,6 +75,7 @@ class _Handler(BaseHTTPRequestHandler):
         asked = Asked(self.command, self.path, {name.lower(): value for name, value in self.headers.items()})
         self.server_of.asked.append(asked)
         said = type(self).say(asked)
+        self.wfile.write(self.before)
         self.send_response_only(said.status)
         for name, value in said.headers.items():
             self.send_header(name, value)
@@ -113,10 +115,11 @@ def serving(
     *,
     tls: ssl.SSLContext | None = None,
     tunnel: Callable[[socket.socket], None] = lambda _: None,
+    before: bytes = b"",
 ) -> Iterator[Server]:
-    """`tunnel` gets the connection after a CONNECT that was answered with 200."""
+    """`tunnel` gets the connection after a CONNECT that was answered with 200; `before` is sent before each answer."""
     server = Server(host)
-    parts = {"server_of": server, "say": staticmethod(say), "tunnel": staticmethod(tunnel)}
+    parts = {"server_of": server, "say": staticmethod(say), "tunnel": staticmethod(tunnel), "before": before}
     with ThreadingHTTPServer((host, 0), type("Handler", (_Handler,), parts)) as running:
         server.address = f"{host}:{running.server_port}"
 

@@ -99,11 +99,11 @@ class OpenAIEngine:
             raise Unavailable(
                 f"{replica.name} at {replica.address} gave no completion ({type(error).__name__}: {error}); "
                 f"look at its log"
-            ) from error
+            ) from None
         try:
             completion = _Completion.model_validate_json(content)
-        except ValidationError as error:
-            raise Unavailable(_no_completion(replica, response.status_code, content)) from error
+        except ValidationError:
+            raise Unavailable(_no_completion(replica, response.status_code, content)) from None
         if not response.is_success or completion.usage.completion_tokens == 0:
             raise Unavailable(_no_completion(replica, response.status_code, content))
         return completion.choices[0].message.content or ""

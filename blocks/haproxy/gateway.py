@@ -134,12 +134,12 @@ class HAProxyGateway(Block):
             with self._connect() as connection:
                 connection.sendall(f"{command}\n".encode())
                 answer = b"".join(iter(lambda: connection.recv(1 << 16), b"")).decode()
-        except ssl.SSLEOFError as error:
-            raise Unavailable(f"the gateway at {self._where} broke off; try again") from error
+        except ssl.SSLEOFError:
+            raise Unavailable(f"the gateway at {self._where} broke off; try again") from None
         except ssl.SSLError as error:
-            raise Refused(f"the gateway at {self._where} and this block's certificates do not fit: {error}") from error
+            raise Refused(f"the gateway at {self._where} and this block's certificates do not fit: {error}") from None
         except OSError as error:
-            raise Unavailable(f"no connection to the gateway at {self._where}: {error}; is it running?") from error
+            raise Unavailable(f"no connection to the gateway at {self._where}: {error}; is it running?") from None
         if not answer.endswith("\n\n") and answer != "\n":
             raise Unavailable(f"the gateway at {self._where} broke off in the middle of an answer; try again")
         return answer

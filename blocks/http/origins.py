@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from socket import inet_aton, inet_ntoa
 from typing import Literal, Self
 from urllib.parse import quote, urljoin, urlsplit
 
@@ -110,10 +111,20 @@ def is_within_reach(goal: Reach, origin: Reach) -> bool:
 
 
 def literal(host: str) -> str | None:
-    """The host where it is an IP address itself, and None where it is a name."""
+    """The host where it is an IP address itself, as whoever connects reads it, and None where it is a name.
+
+    `127.1` and `0x7f000001` are the loopback address too, and `localhost` is nothing else: RFC 6761.
+    """
+    host = host.partition("%")[0].rstrip(".")
+    if f".{host}".endswith(".localhost"):
+        return "127.0.0.1"
     try:
-        return str(ip_address(host.partition("%")[0]))
+        return str(ip_address(host))
     except ValueError:
+        pass
+    try:
+        return inet_ntoa(inet_aton(host))
+    except OSError:
         return None
 
 

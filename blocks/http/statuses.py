@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from http import HTTPStatus
 
+from blocks.cleaning import cleaned
 from blocks.errors import Refused, SkyferryError, Unavailable
 from blocks.http.waits import told_to_wait
 
@@ -44,7 +45,11 @@ def may_pass(status: int) -> bool:
 NOT_THE_STORE = (
     "what answered is not the store, but something before it, or in its place; see that the store runs there"
 )
-"""Of a 404 without any word of a store's: a proxy whose store is down must not pass for a store that has nothing."""
+"""Of a 404 without any word of a store's, and of a good status with something else than a store says: a proxy whose
+store is down must not pass for a store that has nothing, nor for one that has done what was asked.
+"""
+NOT_UNDERSTOOD = (AttributeError, KeyError, TypeError, ValueError)
+"""What a store's library raises where something else than the store has answered it."""
 
 
 def translation(
@@ -62,7 +67,9 @@ def translation(
     `passes` is for a code that says of a status which leaves it open that asking again may help, and `step` for one
     that knows better what helps.
     """
-    words = f"{status} {words}".strip()
+    words = f"{status} {cleaned(words)}".strip()
+    if HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES:
+        later, passes = NOT_THE_STORE, True
     if may_pass(status) or passes:
         return Unavailable(f"{said}: {words}; {later}", after_seconds=told_to_wait(headers, datetime.now(UTC)))
     if HTTPStatus.MULTIPLE_CHOICES <= status < HTTPStatus.BAD_REQUEST:

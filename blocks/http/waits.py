@@ -13,14 +13,15 @@ _UNTIL = re.compile(r"(?:^|[;,\s])(?:t|reset)\s*=\s*(\d{1,9})\b")
 def told_to_wait(headers: Mapping[str, str], now: datetime) -> float | None:
     """Seconds; None where the answer says nothing that can be read. Names of `headers` are in lower case.
 
-    Of `Retry-After`, in seconds or as a date; else of `RateLimit` (`"api";r=0;t=25`) or `RateLimit-Reset`, as of
+    Of `Retry-After`, in seconds or as a date, which is by the clock that the answer's own `Date` is by; else of
+    `RateLimit` (`"api";r=0;t=25`) or `RateLimit-Reset`, as of
     https://datatracker.ietf.org/doc/draft-ietf-httpapi-ratelimit-headers/.
     """
     after = headers.get("retry-after", "").strip()
     if after.isascii() and after.isdigit():
         return float(after[-MOST_DIGITS:] if len(after) <= MOST_DIGITS else "9" * MOST_DIGITS)
     if after and (until := _date(after)) is not None:
-        return max(0.0, (until - now).total_seconds())
+        return max(0.0, (until - (_date(headers.get("date", "")) or now)).total_seconds())
     quotas = [
         (int(left[1]) if (left := _LEFT.search(quota)) else 0, float(until[1]))
         for quota in headers.get("ratelimit", "").split(",")

@@ -25,12 +25,14 @@ import httpx
 from requests.utils import get_environ_proxies, select_proxy
 
 from blocks.cleaning import cleaned, mask_from_now_on
-from blocks.errors import Refused, Unavailable
+from blocks.errors import Refused, Unavailable, Unsupported
 from blocks.http.origins import Address, Reach, is_within_reach, literal, reach_of
 
 FLOOR_BYTES_PER_SECOND = 64 << 10
 """A connection slower than this over a whole `stall_seconds` is given up: another one may be faster."""
 PIECE_BYTES = 256 << 10
+BESIDE_AT_MOST_BYTES = 8 << 20
+"""What an answer may hold that is no body: heads, and what stands between chunks and behind them."""
 KEPT_AT_MOST = 8
 REDIRECTS_AT_MOST = 5
 SAID_AT_MOST_BYTES = 64 << 10
@@ -65,7 +67,10 @@ class Reply:
     def __init__(self, ask: Ask, line: "_Line", response: http.client.HTTPResponse) -> None:
         self.ask, self._line, self._response = ask, line, response
         self.status = response.status
-        self.headers = {name.lower(): value for name, value in response.getheaders()}
+        # A header that comes twice is a list in two pieces, as pages' links are beside a cache's own.
+        self.headers = {
+            name.lower(): ", ".join(dict.fromkeys(response.headers.get_all(name, ()))) for name in response.headers
+        }
 
     @property
     def address(self) -> Address:
@@ -80,11 +85,19 @@ class Reply:
         return self.status in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT)
 
     @property
+    def may_be_cut(self) -> bool:
+        """Its body ends with the connection: nobody can tell its end from a break."""
+        return self._response.length is None and not self._response.chunked
+
+    @property
     def is_redirect(self) -> bool:
         return httpx.codes.is_redirect(self.status) and "location" in self.headers
 
     def fill(self, start: int, buffer: memoryview) -> None:
-        """With the bytes of the whole from `start` on; Unavailable where they do not all come."""
+        """With the bytes of the whole from `start` on; Unavailable where they do not all come.
+
+        Unsupported where whole files are all that can be had there.
+        """
         with _translated(self.ask):
             self._check_range(start, len(buffer))
             announced = self._response.length
@@ -104,6 +117,7 @@ class Reply:
                 if not count:
                     raise _CutShortError(f"the body broke off after {filled} of {len(buffer)} bytes")
                 filled += count
+                self._line.plug.was_body(count)
             if announced == len(buffer):
                 self._response.length = 0
                 self._response.close()  # it is at its end: the connection is free for the next one
@@ -113,6 +127,7 @@ class Reply:
         with _translated(self.ask):
             self._check_encoding()
             while self._response.length != 0 and (piece := self._response.read1(PIECE_BYTES)):
+                self._line.plug.was_body(len(piece))
                 yield piece
             if self._response.length:
                 raise _CutShortError(f"the body broke off {self._response.length} bytes before its end")
@@ -152,7 +167,7 @@ class Reply:
         if said is None:
             # Some proxies leave it out of 206; the hash finds out.
             if self.status == HTTPStatus.OK and start:
-                raise Refused(
+                raise Unsupported(
                     f"{self.address.origin} sends whole files only, no ranges, so {self.ask.what} cannot be had from "
                     f"it; turn ranges on there, or use another hub"
                 )
@@ -275,10 +290,21 @@ class _Kept(local):
 _kept = _Kept()
 
 
+class _Response(http.client.HTTPResponse):
+    """Interim answers, such as 103 with its hints, are passed over; of itself http.client knows 100 alone."""
+
+    def begin(self) -> None:
+        super().begin()
+        while self.status < HTTPStatus.OK and self.status != HTTPStatus.SWITCHING_PROTOCOLS:
+            self.headers = self.msg = None  # pyright: ignore[reportAttributeAccessIssue] - as before the first one
+            super().begin()
+
+
 class _Plug:
     """A socket as http.client uses it, which gives up whoever trickles: headers, bodies, and what is between chunks.
 
-    Only the time in which bytes were waited for counts.
+    Only the time in which bytes were waited for counts. Whoever floods us with what is no body is given up as well:
+    http.client reads interim answers, chunks' extensions and trailers for as long as they come.
     """
 
     def __init__(self, plain: socket.socket, stall_seconds: float) -> None:
@@ -289,14 +315,21 @@ class _Plug:
     def begin(self, stall_seconds: float) -> None:
         """Count anew."""
         self._plain.settimeout(stall_seconds)
-        self._stall_seconds, self._bytes, self._seconds = stall_seconds, 0, 0.0
+        self._stall_seconds, self._bytes, self._seconds, self._beside_bytes = stall_seconds, 0, 0.0, 0
+
+    def was_body(self, count: int) -> None:
+        """So many of the bytes that came."""
+        self._beside_bytes -= count
 
     def makefile(self, mode: str) -> io.BufferedReader:
         del mode  # http.client reads bytes
         return io.BufferedReader(_Paced(self._plain.makefile("rb", buffering=0), self))
 
     def came(self, count: int, seconds: float) -> None:
+        if self._beside_bytes > BESIDE_AT_MOST_BYTES:  # by now it is known what of the bytes before was body
+            raise _CutShortError(f"{self._beside_bytes} bytes came that are no body")
         self._bytes += count
+        self._beside_bytes += count
         self._seconds += seconds
         if self._seconds > self._stall_seconds:
             if self._bytes < FLOOR_BYTES_PER_SECOND * self._seconds:
@@ -346,7 +379,7 @@ def _connected(ask: Ask) -> _Line:
         raise
     connection = http.client.HTTPConnection(address.host, address.port)
     plug = _Plug(plain, ask.stall_seconds)
-    connection.sock, connection.auto_open = cast("socket.socket", plug), 0
+    connection.sock, connection.auto_open, connection.response_class = cast("socket.socket", plug), 0, _Response
     return _Line(connection, plug, reach, proxied)
 
 
@@ -408,7 +441,7 @@ class _Proxy:
         lines += [f"{name}: {value}" for name, value in self.login.items()]
         plain.sendall("\r\n".join((*lines, "", "")).encode())
         plug = cast("socket.socket", _Plug(plain, stall_seconds))
-        response = http.client.HTTPResponse(plug, method="CONNECT")
+        response = _Response(plug, method="CONNECT")
         response.begin()
         response.close()
         if response.status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:

@@ -13,7 +13,6 @@ from urllib.parse import quote
 
 from prefect.blocks.core import Block
 from pydantic import ConfigDict, Field, SecretStr
-from requests.utils import parse_header_links
 
 from blocks.cleaning import cleaned
 from blocks.errors import Refused, Unavailable
@@ -32,6 +31,10 @@ SIBLINGS_CUT_AT = 1000
 RETRIABLE = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS}
 NO_TREE = {HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.NOT_IMPLEMENTED}
 NO_HEAD = {HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.NOT_IMPLEMENTED}
+
+_LINK = re.compile(r'<([^<>]*)>((?:\s*;\s*[\w*.-]+(?:\s*=\s*(?:"[^"]*"|[^\s",;]*))?)*)')
+"""As of RFC 8288: an address, and what is said of it."""
+_RELATION = re.compile(r';\s*rel\s*=\s*(?:"([^"]*)"|([^\s",;]*))', re.IGNORECASE)
 
 _Place = tuple[str, SecretStr | None, str, str, str]
 _links: dict[_Place, tuple[Address, Reach | None]] = {}
@@ -173,9 +176,9 @@ class HuggingFaceHub(Block):
                     if reply.status in NO_TREE and len(asked) == 1:
                         return None
                     self._check(reply, repo)
-                    said, query = self._parsed(reply), _next_query(reply.headers)
+                    said = self._parsed(reply)
                 with self._believed(what):
-                    page = answers.listing(said)
+                    page, query = answers.listing(said), _next_query(reply.headers)
                     files += page.files
                 seen |= page.folders
                 # Git has no empty folder: one without a file below it was not opened, whatever was asked for.
@@ -206,10 +209,15 @@ class HuggingFaceHub(Block):
             return self._parsed(reply)
 
     def _parsed(self, reply: Reply) -> object:
-        body = reply.body(ANSWER_AT_MOST_BYTES)
+        body, may_be_cut = reply.body(ANSWER_AT_MOST_BYTES), reply.may_be_cut
         try:
             return json.loads(body)
         except (ValueError, RecursionError):
+            if may_be_cut:
+                raise Unavailable(
+                    f"{reply.address.origin} answers {reply.ask.what} without a length, and with what is no JSON, or "
+                    f"broke off; try again later, and if that stays so, correct the endpoint"
+                ) from None
             raise Refused(
                 f"{reply.address.origin} answers {reply.ask.what} with something else than JSON, so it is no hub; "
                 f"correct the endpoint"
@@ -218,9 +226,13 @@ class HuggingFaceHub(Block):
     def _ask(self, path: str, what: str) -> Ask:
         """Without a token of its own the block sends none, whatever this machine has stored."""
         token = self.token.get_secret_value() if self.token else ""
+        try:
+            address = Address.of(f"{self.endpoint}{path}")
+        except ValueError as error:
+            raise Refused(f"the hub was not asked for {what}, for its endpoint is {error}; correct the block") from None
         return Ask(
             what=what,
-            address=Address.of(f"{self.endpoint}{path}"),
+            address=address,
             secrets={"Authorization": f"Bearer {token}"} if token else {},
             stall_seconds=self.stall_seconds,
             trusted_hosts=tuple(host.lower() for host in self.content_hosts),
@@ -282,10 +294,13 @@ def _may_pass(status: int) -> bool:
 
 def _next_query(headers: Mapping[str, str]) -> str | None:
     """Of the next page, which is asked of the hub itself: mirrors hand on addresses of the hub that they mirror."""
-    links = parse_header_links(headers.get("link", ""))
-    url = next((link["url"] for link in links if re.search(r"\bnext\b", link.get("rel", ""))), None)
-    query = "" if url is None else url.partition("?")[2].partition("#")[0]
-    return query or None
+    for link in _LINK.finditer(headers.get("link", "")):
+        relation = _RELATION.search(link[2])
+        if relation is not None and "next" in (relation[1] or relation[2] or "").lower().split():
+            if query := link[1].partition("?")[2].partition("#")[0]:
+                return query
+            raise answers.NotBelievedError("says that there are more files, and not by which query they are had")
+    return None
 
 
 def _said(reply: Reply) -> str:

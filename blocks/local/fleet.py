@@ -22,8 +22,8 @@ from blocks.ports.fleet import Replica, ReplicaOrder
 from blocks.ports.market import ON_PROCESSORS, Offer, Stock
 from blocks.ports.store import Store
 from blocks.replica_tls import key_from
+from blocks.stores.kinds import AnyStore
 from blocks.stores.mirrors import MirroredFile, files_of
-from blocks.stores.s3 import S3Store
 
 LISTENING_SECONDS = 30
 POLL_SECONDS = 0.02
@@ -42,7 +42,7 @@ class LocalFleet(Block):
         title="Directory",
         description="Where the replicas' weights, logs and process ids are kept on this machine.",
     )
-    store: S3Store = Field(title="Store", description="The bucket that holds the mirrors of the models.")
+    store: AnyStore = Field(title="Store", description="The bucket that holds the mirrors of the models.")
     cell: str = Field(
         default="local",
         title="Cell",
@@ -117,6 +117,7 @@ class LocalFleet(Block):
             )
             write_atomically(_record(home, order.name), json.dumps(asdict(replica)))
             daemon = Daemon(order.name, home)
+            daemon.stop()  # where nobody can read who it is
             daemon.start(
                 [
                     *(sys.executable, "-m", "blocks.on_machine.llama_cpp"),
@@ -196,8 +197,8 @@ def _record(home: Path, name: str) -> Path:
 def _running(home: Path, name: str) -> Replica | None:
     try:
         replica = Replica(**json.loads(_record(home, name).read_text()))
-    except FileNotFoundError:
-        return None
+    except (FileNotFoundError, ValueError, TypeError):
+        return None  # where the machine lost its power the file may be empty
     return replica if Daemon(name, home).find() is not None else None
 
 
@@ -262,7 +263,7 @@ def _copy(store: Store, key: str, path: Path, sha256: str) -> None:
                 digest.update(chunk)
                 file.write(chunk)
     except OSError as error:
-        raise Refused(f"{path} could not be written ({error}); make room there or choose another directory") from error
+        raise Refused(f"{path} could not be written ({error}); make room there or choose another directory") from None
     if digest.hexdigest() != sha256:
         raise Refused(
             f"{store.url_of(key)} has the sha256 {digest.hexdigest()} where its manifest says {sha256}; "

@@ -48,5 +48,8 @@ class Hub(Protocol):
         ...
 
     def read_part(self, model: Model, file: ModelFile, start: int, buffer: memoryview) -> None:
-        """Fill the buffer with the file's bytes from `start` on, unchecked; Unavailable where fewer come."""
+        """Fill the buffer with the file's bytes from `start` on, unchecked; Unavailable where fewer come.
+
+        Unsupported where the hub gives whole files only, which `read` brings.
+        """
         ...

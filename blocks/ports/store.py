@@ -154,5 +154,21 @@ class Copies(Protocol):
         ...
 
 
-class Store(ConditionalStore, Objects, Uploads, Copies, Protocol):
+class SignedUrls(Protocol):
+    """What a rented machine reads a store by: it has no credentials for it."""
+
+    @property
+    def near(self) -> Sequence[str]:
+        """Cells, named whole or in part, whose machines read weights from here rather than from elsewhere."""
+        ...
+
+    def presigned_url(self, key: str, seconds: int) -> str:
+        """An HTTP address at which anybody can read that object, and nothing else, for so long: a secret.
+
+        Refused where the store signs none.
+        """
+        ...
+
+
+class Store(ConditionalStore, Objects, Uploads, Copies, SignedUrls, Protocol):
     """One bucket."""

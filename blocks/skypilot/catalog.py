@@ -238,8 +238,8 @@ def _read(name: str) -> Any:
     try:
         return common.read_catalog(name, pull_frequency_hours=HOURS_UNTIL_OLD).copy()
     except OSError as error:  # which requests' errors are too
-        raise Unavailable(f"SkyPilot's catalogue {name} could not be fetched ({error}); try again online") from error
+        raise Unavailable(f"SkyPilot's catalogue {name} could not be fetched ({error}); try again online") from None
     except ValueError as error:
         raise Refused(
             f"SkyPilot's catalogue {name} cannot be read ({error}); delete the file, and it is fetched"
-        ) from error
+        ) from None

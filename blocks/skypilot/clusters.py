@@ -17,6 +17,7 @@ import requests
 import yaml
 from pydantic import SecretStr
 
+from blocks.cleaning import COLOURS
 from blocks.errors import Refused, Unavailable
 from blocks.skypilot.sdk import skypilot, speak_with
 
@@ -24,7 +25,6 @@ UNDER_WAY = {"PENDING", "RUNNING", "WAITING"}
 """What the API server says of a request that has not ended."""
 ENDED = {"SUCCEEDED", "FAILED", "FAILED_SETUP", "FAILED_DRIVER", "CANCELLED"}
 """What SkyPilot says of a job that will do nothing any more."""
-COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 LINE_PREFIX = re.compile(r"^\([^()]*pid=\d+[^()]*\) ?")
 """Who printed a line of a job's log."""
 NOT_THE_CELL = (
@@ -98,10 +98,10 @@ class SkyPilot:
         sdk = self.sdk
         try:
             parsed = sdk.Task.from_yaml_config(dict(task))
-        except Exception as error:  # of its schema, of its resources, of a file that is to be sent
+        except Exception as error:  # noqa: BLE001 - of its schema, of its resources, of a file that is to be sent
             raise Refused(
                 f"SkyPilot does not take the task of {task['name']}: {reason(error)}; mend the fleet's task"
-            ) from error
+            ) from None
         request = sdk.launch(
             parsed,
             cluster_name=name,
@@ -116,9 +116,9 @@ class SkyPilot:
         for request in self._launches(name):
             try:
                 self._wait_for(request, timeout_seconds)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - SkyPilot raises whatever its own parts raise
                 if (lost := not_the_cell(error)) is not None:
-                    raise lost from error
+                    raise lost from None
                 # Whoever asked for it is told why; what counts here is what stands afterwards.
 
     def cancel_launch(self, name: str) -> None:
@@ -209,8 +209,8 @@ class SkyPilot:
             yield
         except (Refused, Unavailable):
             raise
-        except Exception as error:  # SkyPilot raises whatever its own parts raise
-            raise not_the_cell(error) or Unavailable(f"SkyPilot did not {what}: {reason(error)}") from error
+        except Exception as error:  # noqa: BLE001 - SkyPilot raises whatever its own parts raise
+            raise not_the_cell(error) or Unavailable(f"SkyPilot did not {what}: {reason(error)}") from None
 
 
 def not_the_cell(error: Exception) -> Refused | Unavailable | None:
@@ -228,15 +228,22 @@ def not_the_cell(error: Exception) -> Refused | Unavailable | None:
 
 def reason(error: BaseException) -> str:
     """What SkyPilot said, in one line: of a failed provisioning what the cell itself said."""
-    said = [*getattr(error, "failover_history", ()), getattr(error, "detailed_reason", None), error]
+    history = (structured(one) or one for one in getattr(error, "failover_history", ()))
+    said = [*history, getattr(error, "detailed_reason", None), structured(error), error]
     words = " ".join(COLOURS.sub("", str(next(filter(None, said)))).split())
-    for manual in (" To fix:", " Hint:", " To keep retrying"):
+    for manual in (" To fix:", " Hint:", " To keep retrying", " Encoded authorization failure message"):
         words = words.partition(manual)[0]
     if words.startswith(NOTHING_TO_BE_HAD) and (why := words.partition(" Reason: ")[2]):
         words = why
     elif type(error).__name__ == "ResourcesUnavailableError" and not getattr(error, "failover_history", ()):
         words = f"{words.rstrip('.')}; it has none, or nobody answers there"  # SkyPilot says the same of both
     return words if len(words) <= REASON_AT_MOST else f"{words[:REASON_AT_MOST]} …"
+
+
+def structured(error: BaseException) -> str:
+    """What Google said, code by code: SkyPilot's own words for it are only that an operation has failed."""
+    told = [one for one in getattr(error, "errors", None) or () if isinstance(one, dict)]
+    return "; ".join(f"{one.get('code')}: {one.get('message')}" for one in told)
 
 
 def _cluster(record: Mapping[str, Any]) -> Cluster:

@@ -27,6 +27,7 @@ from blocks.files import write_atomically
 from blocks.on_machine.node import CannotServe, File, encode_files
 from blocks.ports.fleet import EngineSettings, Replica, ReplicaOrder
 from blocks.ports.market import Offer, Stock, is_within
+from blocks.ports.store import Store
 from blocks.replica_tls import Authority, new_identity, release_key
 from blocks.skypilot.blame import find_ours, who_is_to_blame
 from blocks.skypilot.clusters import Cluster, SkyPilot, not_the_cell, reason
@@ -35,9 +36,8 @@ from blocks.skypilot.infra import Rate
 from blocks.skypilot.market import SkyPilotMarket
 from blocks.skypilot.names import cluster_name
 from blocks.skypilot.sdk import speak_with
-from blocks.stores.google_storage import GoogleStore
+from blocks.stores.kinds import AnyStore
 from blocks.stores.mirrors import MirroredFile, files_of, manifest_of
-from blocks.stores.s3 import S3Store
 
 SECRETS = "~/skyferry/secrets.sh"
 """Where the machine finds what nobody else may know."""
@@ -61,10 +61,10 @@ class SkyPilotFleet(Block):
         title="Directory",
         description="Where this machine keeps the last words of replicas that are gone, and whose turn it is.",
     )
-    store: S3Store = Field(
+    store: AnyStore = Field(
         title="Store", description="The bucket that holds the mirrors of the models, as the rented machines reach it."
     )
-    further_stores: list[S3Store | GoogleStore] = Field(
+    further_stores: list[AnyStore] = Field(
         default_factory=list,
         title="Further stores",
         description="Other buckets with mirrors, as the rented machines reach them: a machine reads from the one whose "
@@ -150,7 +150,7 @@ class SkyPilotFleet(Block):
         try:
             parsed = yaml.safe_load(task)
         except yaml.YAMLError as error:
-            raise ValueError(f"the task is no YAML ({error})") from error
+            raise ValueError(f"the task is no YAML ({error})") from None
         if not isinstance(parsed, dict) or not isinstance(parsed.get("run"), str):
             raise ValueError("the task has no `run`; give a SkyPilot task as in deployments/engines")  # noqa: TRY004 - pydantic's error
         if several := {"any_of", "ordered"} & {*(parsed.get("resources") or {})}:
@@ -206,7 +206,7 @@ class SkyPilotFleet(Block):
         try:
             skypilot.down(cluster.name)
         except Unavailable as error:
-            raise Unavailable(f"replica {name} may still run: {error}") from error
+            raise Unavailable(f"replica {name} may still run: {error}") from None
         self._watch.forget()
         if self._standing(name) is not None:
             raise Unavailable(f"replica {name} ({cluster.name}) was taken down and is still there; try again")
@@ -281,10 +281,10 @@ class SkyPilotFleet(Block):
             )
         except (Refused, Unavailable):
             raise
-        except Exception as error:  # SkyPilot raises whatever its own parts raise
+        except Exception as error:  # noqa: BLE001 - SkyPilot raises whatever its own parts raise
             if (lost := not_the_cell(error)) is not None:
-                raise lost from error  # it may have been launched: the next try finds it
-            raise self._why_not(order, offer, error) from error
+                raise lost from None  # it may have been launched: the next try finds it
+            raise self._why_not(order, offer, error) from None
         finally:
             shutil.rmtree(sent, ignore_errors=True)
 
@@ -340,7 +340,7 @@ class SkyPilotFleet(Block):
             "run": f". {SECRETS}\n{task['run']}",
         }
 
-    def _nearest_mirror(self, order: ReplicaOrder, cell: str, files: Collection[MirroredFile]) -> S3Store | GoogleStore:
+    def _nearest_mirror(self, order: ReplicaOrder, cell: str, files: Collection[MirroredFile]) -> Store:
         """The store that has all these files and is said to be nearest to the cell."""
         stores = (self.store, *self.further_stores)
         near = [(len(name), store) for store in stores for name in store.near if is_within(cell, name)]
@@ -369,7 +369,7 @@ class SkyPilotFleet(Block):
                 ]
             )
         except CannotServe as error:
-            raise Refused(str(error)) from error
+            raise Refused(str(error)) from None
         values = {"SKYFERRY_FILES": files}
         if self.authority is not None:
             identity = new_identity(self.authority, datetime.now(UTC))

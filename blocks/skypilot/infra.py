@@ -1,12 +1,12 @@
 """What SkyPilot knows of the places that can be rented in: who lets us in, which clusters there are, what they hold."""
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, Field
 
+from blocks.cleaning import COLOURS
 from blocks.errors import Refused, Unavailable
 from blocks.ports.market import ON_PROCESSORS
 from blocks.skypilot.sdk import skypilot
@@ -16,7 +16,6 @@ Kind = Literal["slurm", "k8s"]
 
 KINDS: tuple[Kind, ...] = ("k8s", "slurm")
 NAMED_OTHERWISE = {"kubernetes": "k8s"}
-COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 WORDS_AT_MOST = 300
 KEY_REFUSED = ("permission denied", "too many authentication failures", "host key verification failed")
 """What ssh says where it lets nobody in."""
@@ -168,8 +167,8 @@ class SkyPilotInfra:
                 found = slurm_nodes(sky.get(sky.client.sdk.slurm_node_info(slurm_cluster_name=name)))
             else:
                 found = kubernetes_nodes(sky.get(sky.client.sdk.kubernetes_node_info(context=name)))
-        except Exception as error:  # SkyPilot raises whatever its own parts raise
-            raise translation(kind, name, error) from error
+        except Exception as error:  # noqa: BLE001 - SkyPilot raises whatever its own parts raise
+            raise translation(kind, name, error) from None
         if not found:
             raise Unavailable(f"{kind}/{name} names no nodes; try `sky check {kind}`")
         return found

@@ -6,45 +6,18 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import Thread
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from blocks.errors import NoCapacity, Refused, SkyferryError, Unavailable
 from blocks.ports.market import ON_PROCESSORS, Offer, Stock, is_within
 from blocks.skypilot import catalog
 from blocks.skypilot.catalog import closest
 from blocks.skypilot.infra import KINDS, Infra, Node, Place, Rate, SkyPilotInfra
-from blocks.spot.aws import SpotPlacementScores
-from blocks.spot.google import CapacityAdvice
-from blocks.spot.stock import Forecasts, ForecastSource
-
-SCORE_AT_BEST = 10
+from blocks.stock.source import Answers, StockSource
+from blocks.stock.sources import SOURCES
 
 Key = TypeVar("Key", bound=Hashable)
 Answer = TypeVar("Answer")
-
-
-class Scores(Protocol):
-    """How likely AWS calls it that spot machines can be had."""
-
-    def ask(self, instances: Sequence[str], regions: Sequence[str]) -> dict[str, int]: ...
-
-
-class AzureWhereInstalled:
-    """Azure's scores; its library comes with `skyferry[azure]`."""
-
-    def ask(self, offers: Sequence[Offer]) -> Forecasts:
-        try:
-            from blocks.spot import azure  # noqa: PLC0415 - it needs what need not be there
-        except ModuleNotFoundError as error:
-            if not str(error.name).startswith("azure"):
-                raise
-            raise Unavailable("there is no library to ask Azure with; install skyferry[azure]") from error
-        return azure.SpotPlacementScores().ask(offers)
-
-
-def public_forecasts() -> Mapping[str, ForecastSource]:
-    """By cloud."""
-    return {"azure": AzureWhereInstalled(), "gcp": CapacityAdvice()}
 
 
 @dataclass(frozen=True)
@@ -54,8 +27,7 @@ class SkyPilotMarket:
     rates: Sequence[Rate] = ()
     """What Slurm and Kubernetes clusters cost. They go before SkyPilot's own settings for prices, which count too."""
     infra: Infra = field(default_factory=SkyPilotInfra)
-    scores: Scores = field(default_factory=SpotPlacementScores)
-    forecasts: Mapping[str, ForecastSource] = field(default_factory=public_forecasts)
+    sources: Sequence[StockSource] = SOURCES
     seconds: float = 90
     """How long each source may take: one or two seconds as a rule, but the first question starts SkyPilot's server."""
     now: Callable[[], float] = time.time
@@ -96,8 +68,8 @@ class SkyPilotMarket:
             **{cloud: _bound(self.infra.refusal, cloud) for cloud in clouds},
         }
         answers = _ask(questions, self.seconds)
-        open_ones = [offer for offer in offers if offer.use_spot and answers.get(places[offer.cell].cloud) is None]
-        answers |= _ask({**self._scores(open_ones, places), **self._forecasts(open_ones, places)}, self.seconds)
+        open_ones = [offer for offer in offers if answers.get(places[offer.cell].cloud) is None]
+        answers |= _ask(self._sources_to_ask(open_ones, places), self.seconds)
         return tuple(self._stock_of(offer, places[offer.cell], answers) for offer in offers)
 
     def _places(self, cells: Sequence[str]) -> tuple[Place, ...]:
@@ -141,23 +113,21 @@ class SkyPilotMarket:
             found[place] = answer if isinstance(answer, SkyferryError) else _of_partition(answer, place)
         return found
 
-    def _scores(self, offers: Sequence[Offer], places: Mapping[str, Place]) -> dict[Any, Callable[[], Any]]:
-        """One question for each kind of replica: AWS counts how many different ones it is asked in a day."""
-        machines: dict[Any, set[str]] = defaultdict(set)
-        regions: dict[Any, set[str]] = defaultdict(set)
+    def _sources_to_ask(self, offers: Sequence[Offer], places: Mapping[str, Place]) -> dict[Any, Callable[[], Any]]:
+        """One question for each source, about all of its machines that it knows of."""
+        asked: dict[tuple[str, str], list[Offer]] = defaultdict(list)
         for offer in offers:
-            if places[offer.cell].cloud == "aws" and offer.instance:
-                machines[_kind(offer)].add(offer.instance)
-                regions[_kind(offer)].add(places[offer.cell].region or "")
-        return {kind: _bound(self.scores.ask, sorted(machines[kind]), sorted(regions[kind])) for kind in machines}
+            if (source := self._source_of(offer, places[offer.cell])) is not None:
+                asked[source].append(offer)
+        known = {_source(number, source): source for number, source in enumerate(self.sources)}
+        return {key: _bound(known[key].ask, of_it) for key, of_it in asked.items()}
 
-    def _forecasts(self, offers: Sequence[Offer], places: Mapping[str, Place]) -> dict[Any, Callable[[], Any]]:
-        """One question for each cloud, about all of its machines."""
-        asked: dict[str, list[Offer]] = defaultdict(list)
-        for offer in offers:
-            if places[offer.cell].cloud in self.forecasts and offer.instance:
-                asked[places[offer.cell].cloud].append(offer)
-        return {_forecast_of(cloud): _bound(self.forecasts[cloud].ask, asked[cloud]) for cloud in asked}
+    def _source_of(self, offer: Offer, place: Place) -> tuple[str, str] | None:
+        """The first source that knows of it, by the key of its answers."""
+        for number, source in enumerate(self.sources):
+            if offer.instance and source.cloud == place.cloud and source.knows(offer):
+                return _source(number, source)
+        return None
 
     def _stock_of(self, offer: Offer, place: Place, answers: Mapping[Any, Any]) -> Stock:
         try:
@@ -177,9 +147,8 @@ class SkyPilotMarket:
             return node_stock(offer, _of_partition(answer, place), self.now())
         if answer is not None:
             raise Refused(f"{place.cloud} does not let us in: {answer}; mend that and run `sky check {place.cloud}`")
-        if place.cloud in self.forecasts:
-            return forecast_stock(offer, place, answers.get(_forecast_of(place.cloud)), self.now())
-        return spot_stock(offer, place, answers.get(_kind(offer)), self.now())
+        source = self._source_of(offer, place)
+        return cloud_stock(offer, place, None if source is None else answers[source], self.now())
 
 
 @dataclass(frozen=True)
@@ -267,30 +236,16 @@ def node_stock(offer: Offer, nodes: Sequence[Node], at: float) -> Stock:
     return Stock("free" if replicas else "none", at, 1.0, words, replicas, load)
 
 
-def spot_stock(offer: Offer, place: Place, scores: Mapping[str, int] | SkyferryError | None, at: float) -> Stock:
-    """What a public cloud says that forecasts nothing: AWS has scores for its spot machines, all others say nothing.
-
-    A score only reorders: the lowest counts as free too, with little confidence.
-    """
-    if scores is None or not offer.use_spot or place.cloud != "aws":
+def cloud_stock(offer: Offer, place: Place, answers: Answers | SkyferryError | None, at: float) -> Stock:
+    """What a public cloud says; None, and an offer that is not among the answers, are a cloud that says nothing."""
+    if isinstance(answers, SkyferryError):
+        raise answers
+    said = None if answers is None else answers.get(offer)
+    if said is None:
         return Stock("unknown", at, 0.0, f"{place.cloud} does not say what it has of {offer}")
-    if isinstance(scores, SkyferryError):
-        raise scores
-    if (score := scores.get(place.region or "")) is None:
-        return Stock("unknown", at, 0.0, f"aws gives no spot placement score for {offer}")
-    return Stock("free", at, score / SCORE_AT_BEST, f"spot placement score {score} of {SCORE_AT_BEST} for {offer}")
-
-
-def forecast_stock(offer: Offer, place: Place, forecasts: Forecasts | SkyferryError | None, at: float) -> Stock:
-    """What a public cloud forecasts of its spot machines; of all others it says nothing."""
-    if not offer.use_spot or forecasts is None:
-        return Stock("unknown", at, 0.0, f"{place.cloud} does not say what it has of {offer}")
-    told = forecasts if isinstance(forecasts, SkyferryError) else forecasts.get(offer)
-    if told is None:
-        return Stock("unknown", at, 0.0, f"{place.cloud} forecasts nothing of {offer}")
-    if isinstance(told, SkyferryError):
-        raise told
-    return told.stock(at)
+    if isinstance(said, SkyferryError):
+        raise said
+    return said.stock(at)
 
 
 def _missing(offer: Offer) -> str:
@@ -348,13 +303,9 @@ def _unknown(accelerators: Sequence[str], known: set[str]) -> list[str]:
     return [name for name in accelerators if name.lower() not in names]
 
 
-def _kind(offer: Offer) -> tuple[str, ...]:
-    """What is asked of AWS together; machines without accelerators have only themselves in common."""
-    return ("aws", offer.accelerator, str(offer.accelerators), "" if offer.accelerators else offer.instance or "")
-
-
-def _forecast_of(cloud: str) -> tuple[str, str]:
-    return (cloud, "its forecast")
+def _source(number: int, source: StockSource) -> tuple[str, str]:
+    """The key of what it answers, which names it where it does not."""
+    return (source.cloud, f"stock source {number + 1}")
 
 
 def _order(offer: Offer) -> tuple[Any, ...]:

@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from http import HTTPStatus
 from threading import Lock
@@ -27,12 +28,19 @@ from azure.core.exceptions import (
     ServiceResponseError,
 )
 from azure.identity import DefaultAzureCredential
-from azure.storage.blob import BlobBlock, BlobServiceClient, ContainerClient
+from azure.storage.blob import (
+    BlobBlock,
+    BlobSasPermissions,
+    BlobServiceClient,
+    ContainerClient,
+    generate_blob_sas,
+)
 from prefect.blocks.core import Block
 from pydantic import ConfigDict, Field, SecretStr
 
+from blocks.cleaning import cleaned
 from blocks.errors import Conflict, Refused, Unavailable
-from blocks.fields import BareEndpoint, Secret
+from blocks.fields import BareEndpoint, Near, Secret
 from blocks.http import statuses
 from blocks.ports.store import MultipartUpload, Objects, Part, PartLimits, StoredObject, VersionedObject
 
@@ -62,6 +70,8 @@ class AzureStore(Block):
         title="Account key",
         description="A key or SAS token of the account; left empty, Azure's library finds an identity by itself.",
     )
+
+    near: Near = ()
 
     def get(self, key: str) -> VersionedObject | None:
         with self._translated(f"get {key}"):
@@ -117,6 +127,25 @@ class AzureStore(Block):
             except ResourceNotFoundError as error:
                 if _is_more_than_the_blob(error):
                     raise
+
+    def presigned_url(self, key: str, seconds: int) -> str:
+        """An address that anybody can read the object at, for so long, a week at most without a key: a secret.
+
+        Signed with the account's key, or with one that Azure gives our identity. Refused where the block has a SAS
+        token: whoever has that can do more than read one object, so it is handed to nobody.
+        """
+        until = datetime.now(UTC) + timedelta(seconds=seconds)
+        blob = self._container.get_blob_client(key)
+        with self._translated(f"sign an address for {key}"):
+            token = generate_blob_sas(
+                str(blob.account_name),
+                self.container,
+                key,
+                permission=BlobSasPermissions(read=True),
+                expiry=until,
+                **self._signed_with(until, self.url_of(key)),
+            )
+        return f"{blob.url}?{token}"
 
     def url_of(self, key: str) -> str:
         return f"{self.account_url}/{self.container}/{key}"
@@ -269,13 +298,20 @@ class AzureStore(Block):
         with _one_at_a_time:
             return _client(self.account_url, self.account_key).get_container_client(self.container)
 
+    def _signed_with(self, until: datetime, url: str) -> dict[str, Any]:
+        """Either kind of key that a signature can be made with."""
+        if self.account_key is not None:
+            return {"account_key": _whole_key(self.account_key, url)}
+        service = _client(self.account_url, None)
+        return {"user_delegation_key": service.get_user_delegation_key(datetime.now(UTC), until)}
+
     @contextmanager
     def _translated(self, act: str) -> Iterator[None]:
         said = f"{self.url_of('')} did not {act}"
         try:
             yield
         except (ServiceRequestError, ServiceResponseError, IncompleteReadError) as error:
-            raise Unavailable(f"{said}: {error}; check that it can be reached") from None
+            raise Unavailable(f"{said}: {cleaned(error)}; check that it can be reached") from None
         except HttpResponseError as error:
             status = error.status_code or 0
             if isinstance(error, ClientAuthenticationError) and not status:  # no answer of the store's: no identity
@@ -291,6 +327,8 @@ class AzureStore(Block):
                 passes=_code(error).lower() in PASSES or not is_the_store,
                 later="try again later" if is_the_store else statuses.NOT_THE_STORE,
             ) from None
+        except statuses.NOT_UNDERSTOOD as error:
+            raise Unavailable(f"{said}: {cleaned(error)}; {statuses.NOT_THE_STORE}") from None
 
 
 STEPS: Mapping[int, str] = {
@@ -298,6 +336,13 @@ STEPS: Mapping[int, str] = {
     HTTPStatus.UNAUTHORIZED: MAY_NOT,
     HTTPStatus.FORBIDDEN: MAY_NOT,
 }
+
+
+def _whole_key(key: SecretStr, url: str) -> str:
+    """The account's key; Refused for a SAS token, which has words where a key has base64 alone."""
+    if "=" in (word := key.get_secret_value()).rstrip("="):
+        raise Refused(f"no address for {url} can be signed with a SAS token; give the block the account's key or none")
+    return word
 
 
 def _is_more_than_the_blob(error: HttpResponseError) -> bool:

@@ -36,6 +36,17 @@ class DirectoryStore(Block):
         description="Where the objects lie; it has to be there. On what is mounted, name a directory below the mount.",
     )
 
+    @property
+    def near(self) -> tuple[str, ...]:
+        """No cell: see `presigned_url`."""
+        return ()
+
+    def presigned_url(self, key: str, seconds: int) -> str:
+        """Refused: no other machine reads a directory by an address."""
+        raise Refused(
+            f"{self.url_of(key)} has no address that another machine reads for {seconds} s; give the fleet a bucket"
+        )
+
     def get(self, key: str) -> VersionedObject | None:
         with self._translated(f"get {key}"):
             try:

@@ -28,8 +28,9 @@ from prefect.blocks.core import Block
 from pydantic import ConfigDict, Field, SecretStr
 from requests.exceptions import RequestException
 
+from blocks.cleaning import cleaned
 from blocks.errors import Conflict, Refused, Unavailable
-from blocks.fields import Endpoint, ServiceAccount
+from blocks.fields import Endpoint, Near, ServiceAccount
 from blocks.http import statuses
 from blocks.ports.store import MultipartUpload, Objects, Part, PartLimits, StoredObject, VersionedObject
 
@@ -66,11 +67,7 @@ class GoogleStore(Block):
         title="Endpoint",
         description="The address of an emulator, which is asked without credentials.",
     )
-    near: list[str] = Field(
-        default_factory=list,
-        title="Near",
-        description="Cells whose machines read weights from here if they can, as aws/us-east-1, gcp or slurm/alpha.",
-    )
+    near: Near = ()
 
     def get(self, key: str) -> VersionedObject | None:
         with self._translated(f"get {key}"):
@@ -116,7 +113,7 @@ class GoogleStore(Block):
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
         with self._translated(f"list {prefix}"):
-            for blob in self._bucket.list_blobs(prefix=prefix, **ONCE):
+            for blob in self._listed(prefix):
                 if not blob.name.startswith(OWN):
                     yield StoredObject(blob.name, blob.size or 0)
 
@@ -160,7 +157,7 @@ class GoogleStore(Block):
 
     def sent(self, upload: MultipartUpload) -> tuple[Part, ...]:
         with self._translated(f"list the parts of {upload.key}"):
-            blobs = {blob.name: blob for blob in self._bucket.list_blobs(prefix=_home(upload), **ONCE)}
+            blobs = {blob.name: blob for blob in self._listed(_home(upload))}
         if f"{_home(upload)}begun" not in blobs:
             raise Conflict(f"{self.url_of(upload.key)}: the upload {upload.id} is gone; begin anew")
         names = {name: name.removeprefix(_home(upload)) for name in sorted(blobs)}
@@ -202,14 +199,14 @@ class GoogleStore(Block):
 
     def abort(self, upload: MultipartUpload) -> None:
         with self._translated(f"abort the upload of {upload.key}"):
-            for blob in self._bucket.list_blobs(prefix=_home(upload), **ONCE):
+            for blob in self._listed(_home(upload)):
                 self._remove(blob.name)
 
     def unfinished(self, prefix: str) -> tuple[MultipartUpload, ...]:
         with self._translated(f"list the unfinished uploads of {prefix}"):
             begun = [
                 (*blob.name.removeprefix(OWN).removesuffix("/begun").rsplit("/", 1), blob.time_created)
-                for blob in self._bucket.list_blobs(prefix=f"{OWN}{prefix}", **ONCE)
+                for blob in self._listed(f"{OWN}{prefix}")
                 if blob.name.endswith("/begun")
             ]
         found = [MultipartUpload(key, upload_id, created.timestamp()) for key, upload_id, created in begun]
@@ -246,6 +243,12 @@ class GoogleStore(Block):
             except Exists:
                 if not self._bucket.exists(**ONCE):
                     raise Refused(f"the name {self.bucket} is somebody else's; choose another") from None
+
+    def _listed(self, prefix: str) -> Iterator[Any]:
+        for page in self._bucket.list_blobs(prefix=prefix, **ONCE).pages:
+            if page.raw_page.get("kind") != "storage#objects":
+                raise ValueError("an answer that is no listing")
+            yield from page
 
     def _found(self, key: str) -> Blob | None:
         """As of now; the library's own way takes any 404 for a missing object, whoever it comes from."""
@@ -295,9 +298,11 @@ class GoogleStore(Block):
         try:
             yield
         except (RetryError, RequestException, TransportError, DataCorruption) as error:
-            raise Unavailable(f"{said}: {error}; try again later") from None
+            raise Unavailable(f"{said}: {cleaned(error)}; try again later") from None
         except GoogleAuthError as error:
-            raise Refused(f"{said}: {error}; set a service account, or this machine's own credentials") from None
+            raise Refused(
+                f"{said}: {cleaned(error)}; set a service account, or this machine's own credentials"
+            ) from None
         except GoogleAPICallError as error:
             headers = {name.lower(): value for name, value in getattr(error.response, "headers", {}).items()}
             step = MAY_NOT if error.code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN) else None
@@ -311,6 +316,8 @@ class GoogleStore(Block):
                 passes=not is_google,
                 later="try again later" if is_google else statuses.NOT_THE_STORE,
             ) from None
+        except statuses.NOT_UNDERSTOOD as error:
+            raise Unavailable(f"{said}: {cleaned(error)}; {statuses.NOT_THE_STORE}") from None
 
 
 MAY_NOT = "grant it roles/storage.objectUser on the bucket"

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from blocks.errors import Refused
 from blocks.on_machine.node import LARGEST_FILE_BYTES, SHA256, fault_of_path, fault_of_paths
 from blocks.ports.hub import ModelFile
-from blocks.ports.store import MANIFEST, Store
+from blocks.ports.store import MANIFEST, Store, StoredObject
 
 MIRRORS = "models/"
 """The prefix of all mirrors in a store."""
@@ -98,6 +98,11 @@ class Manifest(BaseModel):
         """Is everything of this there?"""
         paths = {file.path for file in self.files}
         return all(file.path in paths for file in files)
+
+    def lost_in(self, objects: Iterable[StoredObject]) -> frozenset[str]:
+        """The paths at which a store does not list what this names, or not in its size."""
+        sizes = {stored.key: stored.size_bytes for stored in objects}
+        return frozenset(file.path for file in self.files if sizes.get(self.prefix + file.path) != file.size_bytes)
 
     def check_against(self, files: Iterable[ModelFile]) -> None:
         """Refused where the hub says otherwise of a file than when it was mirrored: one of both is wrong."""

@@ -24,8 +24,9 @@ from botocore.parsers import ResponseParserError
 from prefect.blocks.core import Block
 from pydantic import ConfigDict, Field, SecretStr
 
+from blocks.cleaning import cleaned
 from blocks.errors import Conflict, Refused, SkyferryError, Unavailable, Unsupported
-from blocks.fields import Endpoint, KeyId, Secret
+from blocks.fields import Endpoint, KeyId, Near, Secret
 from blocks.http import statuses
 from blocks.ports.store import MultipartUpload, Objects, Part, PartLimits, StoredObject, VersionedObject
 from blocks.stores.s3_checksums import CHECKSUMS, Algorithm, Checksum
@@ -83,6 +84,25 @@ NEXT_STEPS = {
 }
 
 
+SAID_BY_STORES: Mapping[str, frozenset[str]] = {
+    **dict.fromkeys(("GetObject", "HeadObject", "PutObject", "UploadPart"), frozenset({"ETag"})),
+    "CreateMultipartUpload": frozenset({"UploadId"}),
+    "CompleteMultipartUpload": frozenset({"ETag", "Key", "Location"}),
+    "CopyObject": frozenset({"CopyObjectResult"}),
+    "UploadPartCopy": frozenset({"CopyPartResult"}),
+    "ListObjectsV2": frozenset({"IsTruncated", "KeyCount", "Name"}),
+    "ListParts": frozenset({"IsTruncated", "UploadId", "Key"}),
+    "ListMultipartUploads": frozenset({"IsTruncated", "Bucket"}),
+}
+"""At least one of these is in each good answer of a store. Of a log-in page with status 200, or of nothing, boto3 makes
+an empty listing, and an upload that is complete.
+"""
+NEXT_PAGE = frozenset({"NextContinuationToken", "NextPartNumberMarker", "NextKeyMarker"})
+"""Where a listing goes on that is not whole. Of one without, as a store gives that knows S3's older form alone, boto3
+takes the first thousand for all.
+"""
+
+
 class S3Store(Block):
     """A bucket in S3, or in a store that speaks its protocol, for mirrors and the ledger."""
 
@@ -117,11 +137,7 @@ class S3Store(Block):
         title="Addressing",
         description="Whether the bucket's name is in the path or in the host's name; Alibaba's OSS wants virtual.",
     )
-    near: list[str] = Field(
-        default_factory=list,
-        title="Near",
-        description="Cells whose machines read weights from here if they can, as aws/us-east-1, gcp or slurm/alpha.",
-    )
+    near: Near = ()
 
     def create_bucket(self) -> None:
         """The account's own already is no error."""
@@ -401,9 +417,11 @@ class S3Store(Block):
         except ClientError as error:
             raise _translation(error, f"{where} did not {act}") from None
         except BROKEN_OFF as error:
-            raise Unavailable(f"{where} did not {act}: {error}; check that it runs and can be reached") from None
+            raise Unavailable(
+                f"{where} did not {act}: {cleaned(error)}; check that it runs and can be reached"
+            ) from None
         except BotoCoreError as error:
-            raise Refused(f"{where} was not asked to {act}: {error}; correct the block's settings") from None
+            raise Refused(f"{where} was not asked to {act}: {cleaned(error)}; correct the block's settings") from None
 
 
 class _View:
@@ -478,7 +496,20 @@ def _client(
     )
     # To ask before each body whether the store wants it costs a round trip a part, and it always does.
     client.meta.events.unregister("before-call.s3", add_expect_header)
+    client.meta.events.register("after-call.s3", _check_that_a_store_said_it)
     return client
+
+
+def _check_that_a_store_said_it(http_response: Any, parsed: Mapping[str, Any], model: Any, **_: object) -> None:
+    said_by_stores = SAID_BY_STORES.get(model.name)
+    if said_by_stores is None or http_response.status_code >= HTTPStatus.MULTIPLE_CHOICES:
+        return
+    if not said_by_stores & parsed.keys():
+        raise ResponseParserError(f"{http_response.status_code}, and {statuses.NOT_THE_STORE}")
+    if parsed.get("IsTruncated") and not NEXT_PAGE & parsed.keys():
+        raise ResponseParserError(
+            "there is more than it lists, and it does not say where that begins; use another store"
+        )
 
 
 def _code(error: ClientError) -> str:

@@ -1,24 +1,37 @@
 """Put the embedded stack's blocks and deployments into its Prefect server: `… -m deployments.local.register HOME`."""
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 from prefect.cli import app as prefect
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+    WorkQueueFilter,
+    WorkQueueFilterName,
+)
+from prefect.client.schemas.objects import StateType
 from prefect.exceptions import ObjectAlreadyExists
+from prefect.states import Crashed
 from prefect.workers.process import ProcessWorker
 
 from blocks.haproxy.gateway import HAProxyGateway
 from blocks.hubs.hugging_face import HuggingFaceHub
 from blocks.local.fleet import LocalFleet
-from blocks.local.processes import MARK
+from blocks.local.processes import MARK, marked
 from blocks.service import Service
 from deployments.local.settings import SERVICE, Home, StackSettings
-from deployments.local.stack import prefect_file
+from deployments.local.stack import POOL, Stack, prefect_file
 
 DOCUMENT = "local"
+ACTING = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING, StateType.PAUSED]
+"""A run that waits for a person has a process that waits; only one that is suspended has none."""
 
 
 def register(home: Home, settings: StackSettings) -> None:
@@ -51,11 +64,34 @@ def register(home: Home, settings: StackSettings) -> None:
         minimum_requests=12,
         probes_per_stage=0,  # they would take the core that users' answers need
     ).save(SERVICE, overwrite=True)
+    template = _job_template(home)
     with get_client(sync_client=True) as client:
         try:
-            client.create_work_pool(WorkPoolCreate(name="local", type="process", base_job_template=_job_template(home)))
+            client.create_work_pool(WorkPoolCreate(name=POOL, type="process", base_job_template=template))
         except ObjectAlreadyExists:
-            return
+            # The directory, which it names, may have been moved.
+            client.update_work_pool(POOL, WorkPoolUpdate(base_job_template=template))
+
+
+def tell_of_the_dead(stack: Stack) -> None:
+    """Of each run whose process has gone, and whose worker too: nobody else will ever say that it has ended.
+
+    Until somebody does, Prefect keeps its place under the deployment's limit, so that reconcile never runs again, and
+    what it acted for is in its hands.
+    """
+    queues = [part.queue for part in stack.parts if part.queue and part.daemon.find() is None]
+    standing = set[str]()
+    for process in marked(stack.home.flow_runs):
+        with suppress(psutil.Error, OSError):  # it ends just now
+            standing.add(process.environ().get("PREFECT__FLOW_RUN_ID", ""))
+    with get_client(sync_client=True) as client:
+        found = client.read_flow_runs(
+            work_queue_filter=WorkQueueFilter(name=WorkQueueFilterName(any_=queues)),
+            flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=ACTING))),
+        )
+        for run in found:
+            if str(run.id) not in standing and run.state_name != "Suspended":
+                client.set_flow_run_state(run.id, Crashed(message="its process is gone"), force=True)
 
 
 def _job_template(home: Home) -> dict[str, Any]:
@@ -75,6 +111,7 @@ def main() -> None:
     if settings is None:
         sys.exit(f"{home.path} holds no stack; run `skyferry up` first")
     register(home, settings)
+    tell_of_the_dead(Stack(home, settings))
     # What `prefect deploy --all` does, in this process, which has taken its seconds to import all of it.
     sys.argv = ["prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(prefect_file())]
     prefect()

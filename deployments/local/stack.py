@@ -2,11 +2,11 @@
 
 import os
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass, field
+from datetime import datetime
 from importlib import resources
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from deployments.local.hub import REPO, fill_hub
 from deployments.local.settings import HOST, SERVICE, Home, StackSettings
 from flows.policy.releases.ledger import ServiceRecord, ledger_key
 
+POOL = "local"
 START_SECONDS = 120
 POLL_SECONDS = 0.2
 UNDO_SECONDS = 30
@@ -49,6 +50,8 @@ class Part:
     """Where it listens, if it does."""
     answers: Callable[[], bool]
     further_ports: tuple[int, ...] = ()
+    queue: str = ""
+    """The work queue that it works off, if it is a worker."""
     env: Mapping[str, str] = field(default_factory=dict)
     grace_seconds: float = 10
 
@@ -83,6 +86,9 @@ class Stack:
             # Prefect cuts off what is behind the point: with less than a second its server would spin without a pause.
             "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
             "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_BATCH_SIZE": "100",
+            # In its memory, which is the default, a server that was started again would free no place that a run holds,
+            # and would have the runs that hold one ended after some minutes.
+            "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
         }
 
     @property
@@ -144,32 +150,43 @@ class Stack:
                 settings.gateway_port,
                 lambda: _answers(settings.endpoint),
             ),
-            Part(
-                "Prefect worker",
-                Daemon("worker", home.run),
-                [
-                    *(*prefect, "worker", "start"),
-                    *("--pool", "local", "--work-queue", "default", "--type", "process"),
-                    *("--name", "local", "--limit", "4"),
-                ],
-                "work pool local",
-                port=None,
-                answers=lambda: True,
-                env=self.worker_env,
-            ),
-            Part(
-                "urgent worker",
-                Daemon("urgent-worker", home.run),
-                [
-                    *(*prefect, "worker", "start"),
-                    *("--pool", "local", "--work-queue", "urgent", "--type", "process", "--name", "urgent"),
-                ],
-                "work pool local, queue urgent",
-                port=None,
-                answers=lambda: True,
-                env=self.worker_env,
-            ),
+            self._worker("Prefect worker", Daemon("worker", home.run), "local", "default", "--limit", "4"),
+            self._worker("urgent worker", Daemon("urgent-worker", home.run), "urgent", "urgent"),
         )
+
+    def _worker(self, title: str, daemon: Daemon, name: str, queue: str, *options: str) -> Part:
+        return Part(
+            title,
+            daemon,
+            [
+                *(sys.executable, "-m", "prefect", "worker", "start"),
+                *("--pool", POOL, "--work-queue", queue, "--type", "process", "--name", name),
+                *options,
+            ],
+            f"work pool {POOL}, queue {queue}",
+            port=None,
+            answers=lambda: self._has_reported(name, daemon),
+            queue=queue,
+            env=self.worker_env,
+        )
+
+    def _has_reported(self, worker: str, daemon: Daemon) -> bool:
+        """Whether it has told Prefect that it is there, since its process began: one that cannot takes no run."""
+        if (process := daemon.find()) is None:
+            return False
+        try:
+            answer = httpx.post(
+                f"{self.settings.api_url}/work_pools/{POOL}/workers/filter",
+                json={},
+                auth=("skyferry", self.settings.api_key),
+                timeout=2,
+                trust_env=False,
+            )
+            reports = {found["name"]: found["last_heartbeat_time"] for found in answer.raise_for_status().json()}
+        except httpx.HTTPError:
+            return False
+        report = reports.get(worker)
+        return report is not None and datetime.fromisoformat(report).timestamp() >= process.create_time()
 
     @property
     def fleet(self) -> LocalFleet:
@@ -201,6 +218,8 @@ class Stack:
         self._register()
         for worker in workers:
             worker.daemon.start(worker.command, env=worker.env)
+        for worker in workers:
+            say(f"starting the {worker.title}")
             wait_until_healthy(worker)
 
     def down(self, say: Say) -> None:
@@ -249,18 +268,18 @@ class Stack:
         write_private(self.home.env_file, "".join(lines))
 
     def _register(self) -> None:
-        done = subprocess.run(
+        """As a daemon, so that the next `up` or `down` finds what one that was killed has left."""
+        daemon = Daemon("register", self.home.run)
+        daemon.stop()
+        process = daemon.start(
             [sys.executable, "-m", "deployments.local.register", str(self.home.path)],
-            env={**os.environ, **self.client_env},
+            env=self.client_env,
             cwd=self.home.path,
-            capture_output=True,
-            text=True,
-            check=False,
         )
-        if done.returncode != 0:
-            raise Unavailable(
-                f"Prefect did not take the blocks and deployments:\n{done.stdout[-2000:]}{done.stderr[-4000:]}"
-            )
+        code = process.wait()
+        daemon.stop()
+        if code != 0:
+            raise Unavailable(f"Prefect did not take the blocks and deployments:\n{daemon.log_tail(60)}")
 
 
 def prefect_file() -> Path:

@@ -25,7 +25,7 @@ from flows.policy.sizing.sizing import Fit, Need, fit
 from flows.steps.drain import put_in_slot
 from flows.steps.undo import traffic_to_live
 from flows.tasks.fleet import Started, list_replicas, start_replica
-from flows.tasks.gateway import detach, list_servers
+from flows.tasks.gateway import detach, list_servers, see_them_up
 from flows.tasks.ledger import read_record, update_ledger
 from flows.tasks.market import ask_for_stock, list_offers, note_attempt, read_attempts
 from flows.tasks.mirror import read_manifest, size_up
@@ -154,13 +154,10 @@ def start_replicas(
     running = [replica for replica in list_replicas(service.fleet, service.name) if replica.release == release.id]
     ready = {one.replica.name for one in started}
     taken_out = _in_state("draining", servers) - drained  # by a flow that stops it, which began after this one
-    put_in_slot(
-        service,
-        release.slot,
-        release.id,
-        [replica for replica in running if replica.name in ready and replica.address not in taken_out],
-    )
+    placed = [replica for replica in running if replica.name in ready and replica.address not in taken_out]
+    put_in_slot(service, release.slot, release.id, placed)
     clear_slot(service, release)
+    see_them_up(service.gateway, service.name, release.slot, {replica.address for replica in placed})
     for one in started:
         if not one.was_running:
             update_ledger(service.store, service.name, partial(note_start, seconds=one.seconds))

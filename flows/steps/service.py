@@ -12,7 +12,7 @@ from prefect.client.orchestration import get_client
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.logging import get_logger
 
-from blocks.errors import Refused, SkyferryError
+from blocks.errors import Refused, SkyferryError, Unavailable
 from blocks.ports.store import Store
 from blocks.service import Service
 from flows.policy.releases.installation import (
@@ -44,9 +44,13 @@ def open_service(name: str, *, only_looks: bool = False) -> Service:
     except SkyferryError as error:
         if only_looks or not remembered([record]).id:
             raise
-        # The ledger knows whose the replicas are, and whoever brings users back need not write that first.
-        installation = know_installation(service.store, name, document, record, only_looks=True)
-        get_logger(__name__).warning("What is known of this installation could not be written: %s", error)
+        # The ledger knows whose the replicas are, and whoever brings users back need not write that first, nor read it.
+        look = know_installation.with_options(retries=0)
+        try:
+            installation = look(service.store, name, document, record, only_looks=True)
+        except Unavailable:
+            installation = remembered([record])
+        get_logger(__name__).warning("What is known of this installation could not be read or written: %s", error)
     return service.of_installation(installation.id, inherited(record, installation))
 
 

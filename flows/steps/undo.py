@@ -58,18 +58,20 @@ def rollback_on_error(service: Service) -> Iterator[None]:
         elif record.in_progress.run_id == own_run_id():
             reason = "its run was ended from outside" if ended_from_outside else str(error)
             with nullcontext() if deadline is None else done_by(deadline - STOPPING_SECONDS):
-                roll_back_to_stable(service, reason, deadline=deadline)
+                roll_back_to_stable(service, record, reason, deadline=deadline)
         raise
 
 
-def roll_back_to_stable(service: Service, reason: str, *, deadline: float | None = None) -> ServiceRecord:
+def roll_back_to_stable(
+    service: Service, before: ServiceRecord, reason: str, *, deadline: float | None = None
+) -> ServiceRecord:
     """Give all traffic to the release that stays, record the decision, then stop the other's replicas.
 
-    What still starts is stopped by its name: from the ledger's word on, each start that is done stops its own replica.
+    `before` is how the ledger stands: nothing is asked of anybody before the traffic has moved. What still starts is
+    stopped by its name: from the ledger's word on, each start that is done stops its own replica.
     `deadline`, on the monotonic clock, is when this process will be killed. LastToAnswer where only those that would
     be stopped answer users: the gateway sends to them what the release that stays cannot take.
     """
-    before = read_record(service.store, service.name)
     bad = what_to_back_out(before)
     if bad.state == "in progress" and before.live is not None:
         # No more than one word to the gateway comes before the ledger's: asking a cloud for its machines takes time.

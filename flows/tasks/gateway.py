@@ -1,7 +1,7 @@
 """Move traffic, and watch what users see of it."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from prefect import get_run_logger
 
@@ -14,6 +14,8 @@ from flows.runtime.retries import retried_task
 from flows.runtime.sleep import sleep
 
 POLL_SECONDS = 1.0
+LOOKS_AT_NEW = 10
+"""The gateway asks each half second, and gives an answer two seconds."""
 RATE_REQUESTS = 20
 """So many tell how many come in a second."""
 
@@ -43,6 +45,15 @@ def attach(pool: Pool, service: str, slot: Slot, replica: Replica) -> None:
 def hand_over_key(fleet: Fleet, pool: Pool, service: str, slot: Slot, release: str) -> None:
     """The key itself is no parameter, so that it stands in no task run."""
     pool.set_key(service, slot, fleet.key_of(release))
+
+
+@retried_task(task_run_name="see-them-up-in-{slot}")
+def see_them_up(pool: Pool, service: str, slot: Slot, addresses: Collection[str]) -> None:
+    """Wait until the gateway has found them well, or has looked long enough: it sends nothing there before that."""
+    for _ in range(LOOKS_AT_NEW):
+        if not any(s.state == "down" for s in pool.servers(service) if s.slot == slot and s.address in addresses):
+            return
+        sleep(POLL_SECONDS)
 
 
 @retried_task(task_run_name="drain-{address}-in-{slot}")

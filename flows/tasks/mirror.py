@@ -22,7 +22,7 @@ from flows.policy.mirrors.mirror import Selection, what_is_there, what_to_mirror
 from flows.policy.mirrors.verify import Finding
 from flows.policy.mirrors.weights import code_named_in, may_name_code
 from flows.policy.releases.ledger import LEDGERS, ServiceRecord
-from flows.policy.sizing import gguf
+from flows.policy.sizing import gguf, mistral
 from flows.policy.sizing.sizing import Need, size_gguf, size_model
 from flows.runtime.retries import retried_task
 from flows.tasks.ledger import document_of
@@ -63,25 +63,36 @@ def size_up(
 ) -> Need:
     """How much memory a replica of the model needs, from what its own files say; `files` are sizes in bytes by path.
 
-    Refused where they do not say it: a model without config.json that is no single GGUF file.
+    Refused where they do not say it: a model without config.json that is no single GGUF file, or one that vLLM and
+    llama.cpp would each read by other files.
     """
     if choices := [path for path in files if path.endswith(".gguf")]:
         if len(choices) > 1:
             raise Refused(f"{repo} holds {len(choices)} GGUF files, {', '.join(choices)}; choose a repository with one")
+        if CONFIG in files and (others := [path for path in files if path.endswith(".safetensors")]):
+            raise Refused(
+                f"{repo} holds {choices[0]}, which llama.cpp serves, and {others[0]}, which vLLM serves, and what it"
+                " needs is another thing for each; ignore *.gguf or *.safetensors"
+            )
         wanted = min(gguf.ENOUGH_BYTES, files[choices[0]])
         header = _first(read(choices[0]), wanted)
         if len(header) < wanted:
             raise Unavailable(f"{choices[0]} of {repo} broke off after {len(header)} of the first {wanted} bytes")
         return size_gguf(header, files[choices[0]], engine)
-    if CONFIG not in files:
+
+    def parsed(path: str) -> dict[str, object]:
+        return _parsed(repo, path, _whole(repo, path, files[path], read)) if path in files else {}
+
+    is_mistrals = mistral.PARAMS in files and any(map(mistral.is_in_own_form, files))
+    if CONFIG not in files and not is_mistrals:
         raise Refused(f"{repo} has no {CONFIG}, so nobody knows what it needs; choose a model that has one, or a GGUF")
-    config = _parsed(repo, CONFIG, _whole(repo, CONFIG, files[CONFIG], read))
-    index = _parsed(repo, INDEX, _whole(repo, INDEX, files[INDEX], read)) if INDEX in files else {}
-    if QUANTISATION in files and config.get("quantization_config") is None:
-        config["quantization_config"] = _parsed(
-            repo, QUANTISATION, _whole(repo, QUANTISATION, files[QUANTISATION], read)
-        )
-    return size_model(config, tuple(files.items()), _total_bytes(index), engine)
+    config: Mapping[str, object] = parsed(CONFIG)
+    if is_mistrals:
+        config = mistral.config_of(parsed(mistral.PARAMS), config)
+    if config.get("quantization_config") is None and QUANTISATION in files:
+        config = {**config, "quantization_config": parsed(QUANTISATION)}
+    index = parsed(INDEX)
+    return size_model(config, tuple(files.items()), _total_bytes(index), engine, _files_in(index))
 
 
 CONFIG, INDEX = "config.json", "model.safetensors.index.json"
@@ -160,9 +171,16 @@ def _total_bytes(index: Mapping[str, object]) -> int | None:
         return None  # NaN and infinity
 
 
+def _files_in(index: Mapping[str, object]) -> frozenset[str]:
+    """Which files a safetensors index says that the weights lie in."""
+    said = index.get("weight_map")
+    return frozenset(map(str, said.values())) if isinstance(said, Mapping) else frozenset()
+
+
 def _parsed(repo: str, path: str, body: bytes) -> dict[str, object]:
     try:
-        parsed = json.loads(body)
+        # In no other alphabet and without a mark before it: engines read it so.
+        parsed = json.loads(body.decode())
     except (ValueError, RecursionError) as error:
         raise Refused(f"{path} of {repo} is no JSON ({error}); mirror another revision") from error
     if not isinstance(parsed, dict):
@@ -176,7 +194,7 @@ class Survey:
 
     manifest: Manifest | None
     lacks: frozenset[str] = frozenset()
-    """Paths that the manifest does not name."""
+    """Paths that no manifest names, or at which what it names is not."""
     there: frozenset[str] = frozenset()
     """Those of them that something of the right size lies at, which nobody vouches for."""
     held: Mapping[str, str] = field(default_factory=dict)
@@ -191,14 +209,14 @@ class Survey:
 def survey(store: Store, files: Iterable[ModelFile], prefix: str) -> Survey:
     """Find out what is missing; abort uploads that nobody goes on with.
 
-    What the manifest names is there: it was written last.
+    What the manifest names is there, unless it is not listed: somebody may have deleted it since.
     """
     manifest = manifest_of(store, prefix)
-    files = tuple(files)
+    files, whole = tuple(files), set[str]()
     if manifest is not None:
         manifest.check_against(files)
-    named = set() if manifest is None else {file.path for file in manifest.files}
-    lacking = [file for file in files if file.path not in named]
+        whole = {file.path for file in manifest.files} - manifest.lost_in(store.list(prefix))
+    lacking = [file for file in files if file.path not in whole]
     if not lacking:
         return Survey(manifest)
     objects = tuple(store.list(MIRRORS))
@@ -262,6 +280,7 @@ def write_manifest(store: Store, prefix: str, manifest: Manifest) -> Manifest:
     standing = store.get(key)
     known = None if standing is None else manifest_in(standing.body, prefix, store.url_of(key))
     joined = manifest if known is None else manifest.joined_with(known)
+    _check_that_all_is_listed(store, manifest)
     if known is not None and {file.path for file in joined.files} == {file.path for file in known.files}:
         return known
     body = joined.model_dump_json(indent=1).encode()
@@ -271,7 +290,21 @@ def write_manifest(store: Store, prefix: str, manifest: Manifest) -> Manifest:
         raise Unavailable(f"{store.url_of(key)} was written by another run just now; look at it again") from error
     except Unsupported:
         store.write(key, body)
+    try:
+        _check_that_all_is_listed(store, manifest)
+    except Unavailable:
+        store.delete(key)  # it was collected while it was written
+        raise
     return joined
+
+
+def _check_that_all_is_listed(store: Store, manifest: Manifest) -> None:
+    if lost := sorted(manifest.lost_in(store.list(manifest.prefix))):
+        raise Unavailable(
+            f"{store.url_of(manifest.prefix)} does not list {len(lost)} of {len(manifest.files)} files as they were "
+            f"written, such as {lost[0]}; mirror it again, and if that stays so, the store takes names for one that "
+            f"differ by case or accents alone, or somebody deletes there: ignore one of the files, or use another store"
+        )
 
 
 @retried_task(task_run_name="find-mirrors-of-{repo}")
@@ -311,12 +344,17 @@ def read_needed(stores: Sequence[Store]) -> frozenset[str]:
 
 @retried_task(task_run_name="delete-{mirror.prefix}")
 def delete_mirror(store: Store, stores: Sequence[Store], mirror: Mirror) -> bool:
-    """The manifest first, so that there is no mirror any more; False where a release has come to need it meanwhile."""
+    """The manifest first, so that there is no mirror any more; False where a release has come to need it meanwhile.
+
+    A run that mirrors it at this moment may have believed what is gone now: then its manifest goes too.
+    """
     if mirror.prefix in _needed(stores):
         return False
     store.delete(mirror.prefix + MANIFEST)
     for found in mirror.objects:
         store.delete(found.key)
+    if (new := manifest_of(store, mirror.prefix)) is not None and new.lost_in(store.list(mirror.prefix)):
+        store.delete(mirror.prefix + MANIFEST)
     return True
 
 

@@ -8,7 +8,7 @@ the store has not said that it has, what the provider copied without comparing, 
 import hashlib
 import threading
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -17,7 +17,7 @@ from mmap import MADV_HUGEPAGE, MAP_ANONYMOUS, MAP_PRIVATE, mmap
 from types import TracebackType
 from typing import Self, TypeVar
 
-from blocks.errors import Conflict, Refused, SkyferryError, Unavailable
+from blocks.errors import Conflict, Refused, SkyferryError, Unavailable, Unsupported
 from blocks.ports.hub import Hub, Model, ModelFile
 from blocks.ports.store import MultipartUpload, Part, Store
 from blocks.stores.mirrors import Manifest, MirroredFile
@@ -276,7 +276,7 @@ class Transfer:
         if reading.error is not None:
             return
         file, start = reading.file, (number - 1) * reading.part_bytes
-        self._patiently(f"read part {number} of {file.path}", lambda: self.hub.read_part(self.model, file, start, view))
+        self._patiently(f"read part {number} of {file.path}", lambda: self._fetch(reading, number, start, view))
         if not reading.hash_in_turn(number, view) or (reading.parts == 1 and reading.mismatch()):
             return
         deliveries = [one for one in reading.deliveries if one.target.error is None and not one.is_done]
@@ -287,6 +287,17 @@ class Transfer:
                 sending.result()
         if all(delivery.target.error for delivery in reading.deliveries):
             reading.fail(next(one.target.error for one in reading.deliveries if one.target.error))
+
+    def _fetch(self, reading: "_Reading", number: int, start: int, view: memoryview) -> None:
+        if reading.stream is None:
+            try:
+                self.hub.read_part(self.model, reading.file, start, view)
+            except Unsupported:
+                reading.stream = _Stream(lambda: self.hub.read(self.model, reading.file))
+            else:
+                return
+        if reading.is_turn_of(number):
+            reading.stream.fill(start, view)
 
     def _send(self, delivery: "_Delivery", number: int, view: memoryview) -> None:
         self._at(delivery, f"send part {number} of", lambda: delivery.send(number, view))
@@ -401,6 +412,40 @@ class _Delivery:
         return _length(self.file, self.part_bytes, number)
 
 
+class _Stream:
+    """A whole file, for hubs that give no part of one; where it breaks off, it is read from its beginning again."""
+
+    def __init__(self, read: Callable[[], Iterator[bytes]]) -> None:
+        self._read, self._pieces = read, iter(())
+        self._rest, self._at = memoryview(b""), -1
+        """What is left of the last piece, and where in the file that is; -1 where nothing is open."""
+
+    def fill(self, start: int, view: memoryview) -> None:
+        """By one thread at a time."""
+        if self._at != start:
+            self._pieces, self._rest, self._at = self._read(), memoryview(b""), 0
+        try:
+            while self._at < start:
+                self._take(start - self._at)
+            filled = 0
+            while filled < len(view):
+                piece = self._take(len(view) - filled)
+                view[filled : filled + len(piece)] = piece
+                filled += len(piece)
+        except BaseException:
+            self._at = -1
+            raise
+
+    def _take(self, most: int) -> memoryview:
+        if not self._rest:
+            if (piece := next(self._pieces, None)) is None:
+                raise Unavailable(f"the file ended after {self._at} bytes")
+            self._rest = memoryview(piece)
+        taken, self._rest = self._rest[:most], self._rest[most:]
+        self._at += len(taken)
+        return taken
+
+
 class _Reading:
     """One reading of a file from its first byte to its last."""
 
@@ -412,6 +457,8 @@ class _Reading:
         if file.sha256 is None:
             self._git = hashlib.sha1(b"blob %d\0" % file.size_bytes, usedforsecurity=False)
         self.error: BaseException | None = None
+        self.stream: _Stream | None = None
+        """Where the parts come from in turn, once the hub has refused to give any."""
         self._taken = self._hashed = self._released = 0
         self._changed = threading.Condition()
 
@@ -428,12 +475,16 @@ class _Reading:
             self._taken += 1
             return self._taken
 
-    def hash_in_turn(self, number: int, view: memoryview) -> bool:
+    def is_turn_of(self, number: int) -> bool:
         """Wait until all parts before were hashed; False where one of them failed."""
         with self._changed:
             self._changed.wait_for(lambda: self._hashed == number - 1 or self.error is not None)
-            if self.error is not None:
-                return False
+            return self.error is None
+
+    def hash_in_turn(self, number: int, view: memoryview) -> bool:
+        """Once all parts before were hashed; False where one of them failed."""
+        if not self.is_turn_of(number):
+            return False
         # Outside the lock: nobody else's turn comes before this one says so.
         self.sha256.update(view)
         if self._git is not None:

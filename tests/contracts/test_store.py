@@ -5,6 +5,7 @@ from dataclasses import replace
 from random import Random
 from uuid import uuid4
 
+import httpx
 import pytest
 
 from blocks.errors import Conflict, Refused
@@ -272,3 +273,16 @@ def test_an_object_has_a_url(store: Store) -> None:
     scheme, _, rest = store.url_of("models/a/b").partition("://")
     assert scheme in ("s3", "gs", "file", "http")
     assert rest.endswith("/models/a/b")
+
+
+def test_a_signed_address_reads_one_object_or_is_refused(store: Store, key: str) -> None:
+    """A rented machine has nothing else; a store that signs none says what to do."""
+    store.put(key, b"weights", replacing=None)
+    if isinstance(store, FakeStore | DirectoryStore | GoogleStore):  # an emulator of Google's is asked without a key
+        with pytest.raises(Refused, match=r"bucket|memory|service account"):
+            store.presigned_url(key, 60)
+        return
+    url = store.presigned_url(key, 60)
+    answer = httpx.get(url)
+    assert (answer.status_code, answer.content) == (200, b"weights")
+    assert httpx.get(url.partition("?")[0]).status_code in {401, 403, 404, 409}

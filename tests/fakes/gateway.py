@@ -24,6 +24,9 @@ class FakeGateway:
         """The addresses of replicas that another authority vouches for."""
         self.dead: set[str] = set()
         """The addresses at which nothing answers."""
+        self.looks_until_up = 0
+        """So often its servers are listed before a new one is up, as the real one has to ask it first."""
+        self._new: dict[tuple[str, Slot, str], int] = {}
         self._knows_authority = knows_authority
         self._numbers = itertools.count(1)
 
@@ -37,7 +40,16 @@ class FakeGateway:
 
     def servers(self, service: str) -> tuple[Server, ...]:
         self._check(service)
+        self._look_at_the_new()
         return tuple(sorted(self._servers[service].values(), key=lambda server: server.slot))
+
+    def _look_at_the_new(self) -> None:
+        for (service, slot, address), looks in tuple(self._new.items()):
+            self._new[service, slot, address] = looks - 1
+            if not looks and (server := self._servers[service].get((slot, address))) is not None:
+                del self._new[service, slot, address]
+                state = "up" if server.state == "down" and address not in self.dead else server.state
+                self._servers[service][slot, address] = replace(server, state=state)
 
     def attach(self, service: str, slot: Slot, address: str, *, is_tls: bool) -> None:
         self._check(service)
@@ -50,6 +62,8 @@ class FakeGateway:
             raise Refused(f"{address} is attached as {kinds[0]} and not as {kinds[1]}; detach it first")
         (self.tls.add if is_tls else self.tls.discard)(address)
         state = "down" if address in self.dead or (is_tls and address in self.strangers) else "up"
+        if self.looks_until_up and not known and state == "up":
+            self._new[service, slot, address], state = self.looks_until_up, "down"
         self._servers[service][slot, address] = Server(slot, address, state, known.in_flight if known else 0)
 
     def set_key(self, service: str, slot: Slot, key: str | None) -> None:

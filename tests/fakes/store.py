@@ -21,8 +21,8 @@ class FakeStore:
         self.objects: dict[str, bytes] = {}
         self.uploads: dict[MultipartUpload, dict[int, bytes]] = {}
         self._ids = itertools.count()
-        self.failures: deque[SkyferryError] = deque()
-        """Each is raised once, by the next verbs in turn."""
+        self.failures: deque[SkyferryError | None] = deque()
+        """Each is raised once, by the next verbs in turn; with None that verb does well."""
         self.refuses_writes = False
         self.knows_conditions = True
         self._lock = Lock()
@@ -31,6 +31,11 @@ class FakeStore:
         """Flip the first bit of an object."""
         body = self.objects[key]
         self.objects[key] = bytes([body[0] ^ 0x80]) + body[1:]
+
+    near: tuple[str, ...] = ()
+
+    def presigned_url(self, key: str, seconds: int) -> str:
+        raise Refused(f"{self.url_of(key)} lies in memory, which no machine reads; want of {seconds} s")
 
     def get(self, key: str) -> VersionedObject | None:
         self._fail()
@@ -135,8 +140,8 @@ class FakeStore:
         return f"s3://{self.provider}/{key}"
 
     def _fail(self) -> None:
-        if self.failures:
-            raise self.failures.popleft()
+        if self.failures and (failure := self.failures.popleft()) is not None:
+            raise failure
 
     def _sent(self, upload: MultipartUpload) -> dict[int, bytes]:
         if upload not in self.uploads:

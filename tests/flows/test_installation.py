@@ -122,6 +122,19 @@ def test_users_are_brought_back_though_a_lost_id_cannot_be_written(live: World) 
     assert live.gateway.split("chat") == Split(0)
 
 
+@pytest.mark.parametrize("body", [b"", b"no json", b"[]", b'{"id": "mine"}', b"\xff"])
+def test_users_are_brought_back_though_nobody_can_read_whose_the_store_is(live: World, body: bytes) -> None:
+    """The ledger remembers whose the replicas are: the candidate's are stopped, and the live ones are not."""
+    first = live.first
+    provision("v2")
+    live.gateway.set_split("chat", Split(5000))
+    live.store.objects[INSTALLATION_KEY] = body
+    roll_back(RollBackPlan(service="chat", reason="users complain"))
+    assert live.gateway.split("chat") == Split(0)
+    assert {replica.release for replica in live.fleet.replicas("chat")} == {first.id}
+    assert live.store.objects[INSTALLATION_KEY] == body
+
+
 def test_what_ran_before_there_were_ids_is_still_its_own(live: World) -> None:
     """It gets an id at its first run, and its replicas are adopted, not started anew, and can be stopped."""
     old = without_marks(live)

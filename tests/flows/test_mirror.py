@@ -335,11 +335,11 @@ def test_a_service_keeps_its_stores(tmp_path: Path) -> None:
 
 def test_a_fleet_keeps_its_stores_and_their_secrets(tmp_path: Path) -> None:
     """Saved as a block and loaded again, it knows which store is near to which cells."""
-    near = S3Store(bucket="near", near=["aws/us-east-1"], secret_access_key=SecretStr("hidden"))
+    near = S3Store(bucket="near", near=("aws/us-east-1",), secret_access_key=SecretStr("hidden"))
     SkyPilotFleet(
         directory=tmp_path,
         store=S3Store(bucket="one"),
-        further_stores=[near, GoogleStore(bucket="far", near=["gcp"])],
+        further_stores=[near, GoogleStore(bucket="far", near=("gcp",))],
         task="run: echo",
     ).save("kept", overwrite=True)
     loaded = SkyPilotFleet.load("kept")

@@ -14,7 +14,7 @@ from prefect.exceptions import TerminationSignal
 
 from blocks.errors import Refused, SkyferryError, Unavailable
 from blocks.ports.fleet import Replica
-from blocks.ports.gateway import Split
+from blocks.ports.gateway import WHOLE, Split
 from flows.mirror import mirror_model
 from flows.plans import (
     MirrorPlan,
@@ -503,6 +503,45 @@ def test_what_the_night_drains_meanwhile_is_not_put_back_by_a_start(live: World)
     live.fleet.on_launch = Once(lambda: live.gateway.drain("chat", "blue", going.address))
     reconcile(RECONCILE)
     assert states(live)[going.address] == "draining"
+
+
+def test_what_the_gateway_has_not_looked_at_yet_is_waited_for(live: World) -> None:
+    """It sends nothing to a replica that it has not found well itself; that takes a second, and is no shortage."""
+    live.gateway.looks_until_up = 4
+    live.fleet.kill(f"{live.first.id}-0")
+    (started,) = reconcile(RECONCILE)
+    assert states(live)[started.replica.address] == "up"
+    assert live.record.shortage is not None
+    assert live.record.shortage.reason == "all that were asked for serve again"
+
+
+def test_what_the_gateway_never_finds_well_is_named(live: World) -> None:
+    """Nobody waits for it for ever."""
+    live.gateway.looks_until_up = 1000
+    live.fleet.kill(f"{live.first.id}-0")
+    with pytest.raises(Unavailable, match="1 of the 2 replicas"):
+        reconcile(RECONCILE)
+
+
+def test_a_release_of_a_service_that_sleeps_waits_for_nothing(live: World) -> None:
+    """Scaled to zero, it has nobody to lose and nothing to go back to; from then on as many as by day are asked for."""
+    scale_down(ScaleDownPlan(service="chat", replicas=0, to_zero=True))
+    release = release_model(plan("v2"))
+    assert (release.state, release.stages) == ("live", ())
+    assert live.gateway.split("chat").weight_of(release.slot) == WHOLE
+    assert len(live.fleet.replicas("chat")) == 2
+    assert live.record.has_users
+
+
+def test_what_still_answers_of_a_service_that_was_to_sleep_is_kept(live: World) -> None:
+    """One that was busy at the scale-down has users, so the release goes stage by stage."""
+    busy = live.fleet.replicas("chat")[0]
+    live.engine.in_flight_at[busy.address] = 1
+    with pytest.raises(Unavailable, match="stayed"):
+        scale_down(ScaleDownPlan(service="chat", replicas=0, to_zero=True, drain_timeout_seconds=0.001))
+    live.engine.in_flight_at.clear()
+    release = release_model(plan("v2"))
+    assert [stage.share_percent for stage in release.stages] == [10, 100]
 
 
 def test_a_roll_back_to_the_warm_release_asks_for_as_many_as_by_day(live: World) -> None:

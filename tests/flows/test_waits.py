@@ -13,6 +13,7 @@ from flows.runtime.retry_policy import LONGEST_OBEYED_SECONDS, RetryPolicy
 from flows.runtime.sleep import done_by, sleeping_with
 from flows.steps.undo import rollback_on_error
 from tests.flows.conftest import World
+from tests.flows.test_steps import provision
 
 
 class Busy:
@@ -83,6 +84,27 @@ def fail_while_the_store_is_busy(live: World, error: BaseException) -> None:
     with rollback_on_error(live.service):
         live.store.failures.append(Unavailable("busy", after_seconds=300))
         raise error
+
+
+def test_traffic_goes_back_before_the_ledger_is_waited_for(live: World) -> None:
+    """A store that is busy once the guard knows how the ledger stands keeps nobody with a bad candidate either."""
+    waits: list[tuple[float, Split]] = []
+    with (
+        sleeping_with(lambda seconds: waits.append((seconds, live.gateway.split("chat")))),
+        pytest.raises(RuntimeError, match="broken"),
+    ):
+        fail_with_a_candidate_while_the_store_is_busy(live)
+    assert [split for seconds, split in waits if seconds == 300] == [Split.giving(live.first.slot, WHOLE)]
+    assert live.record.releases[-1].state == "rolled back"
+
+
+@flow
+def fail_with_a_candidate_while_the_store_is_busy(live: World) -> None:
+    provision("v2")
+    with rollback_on_error(live.service):
+        live.gateway.set_split("chat", Split.giving(live.first.slot, 0))
+        live.store.failures.extend([None, Unavailable("busy", after_seconds=300)])
+        raise RuntimeError("broken")
 
 
 def patiently(act: Callable[[], str]) -> str:

@@ -2,7 +2,7 @@
 
 import subprocess
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from uuid import UUID
@@ -11,8 +11,15 @@ import httpx
 import psutil
 import pytest
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
-from prefect.client.schemas.objects import State
+from prefect.client.schemas.filters import (
+    FlowFilter,
+    FlowFilterName,
+    FlowRunFilter,
+    FlowRunFilterId,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import State, StateType
 from typer.testing import CliRunner, Result
 
 from blocks.haproxy.gateway import HAProxyGateway
@@ -109,6 +116,12 @@ class RunningStack:
         runs = {process.environ().get("PREFECT__FLOW_RUN_ID"): process for process in marked(self.home.run)}
         return runs[str(run)]
 
+    def running(self, flow: str) -> list[UUID]:
+        """Its runs that are at it now."""
+        of_it = FlowFilter(name=FlowFilterName(any_=[flow]))
+        at_it = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING])))
+        return [run.id for run in self.client.read_flow_runs(flow_filter=of_it, flow_run_filter=at_it)]
+
     def kill(self, *titles: str) -> None:
         """SIGKILL to those that are not dead already; returns once what cannot be without them is gone as well."""
         for part in self.stack.parts:
@@ -127,11 +140,15 @@ class RunningStack:
         ports = (settings.ui_port, settings.gateway_port, settings.hub_port, *asdict(settings.store_ports).values())
         sockets = [f"seaweedfs-*-{port}.sock" for port in ports]
         return [
+            *(process.pid for process in psutil.process_iter(["cmdline"]) if self._names(process.info["cmdline"])),
             *marked(self.home.path),
             *(port for port in ports if not is_free(HOST, port)),
             *(path for pattern in sockets for path in Path("/tmp").glob(pattern)),  # noqa: S108 - SeaweedFS chose it
             *self.home.path.rglob("*.pid"),
         ]
+
+    def _names(self, command: Sequence[str] | None) -> bool:
+        return any(str(self.home.path) in word for word in command or ())
 
 
 @pytest.fixture(scope="session")

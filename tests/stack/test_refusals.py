@@ -2,6 +2,8 @@
 
 import os
 import socket
+import subprocess
+import sysconfig
 from pathlib import Path
 
 import psutil
@@ -95,3 +97,12 @@ def test_a_place_that_is_no_directory_is_named(tmp_path: Path) -> None:
     refused = skyferry("up", "--data", str(tmp_path / "file" / "data"))
     assert refused.exit_code == 1
     assert "cannot be written (Not a directory)" in refused.output
+
+
+def test_a_disk_without_room_is_named(tmp_path: Path) -> None:
+    """In words; here no file may have a byte."""
+    command = f"ulimit -f 0; exec {sysconfig.get_path('scripts')}/skyferry up --data {tmp_path / 'data'}"
+    said = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert said.returncode == 1
+    assert f"{tmp_path / 'data'} cannot be written (File too large); make it this user's, make room" in said.stdout
+    assert "Traceback" not in said.stdout + said.stderr

@@ -22,6 +22,7 @@ from typer.testing import Result
 from websockets import Subprotocol, WebSocketException
 from websockets.sync.client import connect
 
+from blocks.local.processes import marked
 from blocks.ports.gateway import WHOLE, Split
 from deployments.local.settings import HOST, SERVICE
 from deployments.local.stack import prefect_file
@@ -310,6 +311,24 @@ def test_the_same_release_again_goes_on_with_what_is_there(stack: RunningStack) 
     noticed = stack.users.noticed()
     assert noticed.sent > 0
     assert (noticed.lost, noticed.refused, noticed.streams_cut) == (0, 0, 0)
+
+
+@pytest.mark.usefixtures("killed_release")
+def test_a_reboot_leaves_no_run_that_never_ends(stack: RunningStack) -> None:
+    """What was at it has crashed, and its place under the deployment's limit is free: the next reconcile runs."""
+    stack.replica_processes[0].kill()
+    stack.start("reconcile")
+    wait_until("a reconcile runs", lambda: bool(stack.running("reconcile")), PATIENCE_SECONDS)
+    (run,) = stack.running("reconcile")
+    stack.process_of(run).suspend()
+    for process in marked(stack.home.path):
+        process.kill()
+    with up(stack.home) as starting:
+        said, _ = starting.communicate()
+    assert starting.returncode == 0, said
+    assert stack.state(run).is_crashed()
+    stack.start("reconcile")
+    wait_until("both replicas serve", lambda: len(stack.servers) == len(stack.replica_processes) == 2, PATIENCE_SECONDS)
 
 
 @pytest.fixture(scope="session")

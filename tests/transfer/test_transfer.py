@@ -10,7 +10,7 @@ import pytest
 from blocks.errors import Refused, Unavailable, Unsupported
 from blocks.ports.hub import Model, ModelFile
 from blocks.ports.store import MultipartUpload, Objects, Part, PartLimits
-from flows.tasks.mirror import check_writable, survey, write_manifest
+from flows.tasks.mirror import check_writable, delete_mirror, look_what_is_there, survey, write_manifest
 from flows.transfer.read_back import read_back
 from flows.transfer.transfer import Transfer
 from tests.fakes.hub import FakeHub
@@ -447,6 +447,93 @@ def test_a_manifest_grows_where_another_run_has_written_one(hub: CountingHub) ->
         store.objects[f"{target.prefix}skyferry-manifest.json"] = body
         with pytest.raises(Refused, match=f"{target.prefix}skyferry-manifest.json is .*delete it"):
             write_manifest.fn(store, target.prefix, rest)
+
+
+class WholeHub(FakeHub):
+    """Gives whole files only, and says so of any part but the first."""
+
+    def read_part(self, model: Model, file: ModelFile, start: int, buffer: memoryview) -> None:
+        if start:
+            raise Unsupported("the fake hub sends whole files only")
+        super().read_part(model, file, start, buffer)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_a_hub_that_gives_no_parts_is_read_from_beginning_to_end(workers: int) -> None:
+    """Whoever takes which part, and also where a reading breaks off: it begins anew, and what is there stays."""
+    hub = WholeHub({REPO: {"v1": FILES}})
+    hub.cut_short.extend(["model-1.safetensors", "model-1.safetensors", "model-3.safetensors"])
+    store = FakeStore()
+    (target,) = mirror(hub, [store], REPO, workers=workers)
+    assert content(store, hub) == FILES
+    assert target.sent_bytes == sum(map(len, FILES.values()))
+    assert not hub.cut_short
+
+
+class Folded(dict[str, bytes]):
+    """Names that differ by case alone are one, in the spelling that came first, as on file systems that fold case."""
+
+    def __setitem__(self, key: str, body: bytes) -> None:
+        super().__setitem__(next((other for other in self if other.casefold() == key.casefold()), key), body)
+
+
+def test_names_that_a_store_takes_for_one_are_no_mirror() -> None:
+    """One of two files would be served under both names."""
+    hub = FakeHub({REPO: {"v1": {"README.md": b"one", "readme.md": b"two", "config.json": b"{}"}}})
+    store = FakeStore()
+    store.objects = Folded()
+    with pytest.raises(Unavailable, match=r"does not list 1 of 3 files .* such as readme\.md.*differ by case"):
+        mirror(hub, [store], REPO)
+    assert not [key for key in store.objects if "manifest" in key]
+
+
+def test_what_somebody_has_deleted_is_mirrored_again(hub: CountingHub) -> None:
+    """A manifest says what should be there, and the store's listing what is; nothing else is sent."""
+    store = CountingStore("one")
+    (target,) = mirror(hub, [store], REPO)
+    for path in ("config.json", "model-2.safetensors"):
+        del store.objects[target.prefix + path]
+    store.objects[f"{target.prefix}model-3.safetensors"] = b"half"
+    before = dict(store.objects)
+    (again,) = mirror(hub, [store], REPO)
+    assert content(store, hub) == FILES
+    assert set(again.lacks) == {"config.json", "model-2.safetensors", "model-3.safetensors"}
+    key = f"{target.prefix}skyferry-manifest.json"
+    assert store.objects[key] == before[key]
+
+
+def test_what_is_collected_while_it_is_mirrored_is_no_mirror(hub: CountingHub) -> None:
+    """A run that has found everything there, and whose objects are collected then, leaves no manifest of them."""
+
+    class Collected(FakeStore):
+        def put(self, key: str, body: bytes, *, replacing: str | None) -> str:
+            self.objects.pop(key.replace("skyferry-manifest.json", "model-1.safetensors"))
+            return super().put(key, body, replacing=replacing)
+
+    store = Collected()
+    with pytest.raises(Unavailable, match="does not list 1 of 5 files"):
+        mirror(hub, [store], REPO)
+    assert not [key for key in store.objects if "manifest" in key]
+
+
+def test_what_is_mirrored_while_it_is_collected_is_no_mirror(hub: CountingHub) -> None:
+    """The run has looked before the first object went, and writes its manifest before the last one goes."""
+
+    class Mirrored(FakeStore):
+        written: tuple[str, bytes] | None = None
+
+        def delete(self, key: str) -> None:
+            super().delete(key)
+            if self.written is not None and "model-2" in key:
+                self.objects[self.written[0]] = self.written[1]
+
+    store = Mirrored()
+    (target,) = mirror(hub, [store], REPO)
+    ((found,), _, _) = look_what_is_there.fn(store)
+    manifest = f"{target.prefix}skyferry-manifest.json"
+    store.written = manifest, store.objects[manifest]
+    assert delete_mirror.fn(store, [store], found)
+    assert not store.objects
 
 
 def test_nothing_is_read_on_past_its_size() -> None:

@@ -68,7 +68,7 @@ def what_to_mirror(
     code = tuple(file.path for file in files if weights.is_code(file.path))
     if not python_code:
         left_out += [(path, "code, which nobody asked for (python_code)") for path in code]
-        files = [file for file in files if file.path not in code]
+        files = [file for file in files if not weights.is_code(file.path)]
     if not pickle_weights:
         dispensable = weights.what_stands_in([file.path for file in files])
         if needed := [path for path, reason in dispensable.items() if reason is None]:

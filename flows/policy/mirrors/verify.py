@@ -31,10 +31,12 @@ def which_to_verify(manifest: Manifest, sample_percent: float, seed: str) -> tup
         return hashlib.sha256(f"{seed} {file.path}".encode()).digest()
 
     wanted_bytes, chosen = manifest.size_bytes * sample_percent / 100, list[MirroredFile]()
+    chosen_bytes = 0
     for file in sorted(manifest.files, key=lot):
-        if chosen and sum(one.size_bytes for one in chosen) >= wanted_bytes and sample_percent < 100:  # noqa: PLR2004 - %
+        if chosen and chosen_bytes >= wanted_bytes and sample_percent < 100:  # noqa: PLR2004 - %
             break
         chosen.append(file)
+        chosen_bytes += file.size_bytes
     return tuple(chosen)
 
 

@@ -5,7 +5,8 @@ nothing. An engine judges by names too when it chooses what to load.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import PurePosixPath
 
 SAFE = frozenset({".safetensors", ".gguf"})
@@ -72,6 +73,9 @@ def what_stands_in(paths: Iterable[str]) -> dict[str, str | None]:
     model that answers and is not the one that was trained.
     """
     paths = tuple(paths)
+    beside = defaultdict[str, set[str]](set)  # once for all: of a hundred thousand files each may be of another engine
+    for path in paths:
+        beside[_folder(path)].add(_name(path))
     safe = {(_folder(path), _stem(path)) for path in paths if _endings(path) & SAFE}
     folders_of_gguf = {_folder(path) for path in paths if ".gguf" in _endings(path)}
     has_safe_weights_on_top = any(folder == "." for folder, _ in safe)
@@ -86,20 +90,19 @@ def what_stands_in(paths: Iterable[str]) -> dict[str, str | None]:
             return "a pickle, and the same weights are there in a safe form"
         return None
 
-    return {path: reason(path) for path in paths if _is_unsafe(path, paths)}
+    return {path: reason(path) for path in paths if _is_unsafe(path, beside[_folder(path)])}
 
 
-def _is_unsafe(path: str, paths: Iterable[str]) -> bool:
+def _is_unsafe(path: str, beside: Collection[str]) -> bool:
     endings = _endings(path)
     if endings & ARCHIVES:
         return True
-    return bool(endings & UNSAFE) and not _is_of_another_engine(path, paths)
+    return bool(endings & UNSAFE) and not _is_of_another_engine(path, beside)
 
 
-def _is_of_another_engine(path: str, paths: Iterable[str]) -> bool:
+def _is_of_another_engine(path: str, beside: Collection[str]) -> bool:
     """OpenVINO's numbers lie beside the graph that says what they are, CTranslate2's beside a vocabulary."""
     name = _name(path)
-    beside = {_name(other) for other in paths if _folder(other) == _folder(path)}
     if name.startswith("openvino_") and name.endswith(".bin"):
         return name.removesuffix(".bin") + ".xml" in beside
     return name == "model.bin" and any(re.fullmatch(r"([a-z]+_)?vocabulary\.(txt|json)", other) for other in beside)

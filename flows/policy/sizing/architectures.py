@@ -67,7 +67,7 @@ SLIDING = frozenset({
     "gemma4_unified_text", "gpt_oss", "laguna", "llama4_text", "mimo_v2", "mimo_v2_flash", "ministral", "olmo3",
     "step3p5",
 })  # fmt: skip
-ALL_SLIDE = frozenset({"mistral", "mixtral", "phi3", "phi3_v", "phimoe"})
+ALL_SLIDE = frozenset({"mistral", "mixtral", "phi3", "phi3_v", "phimoe", "starcoder2"})
 """A window that they name is that of every layer (`sliding_window` in vLLM's engine/arg_utils.py)."""
 WINDOW_AND_ONE = frozenset({"cohere2", "cohere2_moe"})
 """Their window does not count the token itself (model_executor/models/commandr.py)."""
@@ -102,6 +102,8 @@ class States:
     kept: int = 2
     """Of one request: vLLM keeps the running one, the last before a block's end, and some a checkpoint of the prompt's
     (`MambaSpec.max_memory_usage_bytes` with prefix caching, which is on by default)."""
+    step: int = BLOCK_TOKENS
+    """Of how many tokens pages beside them are a multiple (`get_prefill_checkpoint_alignment`)."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,10 @@ class Reading:
 def read_architecture(text: Config) -> Reading:
     """Of the language model's own numbers; Refused where they do not say enough."""
     family = family_of(text)
+    if family in NO_LONGER_SERVED:
+        raise Refused(
+            f"vLLM does not serve {family} any more, so an engine would end as it starts; choose another model"
+        )
     if family.startswith(NOT_SIZED):
         raise Refused(
             f"{family} keeps more than every token's keys and values, and how much is not worked out here; choose"
@@ -148,6 +154,9 @@ def read_architecture(text: Config) -> Reading:
 
 SPARSE_FROM = 9.0
 """Of all kernels for sparse latent attention (`supports_compute_capability` in vllm/v1/attention/backends/mla)."""
+NO_LONGER_SERVED = frozenset({"bamba", "minimax", "minimax_m1", "minimax_text_01", "phi3small", "phi4flash", "plamo2"})
+"""Of `_PREVIOUSLY_SUPPORTED_MODELS` in its model_executor/models/registry.py, those whose place Transformers'
+classes cannot take, for they keep states or need code of their own."""
 NOT_SIZED = ("inkling", "deepseek_v41")
 """How families begin of which a bound by tokens would be none: what passes through their short convolutions and
 compressors lies in windows that vLLM sizes for two steps (vllm/models/inkling/nvidia/sconv_swa_attn.py)."""
@@ -158,6 +167,24 @@ NOT_KNOWN = (
 
 
 ATTENTION_FREE = frozenset({"mamba", "mamba2", "falcon_mamba"})
+
+
+CUT_ENCODERS = frozenset({
+    "aria", "cohere2_vision", "dots_ocr", "ernie4_5_moe_vl", "exaone4_5", "gemma3", "glm4v", "glm4v_moe", "glm_ocr",
+    "idefics3", "isaac", "kimi_k25", "kimi_vl", "llama4", "llava", "llava_next", "llava_next_video", "llava_onevision",
+    "minicpmv", "mistral3", "paddleocr_vl", "paligemma", "pixtral", "qwen2_5_vl", "qwen2_vl", "qwen3_5", "qwen3_5_moe",
+    "qwen3_vl", "qwen3_vl_moe", "smolvlm", "voxtral",
+})  # fmt: skip
+"""Models whose encoder of images or sound vLLM cuts as it cuts the language model (`divide` in glm4_1v.py, siglip.py
+and others); InternVL's fills its heads up, and others have theirs whole on each card."""
+ENCODER_HEADS = ("num_heads", "num_attention_heads", "encoder_attention_heads")
+
+
+def encoder_heads(config: Config) -> int | None:
+    """Of which each card has to get as many, as https://github.com/vllm-project/vllm/issues/24004 found too late."""
+    if family_of(config) not in CUT_ENCODERS:
+        return None
+    return number(section(config, "vision_config") or section(config, "audio_config"), *ENCODER_HEADS)
 
 
 # --- Which layers keep what -----------------------------------------------------------------------------------------
@@ -288,7 +315,6 @@ RULES: Mapping[str, Rule] = {
     "falcon_h1": _all("both"),
     "bailing_hybrid": _grouped,
     "bailing_moe_linear": _grouped,
-    "bamba": _listed("attn_layer_indices"),
     "exaone4": _exaone,
     "jamba": _jamba,
     "kimi_linear": _kimi_linear,
@@ -297,9 +323,6 @@ RULES: Mapping[str, Rule] = {
     "llama4_text": _flagged("no_rope_layers", "chunk", "full"),
     "mimo_v2": _flagged("hybrid_layer_pattern", "window", "full"),
     "mimo_v2_flash": _flagged("hybrid_layer_pattern", "window", "full"),
-    "minimax_m1": _flagged("attn_type_list", "full", "state"),
-    "minimax_text_01": _flagged("attn_type_list", "full", "state"),
-    "minimax": _flagged("attn_type_list", "full", "state"),
     "zamba2": _listed("hybrid_layer_ids", "both"),
 }
 """How families name their layers that do it in a way of their own; an empty answer where this config does not."""
@@ -536,7 +559,7 @@ def _states(text: Config, family: str, kinds: Sequence[Layer]) -> Sequence[Cache
     # Without attention there is no prefix caching, and a request has the running state alone.
     kept = 1 if family in ATTENTION_FREE else STATES[family].kept
     size = sum(part.total_bytes for part in parts)
-    return (Cache(count, "states", parts, f"{size:,} bytes", tokens=kept),)
+    return (Cache(count, "states", parts, f"{size:,} bytes", tokens=kept, block_tokens=STATES[family].step),)
 
 
 def _whole_states(text: Config) -> Sequence[tuple[int, str]]:
@@ -629,24 +652,23 @@ def _state_bytes(text: Config, name: str, otherwise: int) -> int:
     return {"float32": FLOAT32_BYTES, "bfloat16": VALUE_BYTES, "float16": VALUE_BYTES}.get(str(said), otherwise)
 
 
+GATED_DELTA_TOKENS = 64
+"""Where FlashInfer computes it, as on Hopper, it keeps a state for every so many tokens of a prompt; elsewhere 16 do
+(layers/mamba/gdn/qwen_gdn_linear_attn.py)."""
 STATES: Mapping[str, States] = {
     "mamba": States(_mamba1),
     "falcon_mamba": States(_mamba1),
     "jamba": States(_mamba1),
     "mamba2": States(_mamba2),
-    "bamba": States(_mamba2, kept=3),
     "falcon_h1": States(_mamba2, kept=3),
     "granitemoehybrid": States(_mamba2, kept=3),
     "zamba2": States(_mamba2, kept=3),
     "nemotron_h": States(_nemotron, kept=3),
-    "qwen3_next": States(_gated_delta, kept=3),
-    "qwen3_5_text": States(_gated_delta, kept=3),
-    "qwen3_5_moe_text": States(_gated_delta, kept=3),
+    "qwen3_next": States(_gated_delta, kept=3, step=GATED_DELTA_TOKENS),
+    "qwen3_5_text": States(_gated_delta, kept=3, step=GATED_DELTA_TOKENS),
+    "qwen3_5_moe_text": States(_gated_delta, kept=3, step=GATED_DELTA_TOKENS),
     "olmo_hybrid": States(_gated_delta, kept=3),
     "kimi_linear": States(_kimi_delta, kept=3),
-    "minimax": States(_linear),
-    "minimax_m1": States(_linear),
-    "minimax_text_01": States(_linear),
     "bailing_hybrid": States(_linear),
     "bailing_moe_linear": States(_linear),
     "lfm2": States(_short_conv),

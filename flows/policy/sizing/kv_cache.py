@@ -140,10 +140,11 @@ def _block_tokens(kinds: Sequence[Cache], cards: int) -> int:
     """Beside states, as many as make a page no smaller than a state (`_align_hybrid_block_size`)."""
     attention = [kind for kind in kinds if kind.keeps != "states"]
     step = max((kind.block_tokens for kind in attention), default=BLOCK_TOKENS)
-    state = max((kind.on_each_of(cards) for kind in kinds if kind.keeps == "states"), default=0)
+    states = [kind for kind in kinds if kind.keeps == "states"]
+    state = max((kind.on_each_of(cards) for kind in states), default=0)
     if not state or not attention:
         return step
-    step = LATENT_BESIDE_STATES_TOKENS if step > BLOCK_TOKENS else step
+    step = LATENT_BESIDE_STATES_TOKENS if step > BLOCK_TOKENS else max(kind.block_tokens for kind in states)
     return step * _up(state, step * max(kind.on_each_of(cards) for kind in attention))
 
 

@@ -2,7 +2,8 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import TypeGuard
+from reprlib import Repr
+from typing import TypeGuard, cast
 
 from blocks.errors import Refused
 from blocks.ports.fleet import EngineSettings
@@ -17,8 +18,14 @@ LARGEST_NUMBER = 1 << 40
 LONGEST_LIST = 10_000
 """No model has more layers, and no list has more than one entry a layer."""
 
+AT_A_GLANCE = Repr()
+AT_A_GLANCE.maxstring = AT_A_GLANCE.maxlong = AT_A_GLANCE.maxother = 60
+
 NESTED = ("text_config", "language_config", "llm_config", "thinker_config")
 """Where a model of several media keeps the language model's numbers."""
+
+SAID_FOR_ALL = ("dtype", "torch_dtype")
+"""What a model of several media may say once, at its top."""
 
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers")
 ATTENTION_HEADS = ("num_attention_heads", "n_head", "n_heads", "decoder_attention_heads")
@@ -63,12 +70,13 @@ FAMILY_DEFAULTS: Mapping[str, Config] = {
 
 
 def language_model(config: Config) -> Config:
-    """The numbers of the language model alone, with what stands around them where it says nothing itself."""
-    for name in NESTED:
-        if isinstance(inner := config.get(name), Mapping):
-            around = {key: value for key, value in config.items() if key not in NESTED}
-            return language_model({**around, **{key: value for key, value in inner.items() if value is not None}})
-    return {**FAMILY_DEFAULTS.get(family_of(config), {}), **config}
+    """The numbers of the language model alone, as vLLM reads them: what another part has is never taken for its own."""
+    around: dict[str, object] = {}
+    while (inner := next((config[name] for name in NESTED if isinstance(config.get(name), Mapping)), None)) is not None:
+        around |= {name: config[name] for name in SAID_FOR_ALL if config.get(name) is not None}
+        config = cast("Config", inner)
+    unsaid = {name: value for name, value in around.items() if config.get(name) is None}
+    return {**FAMILY_DEFAULTS.get(family_of(config), {}), **config, **unsaid}
 
 
 def family_of(config: Config) -> str:
@@ -80,7 +88,7 @@ def family_of(config: Config) -> str:
 def number(config: Config, *names: str) -> int | None:
     """The first of the names that says something; of a list with one number a layer, the largest."""
     for name in names:
-        value = config.get(name)
+        value = _short(config, name)
         if isinstance(value, list) and value and all(_is_whole(each) for each in value):
             value = max(value)
         if value is None or value == 0:
@@ -95,11 +103,17 @@ def number(config: Config, *names: str) -> int | None:
 
 
 def shown(value: object) -> str:
-    """As much of it as a person reads at a glance."""
-    return repr(value)[:60]
+    """As much of it as a person reads at a glance, and no more of it is looked at, however long or deep it is."""
+    return AT_A_GLANCE.repr(value)[:60]
 
 
 def needed(config: Config, *names: str) -> int:
+    """One number for all layers: where heads or widths differ, none of them says what the others make of it."""
+    if name := next((name for name in names if isinstance(_short(config, name), list)), None):
+        raise Refused(
+            f"config.json says that {name} is {shown(config[name])}, where one number is for all layers; choose another"
+            " model"
+        )
     if (found := number(config, *names)) is None:
         raise Refused(
             f"config.json of model type {family_of(config)!r} says nothing of {names[0]}, so nobody knows what"

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from blocks.errors import Refused
 from blocks.ports.market import Offer
-from flows.policy.sizing.model_config import ATTENTION_HEADS, WIDTH, Config, number, section, shown
+from flows.policy.sizing.model_config import ATTENTION_HEADS, WIDTH, Config, family_of, number, section, shown
 
 LEAST = 7.5
 """What vLLM's own programs are compiled for, from https://docs.vllm.ai (installation, v0.21 and later)."""
@@ -36,6 +36,8 @@ LEAST_OF_METHOD: Mapping[str, float] = {
     "fp_quant": 10.0, "humming": 7.5, "online": 7.5,
 }  # fmt: skip
 """What vLLM serves (`QuantizationMethods`), and auto-round, which is its `inc`."""
+MODELOPT = {"FP4": "modelopt_fp4", "MXFP8": "modelopt_mxfp8", "MIXED": "modelopt_mixed", "FP8": "modelopt"}
+"""By a part of its algorithm's name; vLLM serves none of the others (`QUANT_ALGOS` of its quantization/modelopt.py)."""
 EIGHT_BIT_ACTIVATIONS = 9.0
 """Compressed-tensors with weights of four bits and activations of eight (compressed_tensors_w4a8_fp8.py)."""
 LEAST_OF_SCHEME = 7.5
@@ -45,8 +47,14 @@ def quantised(config: Config, text: Config) -> Config:
     """What config.json says of it, at its top or with the language model's numbers; empty where nothing is."""
     for place in (config, text):
         for name in ("quantization_config", "compression_config"):
-            if said := section(place, name):
-                return said
+            said = place.get(name)
+            if said and not isinstance(said, Mapping):
+                raise Refused(
+                    f"config.json says in {name} what is no object but {shown(said)}, so nobody knows how the model is"
+                    " quantised; choose another model"
+                )
+            if said:
+                return section(place, name)
     return {}
 
 
@@ -55,9 +63,17 @@ def method_of(said: Config) -> str:
     if not said:
         return ""
     method = str(said.get("quant_method") or "").lower().replace("compressed_tensors", "compressed-tensors")
-    if section(said, "producer").get("name") == "modelopt" or "quant_algo" in section(said, "quantization"):
-        algorithm = str(section(said, "quantization").get("quant_algo")).upper()
-        method = "modelopt_fp4" if "FP4" in algorithm else "modelopt"
+    if (
+        method == "modelopt"
+        or section(said, "producer").get("name") == "modelopt"
+        or "quant_algo" in section(said, "quantization")
+    ):
+        algorithm = str((section(said, "quantization") or said).get("quant_algo") or "").upper()
+        if not algorithm and not method:
+            return ""  # of its weights nothing is quantised
+        if algorithm:
+            known = (served for part, served in MODELOPT.items() if part in algorithm)
+            method = next(known, f"ModelOpt's {algorithm}")
     if method not in LEAST_OF_METHOD:
         raise Refused(
             f"config.json says that the model is quantised by {shown(method)}, which vLLM does not serve;"
@@ -107,20 +123,40 @@ def _is_one(name: str, start: str) -> bool:
 # --- What cannot be cut ---------------------------------------------------------------------------------------------
 
 
-def quantised_groups(said: Config, text: Config) -> Sequence[int]:
-    """How many quantised groups stand across each kind of layer that cards share: vLLM refuses to cut one in two.
+def quantised_groups(said: Config, text: Config) -> Mapping[int, int]:
+    """How many quantised groups stand across each kind of layer that cards share, and into how many each can be cut.
 
-    As with https://huggingface.co/Qwen/Qwen2-VL-72B-Instruct-AWQ, whose 29,568 had to become 29,696 for 8 cards.
+    VLLM refuses to cut one in two, as with https://huggingface.co/Qwen/Qwen2-VL-72B-Instruct-AWQ, whose 29,568 had to
+    become 29,696 for 8 cards; but not the blocks of experts in `fp8` (`refine_fp8_moe_block_shape` in its
+    fused_moe/oracle/fp8.py).
     """
     heads = number(text, *ATTENTION_HEADS) or 1
     head = number(text, "v_head_dim", "head_dim") or (number(text, *WIDTH) or 0) // heads
-    widths = [number(text, name) for name in INNER_WIDTHS]
+    experts = _width_of_experts(said, text)
+    widths = [(number(text, name), name == experts) for name in INNER_WIDTHS]
     if not number(text, "kv_lora_rank"):
-        widths.append(heads * head)
-    found = dict.fromkeys(
-        width // size for size in _group_sizes(said) for width in widths if width and width % size == 0
-    )
-    return tuple(found)
+        widths.append((heads * head, False))
+    found: dict[int, int] = {}
+    for size in _group_sizes(said):
+        for width, is_experts in widths:
+            if width and width % size == 0:
+                parts = size // LEAST_BLOCK if is_experts and size % LEAST_BLOCK == 0 else 1
+                found[width // size] = min(parts, found.get(width // size, parts))
+    return found
+
+
+LEAST_BLOCK = 32
+CUT_FROM = 8.9
+"""Of the programs that cut the blocks of experts."""
+
+
+def _width_of_experts(said: Config, text: Config) -> str | None:
+    """The name of the number that only experts have; where one of them is for all tokens, it is cut as others are."""
+    if method_of(said) != "fp8" or number(text, "n_shared_experts"):
+        return None
+    if number(text, "moe_intermediate_size"):
+        return "moe_intermediate_size"
+    return "intermediate_size" if family_of(text) == "minimax_m2" else None
 
 
 def _group_sizes(said: Config) -> Sequence[int]:

@@ -18,7 +18,7 @@ start.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -26,8 +26,9 @@ from blocks.errors import Refused
 from blocks.ports.fleet import EngineSettings
 from blocks.ports.market import Offer
 from flows.policy.sizing import gguf
-from flows.policy.sizing.architectures import VALUE_BYTES, Reading, read_architecture
+from flows.policy.sizing.architectures import VALUE_BYTES, Reading, encoder_heads, read_architecture
 from flows.policy.sizing.kv_cache import GIB, STEP_TOKENS, Caches, Line
+from flows.policy.sizing.mistral import is_in_own_form
 from flows.policy.sizing.model_config import (
     INNER_WIDTH,
     WIDTH,
@@ -37,8 +38,17 @@ from flows.policy.sizing.model_config import (
     longest_context,
     needed,
     number,
+    section,
 )
-from flows.policy.sizing.quantisation import least_capability, method_of, quantised, quantised_groups, why_not_on
+from flows.policy.sizing.quantisation import (
+    CUT_FROM,
+    capability_of,
+    least_capability,
+    method_of,
+    quantised,
+    quantised_groups,
+    why_not_on,
+)
 
 USABLE_SHARE = 0.90
 """Of a card, for the engine. vLLM's default was 0.9 for years and is 0.92 since it counts CUDA graphs in; they are
@@ -80,7 +90,7 @@ CPP_DISK_BYTES = 1 * GIB
 DISK_ROOM = 1.1
 """A file system keeps some of itself, and a file that came broken is fetched again beside the others."""
 
-SHARD = re.compile(r"-\d{5}-of-\d{5}\.")
+SHARD = re.compile(r"-\d+-of-\d+\.")
 
 
 class KvCache(Protocol):
@@ -110,9 +120,12 @@ class Share:
     words: str
     may_be_copied: bool = False
     """On more cards than there are of it, each has a copy."""
+    parts: int = 1
+    """Into how many each of them can be cut on newer cards."""
 
-    def goes_on(self, cards: int) -> bool:
-        return self.count % cards == 0 or (self.may_be_copied and cards % self.count == 0)
+    def goes_on(self, cards: int, capability: float = 0.0) -> bool:
+        count = self.count * (self.parts if capability >= CUT_FROM else 1)
+        return count % cards == 0 or (self.may_be_copied and cards % self.count == 0)
 
     def __str__(self) -> str:
         return f"{self.count} {self.words}"
@@ -170,10 +183,12 @@ def size_model(
     weights: Sequence[tuple[str, int]],
     index_total_bytes: int | None,
     engine: EngineSettings,
+    indexed: Collection[str] = (),
 ) -> Need:
     """What a model takes in vLLM, from its config.json and its files' sizes.
 
-    `index_total_bytes` is `metadata.total_size` of model.safetensors.index.json, None where there is none. Experts
+    `index_total_bytes` is `metadata.total_size` of model.safetensors.index.json, None where there is none, and
+    `indexed` are the files that it names. Experts
     count whole: each may be asked at any time. Images and sound have memory of their own, which is not counted.
     Refused where config.json does not say enough, or the context is longer than the model's.
     """
@@ -182,7 +197,9 @@ def size_model(
     text = {**text, "quantization_config": said} if said else text
     check_context(engine, longest_context(text))
     reading, least = read_architecture(text), least_capability(said)
-    weights_bytes, weights_line = _weights(weights, index_total_bytes, method_of(said) or _wider_than_served(text))
+    weights_bytes, weights_line = _weights(
+        weights, index_total_bytes, indexed, method_of(said) or _wider_than_served(text)
+    )
     caches = Caches(reading.caches, engine, reading.is_packed)
     token_bytes, sampling_bytes, activation_line = _activations(text, engine)
     disk_bytes, disk_line = _disk(weights, VLLM_DISK_BYTES, "vLLM and what it compiles")
@@ -192,7 +209,7 @@ def size_model(
         token_bytes,
         sampling_bytes,
         reading.layers,
-        _shares(reading, quantised_groups(said, text)),
+        _shares(reading, quantised_groups(said, text), encoder_heads(config)),
         disk_bytes=disk_bytes,
         least_capability=max(least, reading.least_capability),
         is_bound=bool(reading.bound),
@@ -206,7 +223,7 @@ def size_model(
     )
 
 
-def _shares(reading: Reading, groups: Sequence[int]) -> tuple[Share, ...]:
+def _shares(reading: Reading, groups: Mapping[int, int], encoder: int | None) -> tuple[Share, ...]:
     """What each card has to get a whole number of, or a whole copy."""
     shards = {
         part.shards for cache in reading.caches if cache.keeps != "states" for part in cache.parts if cache.layers
@@ -214,7 +231,8 @@ def _shares(reading: Reading, groups: Sequence[int]) -> tuple[Share, ...]:
     return (
         *(Share(count, words) for count, words in reading.whole),
         *(Share(count, "KV heads", may_be_copied=True) for count in sorted(shards) if count > 1),
-        *(Share(count, "quantised groups") for count in groups),
+        *(Share(count, "quantised groups", parts=parts) for count, parts in groups.items()),
+        *([Share(encoder, "attention heads of the encoder")] if encoder else []),
     )
 
 
@@ -264,7 +282,7 @@ def size_gguf(header: bytes, file_bytes: int, engine: EngineSettings) -> Need:
                 f"the first {len(header):,} bytes of the GGUF file do not say its {family or '<architecture>'}.{name};"
                 f" read {gguf.ENOUGH_BYTES:,} bytes, and if that is not enough, convert the model anew"
             )
-        if not isinstance(value, int) or value < 1:
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise Refused(
                 f"the GGUF file says that {family}.{name} is {value!r}, from which its memory cannot be told;"
                 " choose another model"
@@ -282,10 +300,11 @@ def size_gguf(header: bytes, file_bytes: int, engine: EngineSettings) -> Need:
     in_all = layers * kv_heads
     if isinstance(per_layer, tuple) and len(per_layer) == layers:
         in_all = sum(int(some) if some > 0 else kv_heads for some in per_layer)
-    key, value = (
-        said_number("attention.key_length", width // heads),
-        said_number("attention.value_length", width // heads),
-    )
+    # Where layers have more heads or fewer of them, the widest there can be count.
+    by_layer = said.get(f"{family}.attention.head_count")
+    fewest = min((some for some in by_layer if some > 0), default=heads) if isinstance(by_layer, tuple) else heads
+    widest = width // int(fewest)
+    key, value = said_number("attention.key_length", widest), said_number("attention.value_length", widest)
     context = _rounded_up(engine.context_tokens, CPP_CONTEXT_STEP)
     kv_bytes = in_all * (key + value) * VALUE_BYTES * context * engine.parallel_requests
     tokens = said.get("tokenizer.ggml.tokens")
@@ -330,8 +349,9 @@ def fit(need: Need, offer: Offer) -> Fit:
         return _fit_on_processors(need, offer)
     if why := why_not_on(offer, need.least_capability):
         return Fit(fits=False, words=why)
-    if not _divides(need, offer.accelerators):
-        return Fit(fits=False, words=_why_not(need, offer.accelerators))
+    capability = capability_of(offer.accelerator) or 0.0
+    if not _divides(need, offer.accelerators, capability):
+        return Fit(fits=False, words=_why_not(need, offer.accelerators, capability))
     step_tokens = _step_tokens(need, offer)
     weights, kv = _largest_share(need, offer.accelerators), need.kv.on_each_of(offer.accelerators, step_tokens)
     activations = need.activations(step_tokens)
@@ -395,17 +415,17 @@ def _fit_on_processors(need: Need, offer: Offer) -> Fit:
 # --- How a model is divided among cards -----------------------------------------------------------------------------
 
 
-def _divides(need: Need, cards: int) -> bool:
+def _divides(need: Need, cards: int, capability: float) -> bool:
     """Does each card get a whole number of everything that cannot be cut?"""
     if need.shares is None:
         return cards <= need.layers
-    return all(share.goes_on(cards) for share in need.shares)
+    return all(share.goes_on(cards, capability) for share in need.shares)
 
 
-def _why_not(need: Need, cards: int) -> str:
+def _why_not(need: Need, cards: int, capability: float) -> str:
     if need.shares is None:
         return f"{cards} cards cannot share {need.layers} layers; take {need.layers} or fewer"
-    could = [str(count) for count in range(1, 2 * cards) if _divides(need, count)]
+    could = [str(count) for count in range(1, 2 * cards) if _divides(need, count, capability)]
     return f"{cards} cards cannot share {', '.join(map(str, need.shares))} evenly; take {', '.join(could)}"
 
 
@@ -417,14 +437,26 @@ def _largest_share(need: Need, cards: int) -> float:
 # --- Weights and activations ----------------------------------------------------------------------------------------
 
 
-def _weights(files: Sequence[tuple[str, int]], index_total_bytes: int | None, kind: str) -> tuple[int, str]:
-    """What vLLM would load: safetensors before .bin, shards before one file of the same, nothing in folders."""
+def _weights(
+    files: Sequence[tuple[str, int]], index_total_bytes: int | None, indexed: Collection[str], kind: str
+) -> tuple[int, str]:
+    """What vLLM would load (`_prepare_weights` in its model_loader/default_loader.py), and nothing in folders.
+
+    Mistral's own form before all, safetensors before .bin, what the index names before the rest.
+    """
     top = {path: size for path, size in files if "/" not in path}
     tensors = {path: size for path, size in top.items() if path.endswith(".safetensors") and "adapter" not in path}
-    plain = {path: size for path, size in tensors.items() if not path.startswith("consolidated")}
-    shards = {path: size for path, size in plain.items() if SHARD.search(path)}
     bins = {path: size for path, size in top.items() if path.startswith("pytorch_model") and path.endswith(".bin")}
-    chosen = shards or plain or tensors or bins
+    if own := [path for path, _ in files if is_in_own_form(path)]:
+        chosen = {path: size for path, size in tensors.items() if path in own}
+        if not chosen:
+            raise Refused(f"vLLM would look for {own[0]} outside of its folder and find nothing; ignore that file")
+    elif tensors and indexed:
+        if lacking := sorted(set(indexed) - top.keys()):
+            raise Refused(f"the index of the weights names {lacking[0]}, which is not there; mirror the model anew")
+        chosen = {path: size for path, size in top.items() if path in indexed}
+    else:
+        chosen = _without_twins(tensors or bins)
     if not chosen:
         named = ", ".join(sorted(top)) or "nothing"
         raise Refused(
@@ -432,11 +464,17 @@ def _weights(files: Sequence[tuple[str, int]], index_total_bytes: int | None, ki
             " GGUF file with llama.cpp"
         )
     total = sum(chosen.values())
-    counted = f"{len(chosen)} {'.bin' if chosen is bins else '.safetensors'} file{'s' if len(chosen) > 1 else ''}"
+    counted = f"{len(chosen)} {'.bin' if not tensors else '.safetensors'} file{'s' if len(chosen) > 1 else ''}"
     # The index counts the tensors alone. One that is far from its files is wrong, and then the files count.
-    if chosen is not bins and index_total_bytes is not None and 0.9 * total <= index_total_bytes <= total:
+    if tensors and not own and index_total_bytes is not None and 0.9 * total <= index_total_bytes <= total:
         total, counted = index_total_bytes, f"{index_total_bytes:,} bytes by the index of {counted}"
     return total, f"Weights: {counted} = {_size(total)}{f' ({kind})' if kind else ''}"
+
+
+def _without_twins(files: Mapping[str, int]) -> Mapping[str, int]:
+    """Of weights in shards and in one file as well, the shards."""
+    in_shards = {SHARD.sub(".", path) for path in files if SHARD.search(path)}
+    return {path: size for path, size in files.items() if path not in in_shards}
 
 
 def _wider_than_served(text: Config) -> str:
@@ -446,13 +484,14 @@ def _wider_than_served(text: Config) -> str:
 
 def _activations(text: Config, engine: EngineSettings) -> tuple[int, int, str]:
     """The widest layer for one of a step's tokens, and the sampling of one token for each request."""
-    width = needed(text, *WIDTH)
-    inner = number(text, *INNER_WIDTH) or 4 * width
-    a_token = number(text, *EXPERTS_A_TOKEN) or 1
+    width, of_dbrx = needed(text, *WIDTH), section(text, "ffn_config")
+    inner = number(text, *INNER_WIDTH) or number(of_dbrx, *INNER_WIDTH) or 4 * width
+    a_token = number(text, *EXPERTS_A_TOKEN) or number(of_dbrx, *EXPERTS_A_TOKEN) or 1
     if expert := number(text, "moe_intermediate_size", "expert_ffn_hidden_size"):
         inner = max(inner, expert * (a_token + _shared_experts(text)))
-    elif number(text, "num_local_experts", "num_experts"):
+    elif number(text, "num_local_experts", "num_experts") or of_dbrx:
         inner *= a_token
+    inner = max(inner, number(text, "intermediate_size_mlp") or 0)  # Llama 4's dense layers
     words = number(text, "vocab_size") or LARGEST_VOCABULARY
     token, sampling = (3 * inner + 4 * width) * VALUE_BYTES, engine.parallel_requests * words * LOGIT_BYTES
     line = (

@@ -20,6 +20,9 @@ NOW = datetime(2026, 11, 29, 12, 0, 0, tzinfo=UTC)
         ({"retry-after": "Sun, 29 Nov 2026 12:00:25 -0000"}, 25),
         ({"retry-after": "Sun, 29 Nov 2026 13:00:25 +0100"}, 25),
         ({"retry-after": "Sun, 29 Nov 2026 11:00:00 GMT"}, 0),
+        ({"retry-after": "Sun, 29 Nov 2026 12:20:25 GMT", "date": "Sun, 29 Nov 2026 12:20:00 GMT"}, 25),
+        ({"retry-after": "Sun, 29 Nov 2026 11:40:25 GMT", "date": "Sun, 29 Nov 2026 11:40:00 GMT"}, 25),
+        ({"retry-after": "Sun, 29 Nov 2026 12:00:25 GMT", "date": "today"}, 25),
         ({"retry-after": "9" * 400}, 999_999_999),
         ({"retry-after": "soon"}, None),
         ({"retry-after": "-5"}, None),
@@ -39,5 +42,5 @@ NOW = datetime(2026, 11, 29, 12, 0, 0, tzinfo=UTC)
     ],
 )
 def test_what_an_answer_says_of_waiting(headers: dict[str, str], seconds: float | None) -> None:
-    """In seconds, as a date, or by the quota that is used up; what cannot be read says nothing."""
+    """In seconds, as a date by the server's clock, or by the quota used up; what cannot be read says nothing."""
     assert told_to_wait(headers, NOW) == seconds

@@ -177,6 +177,18 @@ def test_from_outside_nobody_is_led_inwards_past_the_proxy(monkeypatch: pytest.M
     assert inside.asked == []
 
 
+@pytest.mark.parametrize(
+    "host", ["localhost", "a.localhost", "2130706433", "0x7f.1", "0177.0.0.1", "127.1", "127.0.0.2."]
+)
+def test_nor_is_the_proxy_led_inwards(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    """It may run on this machine, and reads each spelling of its address as whoever connects does."""
+    with serving(lambda _: to(f"http://{host}:9333/col/delete")) as proxy:
+        monkeypatch.setenv("HTTP_PROXY", proxy.url)
+        with pytest.raises(Refused, match="loopback address, where no public server may lead"):
+            body(ask(f"http://hub-of.{host.rstrip('.')}.example/a"))
+    assert proxy.paths == [f"http://hub-of.{host.rstrip('.')}.example/a"]
+
+
 # --- TLS ------------------------------------------------------------------------------------------------------------
 
 
@@ -374,6 +386,43 @@ def test_whatever_trickles_is_given_up(before: bytes, again: bytes) -> None:
         threading.Thread(target=trickle, daemon=True).start()
         with pytest.raises(Unavailable, match=r"only \d+ bytes came in"):
             body(ask(f"http://127.0.0.1:{other.getsockname()[1]}", stall_seconds=0.2))
+
+
+@pytest.mark.parametrize(
+    ("before", "again"),
+    [
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+        (b"", b"HTTP/1.1 103 Early Hints\r\nLink: </a>; rel=preload\r\n\r\n"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1;%s\r\nx\r\n" % (b"x" * 60_000)),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\ndata\r\n0\r\n", b"X: x\r\n"),
+    ],
+    ids=["interim answers", "hints", "chunks' extensions", "trailers"],
+)
+@pytest.mark.parametrize("take", [body, part])
+def test_a_flood_of_what_is_no_body_is_given_up(before: bytes, again: bytes, take: Callable[[Ask], bytes]) -> None:
+    """As fast as it may come: a part of it that is bytes of the file, or none, is no reason to read it for ever."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+
+        def flood() -> None:
+            connection, _ = other.accept()
+            with connection, suppress(OSError):
+                connection.recv(1 << 16)
+                connection.sendall(before)
+                while True:
+                    connection.sendall(again * 1000)
+
+        threading.Thread(target=flood, daemon=True).start()
+        whole = ask(f"http://127.0.0.1:{other.getsockname()[1]}")
+        with pytest.raises(Unavailable, match="bytes came that are no body"):
+            take(whole) if take is body else part(whole, size=1_000_000)
+
+
+@pytest.mark.parametrize("interim", ["100 Continue", "102 Processing", "103 Early Hints"])
+def test_an_interim_answer_is_not_the_answer(interim: str) -> None:
+    """Caches send hints before what was asked for, and slow servers that they are still at it."""
+    before = f"HTTP/1.1 {interim}\r\nLink: </a>; rel=preload\r\n\r\n".encode()
+    with serving(lambda _: GOOD, before=before) as hub:
+        assert [body(ask(hub.url)) for _ in range(2)] == [b"data"] * 2
 
 
 @pytest.mark.parametrize("said", [b"SSH-2.0-OpenSSH_9\r\n", b"HTTP/1.1 abc\r\n\r\n", b"\x00" * 100, b""])

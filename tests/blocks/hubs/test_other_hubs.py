@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from blocks.errors import Refused, SkyferryError, Unavailable
+from blocks.errors import Refused, SkyferryError, Unavailable, Unsupported
 from blocks.hubs.hugging_face import HuggingFaceHub
 from blocks.local.processes import free_port
 from blocks.ports.hub import Model, ModelFile
@@ -197,6 +197,20 @@ def test_no_more_comes_than_was_promised() -> None:
         b"".join(hub_at(server).read(MODEL, FILE))
 
 
+def test_an_answer_without_a_length_may_have_broken_off() -> None:
+    """So its half is no sign that something else than a hub answers."""
+    with pytest.raises(Unavailable, match="or broke off; try again later"):
+        looked_up(lambda _: Said(body=b'{"sha": "11', as_it_is=True))
+
+
+@pytest.mark.parametrize("endpoint", ["https://hub..example", "https://-", "https://me%3Apa55word%40hub.example"])
+def test_an_endpoint_that_is_no_address_is_refused_in_words(endpoint: str) -> None:
+    """It was typed so, and nobody is asked; what may be a password in it is not repeated."""
+    with pytest.raises(Refused, match="whose host is no name; correct the block") as refusal:
+        HuggingFaceHub(endpoint=endpoint).look_up(REPO, "main")
+    assert "pa55word" not in str(refusal.value)
+
+
 # --- Lists of files -------------------------------------------------------------------------------------------------
 
 
@@ -228,6 +242,9 @@ PAGES = [[entry(f"{page}-{number}") for number in range(3)] for page in range(4)
         '</api?cursor={cursor}#x>; rel="next"',
         '<?cursor={cursor}>; title="x"; rel="next last"',
         '<https://me:pw@evil.example/?x=0>; rel="prev", <?cursor={cursor}>; rel="next"',
+        '<?cursor={cursor}>; Rel="NEXT"',
+        '<?a=b;c&cursor={cursor}>; title="x, y; z"; rel="next"',
+        '<?cursor={cursor}>; rel="next"\r\nLink: <https://cache.example>; rel=preconnect',
     ],
 )
 def test_the_next_page_is_asked_of_the_hub_itself(link: str) -> None:
@@ -243,6 +260,13 @@ def test_pages_without_an_end_are_refused() -> None:
     """The same cursor again, or new ones for ever."""
     with pytest.raises(Refused, match="without an end"):
         looked_up(paged([*PAGES, *PAGES], '<?cursor=1>; rel="next"'))
+
+
+@pytest.mark.parametrize("link", ['</api/models/org/model/tree/page-2>; rel="next"', "<>; rel=next", "<#x>;rel=next"])
+def test_a_next_page_that_cannot_be_asked_for_is_no_end(link: str) -> None:
+    """Who says that there are more files has not listed all."""
+    with pytest.raises(Refused, match="more files, and not by which query"):
+        looked_up(paged(PAGES, link))
 
 
 def test_what_is_named_elsewhere_and_not_listed_is_missing() -> None:
@@ -408,7 +432,7 @@ def test_no_ranges_at_all_are_told_as_that() -> None:
     """A part in the middle of a file cannot be had from such a hub; a whole file can."""
     with serving(lambda _: Said(body=b"data")) as server:
         assert read_part(hub_at(server)) == b"data"
-        with pytest.raises(Refused, match=r"sends whole files only.*model\.gguf of org/model"):
+        with pytest.raises(Unsupported, match=r"sends whole files only.*model\.gguf of org/model"):
             read_part(hub_at(server), 2, 2)
 
 

@@ -54,3 +54,14 @@ def test_a_release_has_one_key_that_others_cannot_read(fleet: LocalFleet, tmp_pa
     assert fleet.model_copy().key_of("1a") == key
     assert fleet.key_of("1b") != key
     assert stat.S_IMODE((tmp_path / "secret").stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("left", ["", "null", "[]", "{}", '{"name": "chat-1a-0"', '{"made_by": "a later version"}'])
+def test_a_record_that_nobody_can_read_is_no_replica(fleet: LocalFleet, tmp_path: Path, left: str) -> None:
+    """As after a loss of power: the others are listed all the same, and it can be stopped."""
+    (tmp_path / "replicas").mkdir()
+    record = tmp_path / "replicas" / "chat-1a-0.json"
+    record.write_text(left)
+    assert fleet.replicas("chat") == fleet.every_replica() == ()
+    fleet.stop("chat-1a-0")
+    assert not record.exists()

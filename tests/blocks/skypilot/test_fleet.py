@@ -115,7 +115,7 @@ def test_a_slurm_cluster_is_asked_for_what_it_has(fleet: SkyPilotFleet, tmp_path
 @pytest.mark.server
 def test_weights_come_from_the_nearest_whole_mirror(fleet: SkyPilotFleet, tmp_path: Path) -> None:
     """Of the stores that are near, the one that names the cell most exactly, and has the mirror."""
-    near = {name: _store_like(fleet.store, name) for name in ("aws", "aws/us-east-1", "gcp")}
+    near = {name: _store_like(_own(fleet), name) for name in ("aws", "aws/us-east-1", "gcp")}
     fleet = fleet.model_copy(update={"further_stores": [*near.values()]})
 
     def read_from(offer: Offer) -> str:
@@ -125,17 +125,22 @@ def test_weights_come_from_the_nearest_whole_mirror(fleet: SkyPilotFleet, tmp_pa
         shutil.rmtree(tmp_path / "sent")
         return decode_files(files)[0].url.split("/")[3]
 
-    assert read_from(SPOT) == fleet.store.bucket
+    assert read_from(SPOT) == _own(fleet).bucket
     _mirror_into(near["aws"])
     assert read_from(SPOT) == near["aws"].bucket
     _mirror_into(near["aws/us-east-1"])
     assert read_from(SPOT) == near["aws/us-east-1"].bucket
     assert read_from(replace(SPOT, cell="aws/us-east-2")) == near["aws"].bucket
-    assert read_from(replace(SPOT, cell="gcp/us-east1")) == read_from(SLURM) == fleet.store.bucket
+    assert read_from(replace(SPOT, cell="gcp/us-east1")) == read_from(SLURM) == _own(fleet).bucket
+
+
+def _own(fleet: SkyPilotFleet) -> S3Store:
+    assert isinstance(fleet.store, S3Store)
+    return fleet.store
 
 
 def _store_like(store: S3Store, near: str) -> S3Store:
-    other = store.model_copy(update={"bucket": f"near-{uuid4()}", "near": [near]})
+    other = store.model_copy(update={"bucket": f"near-{uuid4()}", "near": (near,)})
     other.create_bucket()
     return other
 
@@ -171,7 +176,7 @@ def test_hashes_come_from_the_services_own_store(
     fleet: SkyPilotFleet, tmp_path: Path, theirs: MirroredFile | None
 ) -> None:
     """Who may write to a further store does not choose what is served: where it says otherwise it is passed by."""
-    near = _store_like(fleet.store, "aws")
+    near = _store_like(_own(fleet), "aws")
     if theirs is None:
         near.put(ORDER.mirror_prefix + MANIFEST, b"", replacing=None)
     else:
@@ -179,7 +184,7 @@ def test_hashes_come_from_the_services_own_store(
     fleet = fleet.model_copy(update={"further_stores": [near]})
     (file,) = _files_sent(fleet, SPOT, tmp_path)
     assert (file.path, file.size_bytes, file.sha256) == ("a.gguf", 1, SHA256)
-    assert file.url.split("/")[3] == fleet.store.bucket
+    assert file.url.split("/")[3] == _own(fleet).bucket
 
 
 def _files_sent(fleet: SkyPilotFleet, offer: Offer, tmp_path: Path) -> list[File]:

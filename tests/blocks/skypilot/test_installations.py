@@ -14,7 +14,7 @@ from blocks.ports.fleet import EngineSettings, Replica, ReplicaOrder
 from blocks.ports.market import Offer
 from blocks.ports.store import MANIFEST
 from blocks.skypilot.blame import who_is_to_blame
-from blocks.skypilot.clusters import SkyPilot
+from blocks.skypilot.clusters import SkyPilot, reason
 from blocks.skypilot.names import cluster_name
 from blocks.stores.s3 import S3Store
 from tests.fakes.skypilot import PaperFleet, PaperSkyPilot
@@ -148,6 +148,31 @@ OURS = [
     named("StorageBucketGetError", "…", base=type("StorageError", (Named,), {})),
     Exception("CloudUserIdentityError: Failed to get GCP user"),
     named("KubernetesValidationError", "spec.containers[0]: extra field"),
+    # A type behind the names of its modules.
+    after_failover(Exception("google.auth.exceptions.RefreshError: Reauthentication is needed. Please run …")),
+    after_failover(Exception("azure.identity._exceptions.CredentialUnavailableError: Please run 'az login'")),
+    after_failover(Exception("azure.core.exceptions.ClientAuthenticationError: (AADSTS700082) it has expired")),
+    # As GCP's errors reach SkyPilot: the name of the quota stands in the message.
+    after_failover(
+        named("ProvisionerError", "Failed to launch instances.", errors=[
+            {"code": "QUOTA_EXCEEDED", "message": "Quota 'GPUS_ALL_REGIONS' exceeded.  Limit: 0.0 globally."}])
+    ),
+    after_failover(
+        named("ProvisionerError", "Operation failed", errors=[
+            {"code": "invalid", "message": "Requested disk size cannot be smaller than the image size (50 GB)"}])
+    ),
+    after_failover(
+        named("ProvisionerError", "Operation failed", errors=[{"code": 403, "message": "Policy update access denied."}])
+    ),
+    after_failover(named("SSOTokenLoadError", "Error loading SSO Token: Token for p does not exist")),
+    after_failover(named("CredentialRetrievalError", "Error when retrieving credentials from custom-process")),
+    after_failover(named("ClientError", "An error occurred (InvalidBlockDeviceMapping) when calling the RunInstances "
+                                        "operation: Volume of size 100GB is smaller than snapshot 'snap-0'")),
+    after_failover(Exception("(MarketplacePurchaseEligibilityFailed) returned errors")),
+    after_failover(Exception("global/invalid-api-key: API key was invalid, expired, or deleted.")),
+    after_failover(Exception("401 Client Error: Unauthorized for url: https://rest.runpod.io/v1/pods")),
+    after_failover(Exception("urllib.error.HTTPError: HTTP Error 401: Unauthorized")),
+    after_failover(named("ClientError", "(PendingVerification) Your account is pending verification.")),
 ]  # fmt: skip
 THE_CELLS = [
     after_failover(
@@ -158,8 +183,33 @@ THE_CELLS = [
     named("ResourcesUnavailableError", "Location us-east1-d is not found or access is unauthorized."),
     TimeoutError(),
     named("ProvisionUnsupportedError", "no such shape"),
-]
-UNKNOWN = [RuntimeError("it did not work"), named("CommandError", "sinfo failed with return code 1"), ValueError("?")]
+    after_failover(named("ClientError", "An error occurred (VcpuLimitExceeded) when calling …: limit of 0 vCPUs")),
+    after_failover(named("ClientError", "An error occurred (InsufficientInstanceCapacity) when calling …")),
+    after_failover(
+        named("ProvisionerError", "Failed to launch instances.", errors=[
+            {"code": "VM_MIN_COUNT_NOT_REACHED", "message": "Requested minimum count of 1 VMs could not be created"},
+            {"code": "QUOTA_EXCEEDED", "message": "Quota 'SSD_TOTAL_GB' exceeded.  Limit: 5.0 in region us-central1"}])
+    ),
+    after_failover(Exception("(SkuNotAvailable) Standard_NC is currently not available in location 'eastus'.")),
+    after_failover(Exception("(OperationNotAllowed) exceeding approved NCFamily Cores quota, Location: eastus")),
+    after_failover(Exception('pods "x" is forbidden: exceeded quota: gpu, requested: requests.nvidia.com/gpu=1')),
+    after_failover(Exception("sbatch: error: QOSMaxSubmitJobPerUserLimit")),
+    after_failover(Exception("instance-operations/launch/insufficient-capacity: Not enough capacity")),
+]  # fmt: skip
+UNKNOWN = [
+    RuntimeError("it did not work"), named("CommandError", "sinfo failed with return code 1"), ValueError("?"),
+    # Of the account, or of a region that is not opted in, not allowed or not checked yet: three of them tell.
+    after_failover(named("ClientError", "(AuthFailure) AWS was not able to validate the provided access credentials")),
+    after_failover(
+        named("ClientError", "(UnauthorizedOperation) User: x is not authorized to perform: ec2:RunInstances with an "
+                             "explicit deny in a service control policy. Encoded authorization failure message: a9Zk")
+    ),
+    after_failover(
+        named("ClientError", "(PendingVerification) Your request for accessing resources in this region is being "
+                             "validated, and you will not be able to launch additional resources in this region")
+    ),
+    after_failover(named("ClientError", "(InvalidAMIID.NotFound) The image id '[ami-0d]' does not exist")),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -173,6 +223,16 @@ UNKNOWN = [RuntimeError("it did not work"), named("CommandError", "sinfo failed 
 def test_whose_fault_it_is_that_nothing_was_launched(error: Exception, blame: str) -> None:
     """By type first, then by code; what nobody knows stays unknown, and a region's quota is that region's no."""
     assert who_is_to_blame(error) == blame
+
+
+def test_the_words_of_a_no_are_what_the_cloud_said() -> None:
+    """SkyPilot's own say less, and what is different each time would hide that cells say the same."""
+    said = named(
+        "ProvisionerError", "Failed to launch instances.", errors=[{"code": "invalid", "message": "too small"}]
+    )
+    assert reason(after_failover(said)) == reason(said) == "invalid: too small"
+    denied = named("ClientError", "(UnauthorizedOperation) no. Encoded authorization failure message: a9ZkX")
+    assert reason(after_failover(denied)) == "(UnauthorizedOperation) no."
 
 
 @pytest.mark.server

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from blocks.errors import NoCapacity, Refused, SkyferryError, Unavailable
-from blocks.ports.market import ON_PROCESSORS, Offer
+from blocks.ports.market import ON_PROCESSORS, Offer, Stock
 from blocks.skypilot.infra import Kind, Node, Place, Rate, kubernetes_nodes, rates_of, slurm_nodes, translation
 from blocks.skypilot.market import RateCard, SkyPilotMarket, node_offers, node_stock
-from blocks.spot.stock import Forecast, Forecasts
+from blocks.stock.source import Answers, Forecast, Score
 from tests.sky_catalog import MarketAtHome, process_at, seed
 
 ALPHA = Place("slurm", "alpha")
@@ -59,27 +59,17 @@ class FakeInfra:
 
 
 @dataclass
-class FakeScores:
-    """Scores by machine and region; a machine that is not there makes the question fail."""
+class FakeSource:
+    """What a test lets a cloud say of offers on spot, or its error about all of them."""
 
-    by_machine: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    asked: list[tuple[tuple[str, ...], tuple[str, ...]]] = field(default_factory=list)
-
-    def ask(self, instances: Sequence[str], regions: Sequence[str]) -> dict[str, int]:
-        self.asked.append((tuple(instances), tuple(regions)))
-        if instances[0] not in self.by_machine:
-            raise Unavailable("AWS keeps its scores from us")
-        return {region: score for region, score in self.by_machine[instances[0]].items() if region in regions}
-
-
-@dataclass
-class FakeForecasts:
-    """What a test lets a cloud say of offers, or its error about all of them."""
-
-    told: Forecasts | SkyferryError
+    cloud: str
+    told: Answers | SkyferryError
     asked: list[tuple[Offer, ...]] = field(default_factory=list)
 
-    def ask(self, offers: Sequence[Offer]) -> Forecasts:
+    def knows(self, offer: Offer) -> bool:
+        return offer.use_spot
+
+    def ask(self, offers: Sequence[Offer]) -> Answers:
         self.asked.append(tuple(offers))
         if isinstance(self.told, SkyferryError):
             raise self.told
@@ -318,7 +308,7 @@ def process_with_a_seeded_catalogue(tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def at_home(home: MarketAtHome, infra: FakeInfra, **more: Any) -> MarketAtHome:
-    return replace(home, market=SkyPilotMarket(infra=infra, scores=FakeScores(), forecasts={}, **more))
+    return replace(home, market=SkyPilotMarket(infra=infra, sources=(), **more))
 
 
 BOTH = {("slurm", "alpha"): (L4,), ("slurm", "beta"): (replace(L4, accelerator="A100"),)}
@@ -391,28 +381,42 @@ def spot(instance: str, region: str = "us-east-1", accelerators: int = 1) -> Off
 
 
 def test_a_score_reorders_and_never_vetoes() -> None:
-    """The lowest is free too; machines of one kind are one question; all that AWS does not score is unknown."""
-    scores = FakeScores({"a": {"us-east-1": 9, "us-west-2": 1}})
-    market = SkyPilotMarket(infra=FakeInfra(), scores=scores, forecasts={}, now=lambda: 5)
-    offers = [
-        spot("b"),
-        spot("a", "us-west-2"),
-        spot("a", "eu-west-1"),
-        replace(spot("a"), use_spot=False),
-        replace(spot("c", accelerators=8), cell="gcp/us-central1"),
-        spot("c", accelerators=8),
-    ]
+    """The lowest is free too; what is on demand, another cloud's or not scored is unknown."""
+    best, worst = spot("a"), spot("a", "us-west-2")
+    source = FakeSource("aws", {best: Score(9, 10, "score 9 of 10"), worst: Score(1, 10, "score 1 of 10")})
+    market = SkyPilotMarket(infra=FakeInfra(), sources=(source,), now=lambda: 5)
+    offers = [best, worst, spot("a", "eu-west-1"), replace(best, use_spot=False), replace(best, cell="gcp/us-central1")]
     found = market.stock(offers)
     assert [(stock.answer, stock.confidence) for stock in found] == [
         ("free", 0.9),
         ("free", 0.1),
-        *[("unknown", 0)] * 4,
+        *[("unknown", 0)] * 3,
     ]
     assert {stock.at for stock in found} == {5}
-    assert "score 9 of 10" in found[0].words
-    assert "keeps its scores" in found[-1].words
-    assert "gcp does not say" in found[-2].words
-    assert sorted(scores.asked) == [(("a", "b"), ("eu-west-1", "us-east-1", "us-west-2")), (("c",), ("us-east-1",))]
+    assert found[0].words == "score 9 of 10"
+    assert "gcp does not say" in found[-1].words
+    assert source.asked == [tuple(offers[:3])]
+
+
+def test_a_source_says_itself_what_it_knows_of() -> None:
+    """One that counts machines on demand is asked about them, and its no is as sure as it says."""
+
+    @dataclass(frozen=True)
+    class Counted:
+        def stock(self, at: float) -> Stock:
+            return Stock("none", at, 1.0, "0 of 8 are left", replicas=0)
+
+    @dataclass
+    class CountsOnDemand(FakeSource):
+        def knows(self, offer: Offer) -> bool:
+            return not offer.use_spot
+
+    on_demand = replace(spot("a"), cell="lambda/us-east-1", use_spot=False)
+    source = CountsOnDemand("lambda", {on_demand: Counted()})
+    market = SkyPilotMarket(infra=FakeInfra(), sources=(source,), now=lambda: 5)
+    found = market.stock([on_demand, replace(on_demand, use_spot=True)])
+    assert found[0] == Stock("none", 5, 1.0, "0 of 8 are left", replicas=0)
+    assert (found[1].answer, source.asked) == ("unknown", [(on_demand,)])
 
 
 def test_a_cloud_that_forecasts_is_asked_once_about_all_its_machines() -> None:
@@ -426,8 +430,8 @@ def test_a_cloud_that_forecasts_is_asked_once_about_all_its_machines() -> None:
         full: NoCapacity(cell, "no quota"),
         stale: Unavailable("no fresh data"),
     }
-    source = FakeForecasts(told)
-    market = SkyPilotMarket(infra=FakeInfra(), scores=FakeScores(), forecasts={"gcp": source}, now=lambda: 5)
+    source = FakeSource("gcp", told)
+    market = SkyPilotMarket(infra=FakeInfra(), sources=(source,), now=lambda: 5)
     on_demand = replace(likely, use_spot=False)
     found = market.stock([*told, left_out, on_demand])
     assert [(stock.answer, stock.confidence, stock.at) for stock in found] == [
@@ -441,7 +445,7 @@ def test_a_cloud_that_forecasts_is_asked_once_about_all_its_machines() -> None:
     ]
     assert found[0].words == "obtainability 0.9 of 1"
     assert "no quota" in found[3].words
-    assert "forecasts nothing" in found[5].words
+    assert "gcp does not say" in found[5].words
     assert "gcp does not say" in found[6].words
     assert source.asked == [(*told, left_out)]
 
@@ -451,7 +455,7 @@ def test_a_cloud_that_forecasts_is_asked_once_about_all_its_machines() -> None:
 )
 def test_a_forecast_that_fails_as_a_whole_is_told_of_each_offer(error: SkyferryError, answer: str) -> None:
     """Whether we may not rent there or nobody answers, the words are the source's; on demand it was not asked."""
-    market = SkyPilotMarket(infra=FakeInfra(), scores=FakeScores(), forecasts={"azure": FakeForecasts(error)})
+    market = SkyPilotMarket(infra=FakeInfra(), sources=(FakeSource("azure", error),))
     offers = [replace(spot(name), cell="azure/eastus") for name in "ab"]
     found = market.stock([*offers, replace(offers[0], use_spot=False)])
     assert [(stock.answer, stock.words) for stock in found[:2]] == [(answer, str(error))] * 2
@@ -461,12 +465,10 @@ def test_a_forecast_that_fails_as_a_whole_is_told_of_each_offer(error: SkyferryE
 @pytest.mark.parametrize("cloud", ["aws", "gcp"])
 def test_a_cloud_without_credentials_is_refused_and_not_asked(cloud: str) -> None:
     """SkyPilot's reason is in the words, with the command that tells more."""
-    scores, source = FakeScores(), FakeForecasts({})
+    source = FakeSource(cloud, {})
     infra = FakeInfra(refusals={cloud: "no key is set"})
-    (stock,) = SkyPilotMarket(infra=infra, scores=scores, forecasts={"gcp": source}).stock(
-        [replace(spot("a"), cell=f"{cloud}/us-central1")]
-    )
-    assert (stock.answer, scores.asked, source.asked) == ("refused", [], [])
+    (stock,) = SkyPilotMarket(infra=infra, sources=(source,)).stock([replace(spot("a"), cell=f"{cloud}/us-central1")])
+    assert (stock.answer, source.asked) == ("refused", [])
     assert "no key is set" in stock.words
     assert f"sky check {cloud}" in stock.words
 
@@ -481,7 +483,7 @@ def test_a_source_that_never_answers_holds_nobody_up() -> None:
                 never.wait()
             return super().nodes(kind, name)
 
-    market = SkyPilotMarket(infra=Hangs(BOTH), scores=FakeScores(), seconds=0.2)
+    market = SkyPilotMarket(infra=Hangs(BOTH), sources=(), seconds=0.2)
     beta, alpha = market.stock([replace(one(1), cell="slurm/beta"), one(1)])
     never.set()
     assert (alpha.answer, beta.answer) == ("free", "unknown")
@@ -495,7 +497,7 @@ def test_a_source_that_breaks_is_unknown() -> None:
         def refusal(self, cloud: str) -> str | None:
             raise KeyError(cloud)
 
-    (stock,) = SkyPilotMarket(infra=Breaks(), scores=FakeScores()).stock([spot("a")])
+    (stock,) = SkyPilotMarket(infra=Breaks(), sources=()).stock([spot("a")])
     assert (stock.answer, stock.words) == ("unknown", "aws could not be asked: KeyError: 'aws'")
 
 

@@ -43,6 +43,27 @@ def test_each_answer_says_what_to_do(status: int, code: str, error: type[Skyferr
         assert all(word in str(refusal.value) for word in (server.address, "mirrors", "models/weights"))
 
 
+@pytest.mark.parametrize(
+    "body", [b"", b"<html><body>Log in</body></html>", b"<html><br>", b"{}", b"<Error><Code>ServerBusy</Code></Error>"]
+)
+def test_a_good_status_alone_is_no_answer_of_a_store(body: bytes) -> None:
+    """Nothing is stored or absent because a log-in page says 200; what Azure's library makes of it becomes ours."""
+    upload = MultipartUpload("key", "1", 0)
+    with canned_server(200, {"Content-Type": "application/xml"}, body) as server:
+        store = store_at(server.address)
+        for verb in (
+            lambda: store.get("ledger/chat.json"),
+            lambda: store.put("ledger/chat.json", b"", replacing=None),
+            lambda: store.write("key", b"bytes"),
+            lambda: list(store.list("models/")),
+            lambda: store.send(upload, 1, memoryview(b"bytes")),
+            lambda: store.delete("key"),
+            lambda: store.unfinished("models/"),
+        ):
+            with pytest.raises(Unavailable, match="not the store"):
+                verb()
+
+
 def test_a_version_that_is_not_the_one_seen_is_a_conflict() -> None:
     """The condition failed: read what stands."""
     with (

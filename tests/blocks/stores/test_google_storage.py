@@ -106,6 +106,22 @@ def test_an_address_is_signed_with_the_service_accounts_key() -> None:
         store_at("127.0.0.1:1").presigned_url("a/b.gguf", 3600)
 
 
+@pytest.mark.parametrize("body", [b"", b"<html>Log in</html>", b"[]", b"{}", b'"x"'])
+def test_a_good_status_alone_is_no_answer_of_a_store(body: bytes) -> None:
+    """Nothing is absent because a log-in page says 200; what Google's library makes of it becomes an error of ours."""
+    with canned_server(200, {"Content-Type": "application/json"}, body) as server:
+        store = store_at(server.address)
+        for verb in (
+            lambda: list(store.list("models/")),
+            lambda: store.sent(UPLOAD),
+            lambda: store.abort(UPLOAD),
+            lambda: store.unfinished("models/"),
+            *((lambda: store.get("key"), lambda: next(store.read("key"))) if body != b"{}" else ()),
+        ):
+            with pytest.raises(Unavailable, match=r"gs://mirrors"):
+                verb()
+
+
 def test_the_object_is_made_only_where_there_is_none() -> None:
     """Composing carries the condition, and a store that says that it does not hold is a conflict."""
     with (

@@ -1,7 +1,7 @@
 """How the S3 block says no, and what it leaves in the bucket."""
 
 import traceback
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from pathlib import Path
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -109,12 +109,49 @@ def test_what_stands_before_a_store_passes(status: int, body: bytes) -> None:
             assert len(server.requests) == before + 1  # whoever was told to wait does not come back at once
 
 
-@pytest.mark.parametrize("body", [b"", b"<html>", b"<ListBucketResult><Contents>"])
-def test_a_listing_that_ends_too_early_is_worth_another_try(body: bytes) -> None:
-    """Half a listing is not taken for one."""
+ANSWERS_OF_OTHERS = {
+    "nothing": b"",
+    "blanks": b"  \n ",
+    "a page": b"<html><body>Log in</body></html>",
+    "a page that is no XML": b"<html><br>",
+    "half": b"<ListBucketResult><Contents>",
+    "an error": b'<?xml version="1.0"?><Error><Code>InternalError</Code><Message>No.</Message></Error>',
+    "JSON": b"{}",
+}
+
+
+@pytest.mark.parametrize("body", ANSWERS_OF_OTHERS.values(), ids=ANSWERS_OF_OTHERS)
+def test_a_good_status_alone_is_no_answer_of_a_store(body: bytes) -> None:
+    """Nothing is stored, complete or absent because a log-in page says 200: whatever trusts that deletes mirrors."""
+    part = Part(1, 1, '"e"', "AAAAAAAAAAA=")
+    with canned_server(200, {"Content-Type": "application/xml"}, body) as server:
+        store = store_at(server.address)
+        for verb in (
+            lambda: store.get("ledger/chat.json"),
+            lambda: store.put("ledger/chat.json", b"", replacing='"seen"'),
+            lambda: store.write("key", b"bytes"),
+            lambda: next(store.read("key")),
+            lambda: list(store.list("models/")),
+            lambda: store.begin("key"),
+            lambda: store.send(MultipartUpload("key", "1", 0), 1, memoryview(b"bytes")),
+            lambda: store.sent(MultipartUpload("key", "1", 0)),
+            lambda: store.complete(MultipartUpload("key", "1", 0), [part]),
+            lambda: store.unfinished("models/"),
+        ):
+            with pytest.raises(Unavailable) as refusal:
+                verb()
+            assert len(str(refusal.value).splitlines()) == 1
+
+
+def test_a_listing_that_does_not_say_where_it_goes_on_is_not_whole() -> None:
+    """A store of S3's older form lists a thousand: of the rest nobody would ever know, and needed mirrors would go."""
+    body = (
+        b"<ListBucketResult><Name>mirrors</Name><IsTruncated>true</IsTruncated>"
+        b"<Contents><Key>models/a</Key><Size>1</Size></Contents></ListBucketResult>"
+    )
     with (
         canned_server(200, {"Content-Type": "application/xml"}, body) as server,
-        pytest.raises(Unavailable, match="list models/") if body else nullcontext(),
+        pytest.raises(Unavailable, match="more than it lists"),
     ):
         list(store_at(server.address).list("models/"))
 
@@ -350,7 +387,7 @@ def test_an_etag_that_is_an_md5_is_one_in_any_case(etag: str) -> None:
         assert part.is_vouched
         assert store.holds(Part(1, 5, etag, None), memoryview(b"bytes"))
         assert store.write("key", b"bytes")
-        server.body = b"<CompleteMultipartUploadResult/>"
+        server.body = b"<CompleteMultipartUploadResult><Key>key</Key></CompleteMultipartUploadResult>"
         store.complete(MultipartUpload("key", "1", 0), [part])
 
 
@@ -372,7 +409,7 @@ def test_an_etag_that_is_no_md5_says_nothing(etag: str, headers: dict[str, str])
         assert not part.is_vouched
         assert not store.holds(Part(1, 5, etag, None), memoryview(b"bytes"))
         assert not store.write("key", b"bytes")
-        server.body = b"<CompleteMultipartUploadResult/>"
+        server.body = b"<CompleteMultipartUploadResult><Key>key</Key></CompleteMultipartUploadResult>"
         store.complete(MultipartUpload("key", "1", 0), [part])
 
 

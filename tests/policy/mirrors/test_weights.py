@@ -108,6 +108,14 @@ def test_numbers_of_other_engines_are_no_pickles(path: str, beside: str) -> None
         selected(path, f"elsewhere/{beside}")
 
 
+def test_a_model_of_very_many_files_is_judged_as_one_of_few() -> None:
+    """To look at each file beside each other one took a hub's list of ten thousand ten minutes."""
+    many = [f"{number % 7}/{number}.bin" for number in range(30_000)]
+    with pytest.raises(Refused, match="weights only as pickles"):
+        selected("model.safetensors", *many)
+    assert paths("model.safetensors", *(f"{path}.py" for path in many)) == ["model.safetensors"]
+
+
 @pytest.mark.parametrize("path", ["tokenizer.model", "config.json", "merges.txt", "model.onnx", "LICENSE", "bin/x.txt"])
 def test_what_holds_no_code_is_mirrored(path: str) -> None:
     """Nobody has to ask for it."""

@@ -207,7 +207,13 @@ SHARDS = [(f"model-0000{part}-of-00002.safetensors", 500) for part in (1, 2)]
         (SHARDS, 10, 1000),
         (SHARDS, 2000, 1000),
         ([*SHARDS, ("pytorch_model-00001-of-00001.bin", 1000), ("training_args.bin", 1)], None, 1000),
-        ([*SHARDS, ("consolidated.safetensors", 999), ("original/consolidated.00.pth", 999)], None, 1000),
+        ([*SHARDS, ("original/consolidated.00.pth", 999)], None, 1000),
+        # Mistral's own form goes before all, whatever the index says of the other.
+        ([*SHARDS, ("consolidated.safetensors", 1999)], 1000, 1999),
+        # Other weights beside the shards are loaded with them; the same in one file are not.
+        ([*SHARDS, ("vision_tower.safetensors", 300)], None, 1300),
+        ([("model-1-of-2.safetensors", 5), ("model-2-of-2.safetensors", 5), ("model.safetensors", 10)], None, 10),
+        ([("pytorch_model-00001-of-00001.bin", 9), ("pytorch_model.bin", 9)], None, 9),
         ([*SHARDS, ("original/model-00001-of-00001.safetensors", 999), ("model.safetensors", 1000)], 1000, 1000),
         ([("consolidated-00001-of-00001.safetensors", 7), ("config.json", 1)], None, 7),
         ([("pytorch_model.bin", 8), ("optimizer.bin", 9), ("tokenizer.json", 1)], 8, 8),
@@ -217,6 +223,21 @@ SHARDS = [(f"model-0000{part}-of-00002.safetensors", 500) for part in (1, 2)]
 def test_only_what_the_engine_loads_counts(files: Sequence[tuple[str, int]], index: int | None, weights: int) -> None:
     """One copy of the weights, by the index where it agrees with its files."""
     assert size_model(LLAMA_8B, files, index, ONE).weights_bytes == weights
+
+
+def test_the_index_says_which_files_are_loaded() -> None:
+    """All of them, and no others; one that is not there would end the engine."""
+    files = [*SHARDS, ("vision.safetensors", 300), ("old.safetensors", 7000)]
+    names = [*(path for path, _ in SHARDS), "vision.safetensors"]
+    assert size_model(LLAMA_8B, files, None, ONE, names).weights_bytes == 1300
+    with pytest.raises(Refused, match=r"names gone\.safetensors, which is not there"):
+        size_model(LLAMA_8B, files, None, ONE, [*names, "gone.safetensors"])
+
+
+def test_mistrals_form_in_a_folder_is_refused() -> None:
+    """VLLM sees it there, and then looks for it at the top."""
+    with pytest.raises(Refused, match="outside of its folder and find nothing"):
+        size_model(LLAMA_8B, [*SHARDS, ("original/consolidated.safetensors", 999)], None, ONE)
 
 
 def test_experts_and_quantised_files_count_as_they_are() -> None:
@@ -266,6 +287,9 @@ def test_activations_are_never_below_the_measured_ones(what: Mapping[str, object
         ({"moe_intermediate_size": 2048, "num_experts_per_tok": 8, "n_shared_experts": 1}, 9 * 2048),
         ({"moe_intermediate_size": 768, "num_experts_per_tok": 8}, 14336),
         ({"intermediate_size": None}, 4 * 4096),
+        # Llama 4's dense layers are wider than its experts, and DBRX says of experts elsewhere.
+        ({"num_local_experts": 16, "num_experts_per_tok": 1, "intermediate_size_mlp": 32_768}, 32_768),
+        ({"intermediate_size": None, "ffn_config": {"ffn_hidden_size": 10_752, "moe_top_k": 4}}, 4 * 10_752),
     ],
 )
 def test_every_token_passes_through_its_experts(more: Mapping[str, object], inner: int) -> None:
@@ -360,8 +384,8 @@ def test_no_card_is_taken_for_more_than_it_has(logged_gib: float, offer: Offer, 
         (LLAMA_70B, 3, "3 cards cannot share 64 attention heads, 8 KV heads evenly; take 1, 2, 4"),
         (
             QWEN3_30B_A3B | {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}},
-            4,
-            "4 cards cannot share 32 attention heads, 4 KV heads, 48 quantised groups, 6 quantised groups, 32",
+            16,
+            "16 cards cannot share 32 attention heads, 4 KV heads, 48 quantised groups, 6 quantised groups, 32",
         ),
         (
             QWEN_72B | {"quantization_config": {"quant_method": "awq", "group_size": 128}},
@@ -484,6 +508,8 @@ def write_header(path: Path, family: str, **numbers: int | list[int]) -> bytes:
         key = f"{family}.{name.replace('__', '.')}"
         if isinstance(value, list):
             writer.add_array(key, value)
+        elif isinstance(value, bool):
+            writer.add_bool(key, value)
         else:
             writer.add_uint32(key, value)
     writer.write_header_to_file()
@@ -562,6 +588,8 @@ ONE_SMALL = EngineSettings(256, 1)
         ({"attention__head_count_kv": [2, 4, 4, 2]}, 12 * (32 + 32) * 2),
         # Recurrent layers have no heads, and count as if they had.
         ({"attention__head_count_kv": [0, 4, 0, 2]}, 14 * (32 + 32) * 2),
+        # Layers with 4 heads share the same width as those with 8, and some have none.
+        ({"attention__head_count": [8, 4, 0, 8], "attention__head_count_kv": 2}, 4 * 2 * (64 + 64) * 2),
         # What says nothing sound of each layer: all count as the largest.
         ({"attention__head_count_kv": [4]}, 16 * (32 + 32) * 2),
         ({"attention__head_count_kv": [4, -4, -4, -4]}, 16 * (32 + 32) * 2),
@@ -569,7 +597,7 @@ ONE_SMALL = EngineSettings(256, 1)
 )
 def test_a_gguf_header_gives_the_cache(tmp_path: Path, more: Mapping[str, int | list[int]], bytes_a_token: int) -> None:
     """In the 256 tokens' steps of llama.cpp."""
-    header = write_header(tmp_path / "a.gguf", "llama", **WHOLE, **more)
+    header = write_header(tmp_path / "a.gguf", "llama", **{**WHOLE, **more})
     assert size_gguf(header, 1, EngineSettings(300, 3)).kv_bytes == bytes_a_token * 512 * 3
 
 
@@ -579,6 +607,7 @@ def test_a_gguf_header_gives_the_cache(tmp_path: Path, more: Mapping[str, int | 
         ({key: value for key, value in WHOLE.items() if key != "block_count"}, "do not say its llama.block_count"),
         (WHOLE | {"context_length": 128}, "made for 128 tokens and 256 are asked for"),
         (WHOLE | {"attention__head_count": 0}, "llama.attention.head_count is 0"),
+        (WHOLE | {"block_count": True}, "llama.block_count is True"),
         (WHOLE | {"attention__head_count_kv": [0, 0, 0, 0]}, "llama.attention.head_count_kv is 0"),
     ],
 )

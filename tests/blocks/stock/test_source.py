@@ -3,7 +3,7 @@
 import pytest
 
 from blocks.ports.market import Offer
-from blocks.spot.stock import Forecast, Spot
+from blocks.stock.source import Forecast, Spot
 from flows.policy.placement.attempts import Attempts, chance
 from flows.policy.placement.plan import SURE
 

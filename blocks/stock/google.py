@@ -20,7 +20,7 @@ from requests.exceptions import ReadTimeout, RequestException
 
 from blocks.errors import Refused, Unavailable
 from blocks.ports.market import Offer
-from blocks.spot.stock import Forecast, Forecasts, Spot, one_line
+from blocks.stock.source import Answers, Forecast, Spot, one_line
 
 HOME = "https://compute.googleapis.com/compute/beta"
 SCOPE = "https://www.googleapis.com/auth/cloud-platform"
@@ -55,13 +55,17 @@ class Advice(Answered):
 class CapacityAdvice:
     """Compute Engine's advice.capacity, asked with the credentials that google-auth finds: they are SkyPilot's too."""
 
-    def __init__(self, *, endpoint_url: str = HOME, replicas: int = 1, seconds: float = 10) -> None:
+    cloud = "gcp"
+
+    def __init__(self, *, endpoint_url: str = HOME, seconds: float = 10) -> None:
         """`seconds` is how long Google may take for one question."""
         self._endpoint_url = endpoint_url
-        self._replicas = replicas
         self._seconds = seconds
 
-    def ask(self, offers: Sequence[Offer]) -> Forecasts:
+    def knows(self, offer: Offer) -> bool:
+        return offer.use_spot
+
+    def ask(self, offers: Sequence[Offer]) -> Answers:
         """What Google says of each, with Unavailable for those on which it gives no advice.
 
         Refused where Google takes no credentials of ours. Unavailable where it is not reached, no project is known, or
@@ -80,9 +84,9 @@ class CapacityAdvice:
             raise Refused(
                 f"Google takes no credentials of ours ({one_line(str(error))}); "
                 "run `gcloud auth application-default login` and `sky check gcp`"
-            ) from error
+            ) from None
         except (GoogleAuthError, RequestException) as error:
-            raise Unavailable(f"Google was not reached for its advice: {one_line(str(error))}") from error
+            raise Unavailable(f"Google was not reached for its advice: {one_line(str(error))}") from None
         return {offer: Unavailable(NOT_ASKED) if _is_added(offer) else told[Spot.of(offer)] for offer in offers}
 
     def _told(self, session: AuthorizedSession, project: str, spot: Spot) -> Forecast | Unavailable:
@@ -91,7 +95,7 @@ class CapacityAdvice:
             "instanceProperties": {"scheduling": {"provisioningModel": "SPOT"}},
             "instanceFlexibilityPolicy": {"instanceSelections": {"asked": {"machineTypes": [spot.instance]}}},
             "distributionPolicy": {"targetShape": "ANY", **zones},
-            "size": self._replicas,
+            "size": 1,
         }
         what = f"{spot.instance} in gcp/{spot.zone or spot.region}"
         url = f"{self._endpoint_url}/projects/{project}/regions/{spot.region}/advice/capacity"
@@ -116,8 +120,8 @@ def _read(answer: Response, what: str) -> Forecast:
         raise Unavailable(f"Google gives no advice on {what}: {answer.status_code} {_said(answer)}")
     try:
         recommended = Advice.model_validate_json(answer.content).recommendations
-    except ValidationError as error:
-        raise Unavailable(f"Google's answer on {what} is no advice") from error
+    except ValidationError:
+        raise Unavailable(f"Google's answer on {what} is no advice") from None
     scores = recommended[0].scores if recommended else Scores()
     if scores.obtainability is None:
         raise Unavailable(f"Google gives no advice on {what}")

@@ -4,7 +4,9 @@ The score is for the machines named in the question taken together, and AWS call
 it orders regions, and says little in itself.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from boto3.session import Session
@@ -12,24 +14,66 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
 
 from blocks.errors import Refused, Unavailable
-from blocks.spot.stock import by
+from blocks.ports.market import Offer
+from blocks.stock.source import Answers, Score, Spot, by
 
 HOME_REGION = "us-east-1"
 """Where the question is asked; it may be about any region."""
 
 REGIONS_AT_ONCE = 10
+KINDS_AT_ONCE = 8
+"""Questions side by side."""
+BEST = 10
+
 KEYS_REFUSED = {"AuthFailure", "InvalidClientTokenId", "UnrecognizedClientException", "ExpiredToken", "OptInRequired"}
 """With these AWS rents us nothing; where it only keeps the scores from us, it may well."""
+
+
+Kind = tuple[str, int, str]
+"""Accelerator, how many, and the machine where it has none: machines without have only themselves in common."""
 
 
 class SpotPlacementScores:
     """EC2's GetSpotPlacementScores, asked with the credentials that boto3 finds, which are also SkyPilot's."""
 
-    def __init__(self, *, endpoint_url: str | None = None, replicas: int = 1) -> None:
-        self._endpoint_url = endpoint_url
-        self._replicas = replicas
+    cloud = "aws"
 
-    def ask(self, instances: Sequence[str], regions: Sequence[str]) -> dict[str, int]:
+    def __init__(self, *, endpoint_url: str | None = None) -> None:
+        self._endpoint_url = endpoint_url
+
+    def knows(self, offer: Offer) -> bool:
+        return offer.use_spot
+
+    def ask(self, offers: Sequence[Offer]) -> Answers:
+        """What AWS says of each; where one question has no answer, only its offers have that error.
+
+        One question for each kind of replica, its machines together: AWS counts how many different ones it is asked in
+        a day. Refused where AWS takes no credentials of ours.
+        """
+        kinds: dict[Kind, list[Offer]] = defaultdict(list)
+        for offer in offers:
+            instance = "" if offer.accelerators else offer.instance or ""
+            kinds[offer.accelerator, offer.accelerators, instance].append(offer)
+        with ThreadPoolExecutor(KINDS_AT_ONCE) as pool:
+            return {
+                offer: said for answers in pool.map(self._answers, kinds.values()) for offer, said in answers.items()
+            }
+
+    def _answers(self, alike: Sequence[Offer]) -> Answers:
+        places = {offer: Spot.of(offer) for offer in alike}
+        try:
+            scores = self.scores(
+                [place.instance for place in places.values()], [place.region for place in places.values()]
+            )
+        except Unavailable as error:
+            return dict.fromkeys(alike, error)
+        return {
+            offer: Score(score, BEST, f"spot placement score {score} of {BEST} for {offer}")
+            for offer, place in places.items()
+            if (score := scores.get(place.region)) is not None
+        }
+
+    def scores(self, instances: Sequence[str], regions: Sequence[str]) -> dict[str, int]:
         """The score of each region for those machines together; a region that AWS leaves out is not in it.
 
         Refused where AWS knows no such keys or we have none, Unavailable where it does not answer the question.
@@ -42,7 +86,7 @@ class SpotPlacementScores:
                     .get_paginator("get_spot_placement_scores")
                     .paginate(
                         InstanceTypes=sorted(set(instances)),
-                        TargetCapacity=self._replicas,
+                        TargetCapacity=1,
                         TargetCapacityUnitType="units",
                         SingleAvailabilityZone=False,
                         RegionNames=asked,
@@ -51,11 +95,11 @@ class SpotPlacementScores:
                 for page in pages:
                     scores |= {found["Region"]: int(found["Score"]) for found in page["SpotPlacementScores"]}
             except ClientError as error:
-                raise _translation(error) from error
+                raise _translation(error) from None
             except (NoCredentialsError, PartialCredentialsError) as error:
-                raise Refused(f"there are no whole credentials for AWS ({error}); run `sky check aws`") from error
+                raise Refused(f"there are no whole credentials for AWS ({error}); run `sky check aws`") from None
             except BotoCoreError as error:
-                raise Unavailable(f"AWS was not reached for its scores: {error}") from error
+                raise Unavailable(f"AWS was not reached for its scores: {error}") from None
         return scores
 
     def _client(self) -> Any:

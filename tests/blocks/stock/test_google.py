@@ -14,8 +14,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from blocks.errors import Refused, Unavailable
 from blocks.local.processes import free_port
 from blocks.ports.market import Offer
-from blocks.spot.google import CapacityAdvice
-from blocks.spot.stock import Forecast
+from blocks.stock.google import CapacityAdvice
+from blocks.stock.source import Forecast
 from tests.loopback import Answer, Asked, answering
 
 PRIVATE_KEY = (
@@ -44,7 +44,7 @@ def google_on_loopback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Googl
             key = tmp_path / "key.json"
             key.write_text(json.dumps(account | ({"project_id": project} if project else {})))
             monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(key))
-            yield CapacityAdvice(endpoint_url=f"{url}/compute/beta", replicas=3, **more), asked
+            yield CapacityAdvice(endpoint_url=f"{url}/compute/beta", **more), asked
 
     monkeypatch.delenv("GOOGLE_CLOUD_PROJECT", raising=False)
     return google
@@ -83,7 +83,7 @@ def test_the_question_says_what_is_wanted(google: Google) -> None:
         "instanceProperties": {"scheduling": {"provisioningModel": "SPOT"}},
         "instanceFlexibilityPolicy": {"instanceSelections": {"asked": {"machineTypes": ["g2-standard-4"]}}},
         "distributionPolicy": {"targetShape": "ANY"},
-        "size": 3,
+        "size": 1,
     }
     assert there.json["distributionPolicy"] == {"targetShape": "ANY", "zones": [{"zone": "zones/us-central1-b"}]}
 

@@ -22,7 +22,7 @@ from pydantic.alias_generators import to_camel
 
 from blocks.errors import NoCapacity, Refused, SkyferryError, Unavailable
 from blocks.ports.market import Offer
-from blocks.spot.stock import Forecast, Forecasts, Spot, by, one_line
+from blocks.stock.source import Answers, Forecast, Spot, by, one_line
 
 HOME = "https://management.azure.com"
 HOME_REGION = "eastus"
@@ -34,7 +34,7 @@ SUBSCRIPTION = "AZURE_SUBSCRIPTION_ID"
 """The variable that Azure's own samples read the subscription from."""
 
 LIKELIHOOD = {"High": 0.85, "Medium": 0.5, "Low": 0.15}
-"""Azure's words, in the middles of what Google calls high, medium and low (blocks/spot/google.py): an assumption."""
+"""Azure's words, in the middles of what Google calls high, medium and low (blocks/stock/google.py): an assumption."""
 
 
 Told = dict[tuple[str, str], Forecast | SkyferryError]
@@ -64,16 +64,14 @@ class SpotPlacementScores:
         *,
         endpoint_url: str = HOME,
         credential: Callable[[], TokenCredential] = DefaultAzureCredential,
-        replicas: int = 1,
         seconds: float = 20,
     ) -> None:
         """`seconds` is how long Azure may take for one question."""
         self._endpoint_url = endpoint_url
         self._credential = credential
-        self._replicas = replicas
         self._seconds = seconds
 
-    def ask(self, offers: Sequence[Offer]) -> Forecasts:
+    def ask(self, offers: Sequence[Offer]) -> Answers:
         """What Azure says of each; sizes and regions that it leaves out are not in it.
 
         Refused where Azure takes no credentials of ours. Unavailable where it is not reached, no subscription is named,
@@ -95,9 +93,9 @@ class SpotPlacementScores:
         except ClientAuthenticationError as error:
             raise Refused(
                 f"Azure takes no credentials of ours ({one_line(error.message)}); run `az login` and `sky check azure`"
-            ) from error
+            ) from None
         except AzureError as error:
-            raise Unavailable(f"Azure was not reached for its scores: {one_line(error.message)}") from error
+            raise Unavailable(f"Azure was not reached for its scores: {one_line(error.message)}") from None
         keys = {offer: _key(spot.instance, spot.region) for offer in offers for spot in [Spot.of(offer)]}
         return {offer: told[key] for offer, key in keys.items() if key in told}
 
@@ -110,7 +108,7 @@ class SpotPlacementScores:
             json={
                 "desiredLocations": regions,
                 "desiredSizes": [{"sku": size} for size in sizes],
-                "desiredCount": self._replicas,
+                "desiredCount": 1,
                 "availabilityZones": False,
             },
         )
@@ -136,8 +134,8 @@ def _read(answer: HttpResponse) -> Sequence[PlacementScore]:
         raise Unavailable(f"Azure did not answer for its scores: {answer.status_code} {_said(answer)}")
     try:
         return PlacementScores.model_validate_json(answer.content).placement_scores
-    except ValidationError as error:
-        raise Unavailable("Azure's answer is no list of placement scores") from error
+    except ValidationError:
+        raise Unavailable("Azure's answer is no list of placement scores") from None
 
 
 def _meaning(score: PlacementScore) -> Forecast | SkyferryError:

@@ -1,4 +1,8 @@
-"""What a cloud forecasts of its spot machines, as stock."""
+"""What a cloud says of its stock of machines, and how it is asked.
+
+A source says itself what it knows of, on demand or on spot, and how sure it is, of a no above all: its answers become
+`Stock` by themselves.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +21,7 @@ Below what placement takes for a count, so that no forecast puts an offer behind
 
 @dataclass(frozen=True)
 class Forecast:
-    """How likely a spot machine can be had now."""
+    """How likely a machine can be had now."""
 
     likelihood: float
     """From 0 to 1."""
@@ -27,6 +31,26 @@ class Forecast:
         """An even chance says nothing; the further from it, the surer is `free` above and `none` below."""
         answer = "free" if self.likelihood >= 1 / 2 else "none"
         return Stock(answer, at, SURE_AT_MOST * abs(2 * self.likelihood - 1), self.words)
+
+
+@dataclass(frozen=True)
+class Score:
+    """A rank among places that says little in itself: the lowest counts as free too, and only reorders."""
+
+    score: int
+    best: int
+    words: str
+
+    def stock(self, at: float) -> Stock:
+        return Stock("free", at, self.score / self.best, self.words)
+
+
+class Answer(Protocol):
+    """What a source says of one offer."""
+
+    def stock(self, at: float) -> Stock:
+        """As stock, said at that moment in Unix seconds."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -43,16 +67,25 @@ class Spot:
         return cls(offer.instance or "", region, *zone)
 
 
-Forecasts = Mapping[Offer, Forecast | SkyferryError]
+Answers = Mapping[Offer, Answer | SkyferryError]
 """Of an offer that is not in it the cloud says nothing. An error is what the cloud says of that offer instead:
 Refused that it never rents it to us, NoCapacity that it does not now, Unavailable that it does not know."""
 
 
-class ForecastSource(Protocol):
-    """A cloud that forecasts each kind of machine by itself."""
+class StockSource(Protocol):
+    """One public cloud's word on its machines."""
 
-    def ask(self, offers: Sequence[Offer]) -> Forecasts:
-        """Of machines on spot. Refused where our credentials are not taken, Unavailable where nobody answers."""
+    @property
+    def cloud(self) -> str:
+        """The first word of the cells that it is asked about: `aws`."""
+        ...
+
+    def knows(self, offer: Offer) -> bool:
+        """Whether it says anything of such an offer; many know of machines on spot alone. Others it is not asked."""
+        ...
+
+    def ask(self, offers: Sequence[Offer]) -> Answers:
+        """Of offers that it knows. Refused where our credentials are not taken, Unavailable where nobody answers."""
         ...
 
 

@@ -17,8 +17,8 @@ from azure.identity import CredentialUnavailableError
 from blocks.errors import NoCapacity, Refused, SkyferryError, Unavailable
 from blocks.local.processes import free_port
 from blocks.ports.market import Offer
-from blocks.spot.azure import LIKELIHOOD, SpotPlacementScores
-from blocks.spot.stock import Forecast
+from blocks.stock.azure import LIKELIHOOD, SpotPlacementScores
+from blocks.stock.source import Forecast
 from tests.loopback import Answer, Asked, answering
 
 A100 = "Standard_NC24ads_A100_v4"
@@ -63,7 +63,7 @@ def azure_on_loopback(tls: tuple[ssl.SSLContext, Path]) -> Azure:
     @contextmanager
     def azure(answer: Callable[[Asked], Answer], **more: Any) -> Iterator[tuple[SpotPlacementScores, list[Asked]]]:
         with answering(answer, tls[0]) as (url, asked):
-            yield SpotPlacementScores(endpoint_url=url, credential=Identity, replicas=3, **more), asked
+            yield SpotPlacementScores(endpoint_url=url, credential=Identity, **more), asked
 
     return azure
 
@@ -77,7 +77,7 @@ def score(value: str, instance: str = A100, region: str = "eastus", **more: Any)
 
 
 def scores(*found: dict[str, Any]) -> Callable[[Asked], Answer]:
-    return lambda _: (200, {"desiredCount": 3, "placementScores": found})
+    return lambda _: (200, {"desiredCount": 1, "placementScores": found})
 
 
 def every(asked: Asked) -> Answer:
@@ -103,7 +103,7 @@ def test_the_question_says_what_is_wanted(azure: Azure) -> None:
     assert question.json == {
         "desiredLocations": ["eastus", "westeurope"],
         "desiredSizes": [{"sku": A100}],
-        "desiredCount": 3,
+        "desiredCount": 1,
         "availabilityZones": False,
     }
 
@@ -236,7 +236,7 @@ def test_without_its_library_azure_is_not_asked() -> None:
     script = (
         "import sys; sys.modules['azure'] = None\n"
         "from blocks.errors import Unavailable\n"
-        "from blocks.skypilot.market import AzureWhereInstalled\n"
+        "from blocks.stock.sources import AzureWhereInstalled\n"
         "try: AzureWhereInstalled().ask([])\n"
         "except Unavailable as error: print(error)"
     )
