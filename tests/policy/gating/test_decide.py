@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
@@ -406,6 +406,7 @@ counts = st.builds(
 )
 
 
+@settings(deadline=None)  # tests share their core
 @given(
     failed=counts,
     late=counts,
@@ -420,7 +421,7 @@ def test_every_evidence_gets_a_ruling_with_words(
     """Judging is total; nothing under the minimum or at twice the limit is promoted; more failures never help."""
     evidence = replace(
         GOOD,
-        share=share,
+        weight=share,
         requests=requests,
         counts={"failed": failed, "TTFT over limit": late, "TTFT later than p90": slow},
     )
