@@ -131,6 +131,8 @@ def hold(
     for begin in range(0, len(stream), CHUNK):
         part = batch.some(slice(begin, begin + CHUNK))
         analyses = np.arange(LOOK_EVERY, len(part) + 1, LOOK_EVERY)
+        if not len(analyses):
+            break
         elapsed = part.began_seconds[analyses - 1]
         trajectory = judge.take_batch(part, analyses)
         harm_by_gate = [*harms(trajectory, stakes).items(), *cumulative_harms(trajectory, stakes).items()]
