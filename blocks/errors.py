@@ -30,6 +30,10 @@ class Unsupported(Refused):
     """This is not known there at all; whoever has another way may take it."""
 
 
+class Unsound(SkyferryError):
+    """A replica answers, and nobody can use what it says: the weights, the engine or the machine are broken."""
+
+
 class Conflict(SkyferryError):
     """Somebody else wrote first: read again what stands, then decide anew."""
 

@@ -1,9 +1,9 @@
 """The service block: one endpoint, what it promises, and the parts that it is made of."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from copy import deepcopy
 from importlib import resources
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import yaml
 from prefect.blocks.core import Block
@@ -14,7 +14,8 @@ from blocks.fields import ShownAddress
 from blocks.haproxy.gateway import HAProxyGateway
 from blocks.hubs.hugging_face import HuggingFaceHub
 from blocks.local.fleet import LocalFleet
-from blocks.ports.engine import Engine, Prompt
+from blocks.ports.engine import EXPECTATIONS, Engine, Expectation, Prompt
+from blocks.ports.fleet import ModelKind
 from blocks.ports.store import Store
 from blocks.skypilot.fleet import SkyPilotFleet
 from blocks.stores.kinds import AnyStore
@@ -29,16 +30,37 @@ class GoldenPrompt(BaseModel):
     max_tokens: int = Field(
         default=64, ge=1, title="Tokens, at most", description="The answer is cut there: probes cost the engines' time."
     )
-    expects: Literal["text", "json", "tool"] = Field(
+    expects: Expectation = Field(
         default="text",
         title="Expects",
-        description="What the answer has to be: text that is not empty, a JSON value, or a call of the tool offered.",
+        description="What the answer has to be. Of a chat model: text that is not empty, a JSON value, or a call of "
+        "the tool offered (tool). Of a completion model: a continuation. Of an embedding model: a vector. Of a model "
+        "that reranks: a ranking of the documents.",
+    )
+    documents: list[str] = Field(
+        default_factory=list,
+        title="Documents",
+        description="What a ranking ranks, two or more, with the prompt as the query; empty for anything else.",
     )
 
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.expects == "ranking" and len(self.documents) < 2:  # noqa: PLR2004 - of one there is no order
+            raise ValueError(f"a ranking needs two documents or more, and {len(self.documents)} are given; add some")
+        if self.documents and self.expects != "ranking":
+            raise ValueError(
+                f"documents are given and a {self.expects} is expected; expect a ranking, or leave them out"
+            )
+        return self
 
-def _packaged_prompts() -> list[GoldenPrompt]:
+
+def _packaged_prompts(kind: ModelKind = "chat") -> list[GoldenPrompt]:
     file = resources.files("blocks.engines") / "golden_prompts.yaml"
-    return TypeAdapter(list[GoldenPrompt]).validate_python(yaml.safe_load(file.read_text()))
+    return _of_kind(TypeAdapter(list[GoldenPrompt]).validate_python(yaml.safe_load(file.read_text())), kind)
+
+
+def _of_kind(golden: Sequence[GoldenPrompt], kind: ModelKind) -> list[GoldenPrompt]:
+    return [one for one in golden if one.expects in EXPECTATIONS[kind]]
 
 
 class Service(Block):
@@ -84,7 +106,7 @@ class Service(Block):
         gt=0,
         lt=100,
         title="Errors, at most (%)",
-        description="The share of requests that may fail before a candidate is rolled back.",
+        description="The percentage of requests that may fail before a candidate is rolled back.",
     )
     first_token_p95_ms: float | None = Field(
         default=500.0,
@@ -96,7 +118,7 @@ class Service(Block):
         default=100.0,
         gt=0,
         title="p95 time per output token, at most (ms)",
-        description="Nineteen of twenty streamed answers go on at this pace or faster after their first token; leave "
+        description="Nineteen of twenty streamed answers take this long for each token after the first, or less; leave "
         "it empty where nobody streams, or where a release changes how many tokens its engine sends at a time.",
     )
     total_p95_ms: float | None = Field(
@@ -109,20 +131,21 @@ class Service(Block):
     slower_than_stable: float = Field(
         default=1.1,
         ge=1,
-        title="Slower than stable, without harm (times)",
+        title="Slower than stable, excused (times)",
         description="Tokens that take up to so many times as long as stable's, the first or the others, are excused.",
     )
     first_token_margin_ms: float = Field(
         default=10.0,
         ge=0,
-        title="First token later than stable's, without harm (ms)",
-        description="A first token that is later than stable's by less than this is excused.",
+        title="Time to first token above stable's, excused (ms)",
+        description="A time to first token that is longer than stable's by less than this is excused.",
     )
     token_margin_ms: float = Field(
         default=1.0,
         ge=0,
-        title="Time per token above stable's, without harm (ms)",
-        description="A time per token that is longer than stable's by less than this is excused: no reader sees it.",
+        title="Time per output token above stable's, excused (ms)",
+        description="A time per output token that is longer than stable's by less than this is excused: no reader "
+        "sees it.",
     )
     total_margin_ms: float = Field(
         default=10.0,
@@ -134,28 +157,28 @@ class Service(Block):
     more_than_stable: float = Field(
         default=1.1,
         ge=1,
-        title="More than stable, without harm (times)",
+        title="More than stable, excused (times)",
         description="Up to so many times stable's failures, refusals and departures are excused.",
     )
     error_margin_percent: float = Field(
         default=0.25,
         ge=0,
         lt=100,
-        title="More than stable, without harm (%)",
-        description="A share of failures, refusals or departures below this is excused, however few stable has.",
+        title="More than stable, excused (%)",
+        description="A rate of failures, refusals or departures below this is excused, however few stable has.",
     )
     false_alarm_percent: float = Field(
         default=1.0,
         gt=0,
         lt=100,
-        title="False alarms, at most (%)",
+        title="False alarms, at most (alpha, %)",
         description="Of the releases that are as good as stable, so many may be rolled back by bad luck.",
     )
     missed_harm_percent: float = Field(
         default=5.0,
         gt=0,
         lt=100,
-        title="Missed harm, at most (%)",
+        title="Missed regressions, at most (beta, %)",
         description="Of the stages of a release that breaks a limit twice over, so many may be passed by good luck.",
     )
     minimum_requests: int = Field(
@@ -168,7 +191,8 @@ class Service(Block):
         default=15.0,
         ge=0,
         title="Warm-up of a stage (seconds)",
-        description="First tokens of requests from before this are not judged, for caches are cold; failures are.",
+        description="Times to first token of requests from before this are not judged, for caches are cold; failures "
+        "are.",
     )
 
     probes_per_stage: int = Field(
@@ -182,7 +206,8 @@ class Service(Block):
         default_factory=_packaged_prompts,
         min_length=1,
         title="Golden prompts",
-        description="What probes ask in turn, and what has to come back; answers are compared with stable's.",
+        description="What probes ask in turn, and what has to come back; answers are compared with stable's. A model "
+        "of a kind that none of them is for (completion, embedding, rerank) is asked some that are built in.",
     )
 
     _installation: str = PrivateAttr(default="")
@@ -221,10 +246,10 @@ class Service(Block):
         """The service's own store first."""
         return (self.store, *self.further_stores)
 
-    @property
-    def prompts(self) -> tuple[Prompt, ...]:
-        """The golden ones, as an engine is asked."""
-        return tuple(Prompt(one.prompt, one.max_tokens, one.expects) for one in self.golden_prompts)
+    def prompts_for(self, kind: ModelKind) -> tuple[Prompt, ...]:
+        """The golden ones that a model of that kind can be asked; where the service names none, those of the house."""
+        golden = _of_kind(self.golden_prompts, kind) or _packaged_prompts(kind)
+        return tuple(Prompt(one.prompt, one.max_tokens, one.expects, tuple(one.documents)) for one in golden)
 
     @property
     def engine(self) -> Engine:

@@ -1,13 +1,13 @@
 """Collect garbage: mirrors that no release needs, and uploads that nobody is at."""
 
 import time
+from functools import partial
 
 from prefect import flow, get_run_logger
-from prefect.artifacts import create_markdown_artifact
 
 from blocks.stores.mirrors import MIRRORS
-from flows.boards.artifacts import only_for_show
-from flows.boards.boards import collection_table
+from flows.boards.artifacts import show
+from flows.boards.collect import mirrors_table
 from flows.plans import CollectPlan
 from flows.policy.mirrors.collect import Verdict, what_to_collect, which_are_orphans
 from flows.steps.service import find_service
@@ -20,7 +20,7 @@ def collect_mirrors(plan: CollectPlan) -> tuple[Verdict, ...]:
     service = find_service(plan.service)
     needed = read_needed(service.stores)
     verdicts = list[Verdict]()
-    for number, store in enumerate(service.stores):
+    for store in service.stores:
         mirrors, unfinished, doubts = look_what_is_there(store)
         for doubt in doubts:
             get_run_logger().warning("Nothing of that mirror is deleted: %s", doubt)
@@ -31,9 +31,11 @@ def collect_mirrors(plan: CollectPlan) -> tuple[Verdict, ...]:
             if any(upload.key.startswith(mirror.prefix) for upload in unfinished if upload not in orphans)
         }
         ruled = what_to_collect(mirrors, needed, in_progress, keep_newest=plan.keep_newest)
-        with only_for_show():
-            table = collection_table(store.url_of(MIRRORS), ruled, orphans, dry_run=plan.dry_run)
-            create_markdown_artifact(table, key=f"garbage-{service.name}-{number + 1}")
+        home = store.url_of(MIRRORS)
+        show(
+            f"garbage-{service.name}-{home}",
+            partial(mirrors_table, home, ruled, orphans, dry_run=plan.dry_run),
+        )
         if not plan.dry_run:
             for verdict in ruled:
                 if verdict.delete and not delete_mirror(store, service.stores, verdict.mirror):

@@ -8,7 +8,6 @@ from importlib.metadata import version
 from typing import Any, cast
 
 from prefect import flow, get_run_logger
-from prefect.artifacts import create_markdown_artifact
 from prefect.futures import wait
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
@@ -17,8 +16,9 @@ from blocks.ports.hub import Hub, Model
 from blocks.ports.store import Store
 from blocks.service import Service
 from blocks.stores.mirrors import Manifest, MirroredFile, mirror_prefix
-from flows.boards.artifacts import TransferProgress, only_for_show
-from flows.boards.boards import mirror_report
+from flows.boards.artifacts import show
+from flows.boards.mirror import mirror_report
+from flows.boards.progress import TransferProgress
 from flows.plans import MirrorPlan
 from flows.policy.mirrors.mirror import Selection, traffic_words
 from flows.steps.service import find_service
@@ -88,9 +88,11 @@ def _fill(service: Service, model: Model, wanted: Selection, targets: Sequence[T
         copied = {file.path: file for copy in copies if (file := copy.result()) is not None}
     for target in targets:
         _publish(service.hub, model, target, copied)
-    with only_for_show():
-        report = mirror_report(model, wanted, targets, seconds=time.monotonic() - began, retries=transfer.retries)
-        create_markdown_artifact(report, key=f"mirror-report-{service.name}", description=f"Mirror of {model.repo}")
+    took = time.monotonic() - began
+    show(
+        f"mirror-report-{service.name}",
+        lambda: mirror_report(model, wanted, targets, took_seconds=took, retries=transfer.retries),
+    )
 
 
 def _publish(hub: Hub, model: Model, target: Target, copied: Mapping[str, MirroredFile]) -> None:

@@ -7,7 +7,7 @@ from zoneinfo import ZoneInfo, available_timezones
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from blocks.ports.fleet import EngineSettings
+from blocks.ports.fleet import EngineSettings, ModelKind
 from flows.policy.placement.plan import PlacementRules
 
 
@@ -162,6 +162,12 @@ class FleetPlan(ModelPlan):
         title="Parallel requests",
         description="How many requests one replica answers at the same time; further ones wait.",
     )
+    kind: ModelKind = Field(
+        default="chat",
+        title="Kind of model",
+        description="What the model is for: chat, completion (it goes on with a text), embedding, or rerank. It is "
+        "started, probed and judged as that, and a kind that the model cannot be is refused.",
+    )
     placement: PlacementRules = Field(
         default=PlacementRules(),
         title="Placement",
@@ -171,7 +177,7 @@ class FleetPlan(ModelPlan):
 
     @property
     def engine(self) -> EngineSettings:
-        return EngineSettings(self.context_tokens, self.parallel_requests)
+        return EngineSettings(self.context_tokens, self.parallel_requests, self.kind)
 
 
 class ProvisionPlan(FleetPlan):

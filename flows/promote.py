@@ -12,16 +12,19 @@ from blocks.errors import Refused
 from blocks.ports.fleet import Replica
 from blocks.ports.gateway import Slot
 from blocks.service import Service
-from flows.boards.artifacts import Board
-from flows.boards.boards import waiting_board
+from flows.boards.artifacts import Artifact
+from flows.boards.canary import waiting_board
+from flows.boards.stages import approval_question
 from flows.plans import PromotePlan
 from flows.policy.gating.alpha import alpha_of_stage
 from flows.policy.gating.judge import Carried, Judge
+from flows.policy.gating.kinds import limits_for
 from flows.policy.gating.limits import Limits
 from flows.policy.gating.probes import PART_OF_ALPHA, ProbeJudge
 from flows.policy.gating.stages import stages_left
 from flows.policy.releases.ledger import Release, ServiceRecord, go_live, note_stage, owned_by, take_over
 from flows.runtime.runs import Unanswered, ask_a_person, ended_run_of, own_run_id
+from flows.steps.agreement import check_agreement
 from flows.steps.place import reconcile_replicas
 from flows.steps.service import open_service
 from flows.steps.stage import Stable, StageWatch
@@ -38,7 +41,8 @@ class Approval(RunInput):
     """What a person answers; there is no default, for an empty answer must not promote."""
 
     decision: Literal["promote", "roll back"] = Field(
-        title="Decision", description="Give the candidate the next share of the traffic, or all of it back to stable."
+        title="Decision",
+        description="Let the candidate have that much of the traffic, or give all of it back to stable.",
     )
 
 
@@ -48,6 +52,7 @@ def promote_canary(plan: PromotePlan) -> Release:
     service = open_service(plan.service)
     limits = limits_of(service, plan)  # what is refused ends no release that stands ready
     release = _take_over(service)
+    limits = limits_for(release.engine.kind, limits, plan.limits)
     candidates: Sequence[Replica] = ()
     with rollback_on_error(service):
         record = read_record(service.store, service.name)
@@ -79,11 +84,13 @@ def _promote_by_stages(
     service: Service, release: Release, live: Release, plan: PromotePlan, limits: Limits
 ) -> Sequence[Replica]:
     """The replicas that the last stage began with."""
-    board = Board(f"canary-board-{service.name}", f"The canary of {service.name}, stage by stage")
+    board = Artifact(f"canary-board-{service.name}")
     standing = read_split(service.gateway, service.name).weight_of(release.slot)
     carried = Carried.after(stage.evidence for stage in release.stages if stage.evidence is not None)
     candidates = _replicas_of(service, release.id)
     stable = Stable(live, _replicas_of(service, live.id), had=_servers_in(service, live.slot))
+    if not standing:
+        check_agreement(service, release, live, candidates, stable.replicas)
     rate = measure_rate(service.gateway, service.name, min(MEASURED_SECONDS, plan.stage_deadline_seconds / 100))
     for share in stages_left(plan.stages_percent, standing):
         if share in plan.approve_before_percent:
@@ -131,14 +138,14 @@ def _promote_by_stages(
 
 
 def _wait_for_rollback_blockers(
-    service: Service, release: Release, plan: PromotePlan, share: int, stable: Stable, board: Board
+    service: Service, release: Release, plan: PromotePlan, share: int, stable: Stable, board: Artifact
 ) -> None:
     """No share rises while stable could not take all of its traffic back."""
 
     def blockers() -> str:
         owned_by(record_of(service.store, service.name), own_run_id())
         if words := stable.rollback_blockers(service):
-            board.show(waiting_board(release, plan.stages_percent, share, words))
+            board.show(lambda: waiting_board(release, plan.stages_percent, share, words))
         return words
 
     if words := wait_for_rollback_blockers(share, blockers, plan.stage_deadline_seconds):
@@ -177,9 +184,7 @@ def _cells(replicas: Sequence[Replica]) -> dict[str, str]:
 
 
 def _ask_a_person(release: Release, share: int, timeout_seconds: int) -> None:
-    evidence = "\n".join(f"- {s.share_percent} %: {s.verdict}: {s.reason}" for s in release.stages) or "- none yet"
-    question = f"**Give {release.id} {share} % of the traffic?** Its stages so far:\n\n{evidence}"
-    form = Approval.with_initial_data(description=question)
+    form = Approval.with_initial_data(description=approval_question(release, share))
     try:
         answer = ask_a_person(form, f"approval-before-{share}", timeout_seconds)
     except Unanswered as error:

@@ -13,6 +13,7 @@ from blocks.stores.mirrors import mirror_prefix
 from flows.plans import FleetPlan, MirrorPlan, ProvisionPlan
 from flows.policy.placement.plan import Placement
 from flows.policy.releases.installation import check_nobody_else_serves
+from flows.policy.releases.kinds import check_kind
 from flows.policy.releases.ledger import Release, open_release, release_id
 from flows.runtime.runs import ended_run_of, own_run_id
 from flows.steps.place import plan_fleet, start_replicas
@@ -56,6 +57,7 @@ def open_in_ledger(service: Service, plan: FleetPlan, *, needs_mirror: bool = Fa
     read_split(service.gateway, service.name)
     record = read_record(service.store, service.name)
     check_nobody_else_serves(record, service.name, list_servers(service.gateway, service.name))
+    check_kind(service.name, record.live, plan.engine.kind)
     wanted = release_id(service.name, plan.repo, model.commit, plan.engine)
     is_live = record.live is not None and record.live.id == wanted
     is_on_its_way = record.in_progress is not None and record.in_progress.id == wanted and record.in_progress.stages

@@ -9,7 +9,8 @@ from blocks.ports.fleet import Replica
 from blocks.ports.store import MultipartUpload
 from blocks.service import Service
 from flows.boards.artifacts import show
-from flows.boards.boards import decision_table, uploads_table
+from flows.boards.collect import uploads_table
+from flows.boards.replicas import decisions_table
 from flows.plans import ReapPlan
 from flows.policy.mirrors.collect import which_are_orphans
 from flows.policy.releases.reap import what_to_reap
@@ -48,11 +49,7 @@ def _reap_replicas(service: Service, plan: ReapPlan) -> tuple[Replica, ...]:
         servers = list_servers(service.gateway, service.name)
         decisions = spare_what_alone_answers(decisions, servers, healthy_replicas(service))
     orphans = tuple(decision.replica for decision in decisions if decision.stop)
-    show(
-        f"orphans-{service.name}",
-        f"{len(orphans)} of {len(decisions)} replicas belong to nobody",
-        decision_table(decisions, dry_run=plan.dry_run),
-    )
+    show(f"orphans-{service.name}", lambda: decisions_table(decisions, dry_run=plan.dry_run))
     if plan.dry_run:
         return orphans
     for orphan in orphans:
@@ -68,13 +65,8 @@ def _reap_uploads(service: Service, plan: ReapPlan) -> tuple[MultipartUpload, ..
     now = time.time()
     found = [(store, upload) for store in service.stores for upload in list_uploads(store)]
     orphans = which_are_orphans((upload for _, upload in found), now, plan.orphaned_after_hours * 3600)
-    show(
-        f"orphaned-uploads-{service.name}",
-        f"{len(orphans)} of {len(found)} uploads belong to nobody",
-        uploads_table(
-            [(store.url_of(upload.key), upload) for store, upload in found], orphans, now=now, dry_run=plan.dry_run
-        ),
-    )
+    uploads = [(store.url_of(upload.key), upload) for store, upload in found]
+    show(f"orphaned-uploads-{service.name}", lambda: uploads_table(uploads, orphans, now=now, dry_run=plan.dry_run))
     if not plan.dry_run:
         for store, upload in found:
             if upload in orphans:

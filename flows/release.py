@@ -3,13 +3,13 @@
 from functools import partial
 
 from prefect import flow, get_run_logger
-from prefect.artifacts import create_link_artifact
 
 from blocks.service import Service
-from flows.boards.artifacts import only_for_show, show
-from flows.boards.boards import release_report
+from flows.boards.artifacts import show
+from flows.boards.release import endpoint_page, release_report
 from flows.mirror import mirror_model
 from flows.plans import MirrorPlan, PromotePlan, ProvisionPlan, ReleasePlan
+from flows.policy.gating.kinds import limits_for
 from flows.policy.releases.ledger import Release, ask_for, begin_stopping, owned_by, retire
 from flows.promote import limits_of, promote_canary
 from flows.provision import open_in_ledger, provision_fleet
@@ -29,7 +29,8 @@ DRAIN_TIMEOUT_SECONDS = 900.0
 def release_model(plan: ReleasePlan) -> Release:
     """Give a model to users one stage at a time; whatever fails, they keep the one they have."""
     service = open_service(plan.service)
-    limits_of(service, plan)  # what would be refused then is refused before anything is spent
+    # What would be refused then is refused before anything is spent.
+    limits_for(plan.kind, limits_of(service, plan), plan.limits)
     release = open_in_ledger(service, plan)
     pinned = plan.model_copy(update={"revision": release.commit})
     try:
@@ -49,10 +50,10 @@ def release_model(plan: ReleasePlan) -> Release:
                 promote_canary(pinned.part(PromotePlan))
         retire_the_old(service, plan.keep_warm_seconds)
     except BaseException:
-        with only_for_show():
-            report(service, release.id)
+        report(service, release.id)
         raise
-    release = report(service, release.id)
+    release = read_record(service.store, service.name).release(release.id)
+    report(service, release.id)
     if release.state != "live":
         raise RolledBack(f"release {release.id} was live and is {release.state}: {release.closing_reason}")
     return release
@@ -71,13 +72,10 @@ def retire_the_old(service: Service, keep_warm_seconds: float) -> None:
             update_ledger(service.store, service.name, partial(retire, release=replaced.id))
 
 
-def report(service: Service, release: str) -> Release:
+def report(service: Service, release: str) -> None:
     """Show how the release stands, and where users reach it."""
-    standing = read_record(service.store, service.name).release(release)
-    text = release_report(standing, service.endpoint)
-    show(f"release-report-{service.name}", f"Release {release} is {standing.state}", text)
-    with only_for_show():
-        create_link_artifact(
-            service.endpoint, key=f"endpoint-{service.name}", description=f"Where users call {service.name}"
-        )
-    return standing
+    show(
+        f"release-report-{service.name}",
+        lambda: release_report(read_record(service.store, service.name).release(release), service.endpoint),
+    )
+    show(f"endpoint-{service.name}", lambda: endpoint_page(service.name, service.endpoint))

@@ -8,7 +8,7 @@ from blocks.errors import Refused, Unavailable
 from blocks.ports.fleet import Replica
 from blocks.service import Service
 from flows.boards.artifacts import show
-from flows.boards.boards import decision_table
+from flows.boards.replicas import decisions_table
 from flows.plans import ScaleDownPlan
 from flows.policy.releases.ledger import ServiceRecord, ask_for, begin_stopping, retire
 from flows.policy.releases.scale import check_keep, spare_what_alone_answers, what_to_stop
@@ -47,8 +47,7 @@ def scale_down(plan: ScaleDownPlan) -> tuple[Replica, ...]:
     may_end_the_last = plan.to_zero or not record.has_users
     if not may_end_the_last:
         decisions = spare_what_alone_answers(decisions, servers, healthy)
-    table = decision_table(decisions, dry_run=plan.dry_run)
-    show(f"what-to-stop-{service.name}", "Which replicas go, and why", table)
+    show(f"what-to-stop-{service.name}", lambda: decisions_table(decisions, dry_run=plan.dry_run))
     if plan.dry_run:
         return ()
     if record.in_progress is None:

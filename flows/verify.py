@@ -4,7 +4,6 @@ from dataclasses import replace
 from typing import Any, cast
 
 from prefect import flow, get_run_logger
-from prefect.artifacts import create_markdown_artifact
 from prefect.futures import PrefectFuture, wait
 from prefect.runtime import flow_run
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
@@ -12,8 +11,8 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from blocks.errors import Refused, SkyferryError, Unavailable
 from blocks.ports.store import Store
 from blocks.stores.mirrors import MIRRORS
-from flows.boards.artifacts import only_for_show
-from flows.boards.boards import verification_table
+from flows.boards.artifacts import show
+from flows.boards.verify import findings_table
 from flows.plans import VerifyPlan
 from flows.policy.mirrors.verify import Finding, what_is_unread, what_is_wrong, which_to_verify, words_of
 from flows.steps.service import find_service
@@ -47,8 +46,7 @@ def verify_mirror(plan: VerifyPlan) -> tuple[Finding, ...]:
                 readings.append((unread, verify_file.submit(store, prefix + file.path, file)))
     wait([reading for _, reading in readings])
     findings += [_found(unread, reading) for unread, reading in readings]
-    with only_for_show():
-        create_markdown_artifact(verification_table(findings), key=f"verification-{service.name}")
+    show(f"verification-{service.name}", lambda: findings_table(findings))
     wrong, unread = what_is_wrong(findings), what_is_unread(findings)
     if wrong or unread:
         raise (Refused if wrong else Unavailable)(words_of(wrong, unread, len(findings)))

@@ -1,4 +1,4 @@
-"""A language model of a few hundred kilobytes with random weights: it says nonsense, at once and for ever."""
+"""Models of a few hundred kilobytes with random weights: one says nonsense for ever, others embed and rank by it."""
 
 import string
 import sys
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import gguf
 import httpx
@@ -15,6 +16,7 @@ import psutil
 import stamina
 
 from blocks.local.processes import Daemon, free_port
+from blocks.ports.fleet import POOLING, ModelKind
 from blocks.replica_tls import Identity
 
 WIDTH = 64
@@ -78,6 +80,87 @@ def write_tiny_gguf(path: Path, seed: int = 0) -> Path:
     return path
 
 
+ENCODER_CONTEXT = 512
+ENCODER_CONTROL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+def write_tiny_bert(
+    path: Path,
+    *,
+    ranks: bool = False,
+    width: int = WIDTH,
+    seed: int = 0,
+    gain: float = 1.0,
+    pooling: gguf.PoolingType | None = None,
+) -> Path:
+    """Write an encoder, of a letter each: a BERT that embeds by the mean of its tokens, or ranks.
+
+    With a `gain` of 0 all that it computes comes to nothing. Without a `pooling` the file says the right one.
+    """
+    random = np.random.default_rng(seed)
+    # The tokenizer marks where a word begins.
+    tokens = (*ENCODER_CONTROL, *(f"▁{letter}" for letter in string.ascii_lowercase), *string.ascii_lowercase)
+
+    def matrix(rows: int, columns: int) -> np.ndarray:
+        return random.normal(0, 0.3, (rows, columns)).astype(np.float32)
+
+    def zeros(columns: int) -> np.ndarray:
+        return np.zeros(columns, np.float32)
+
+    writer = gguf.GGUFWriter(path, "bert")
+    writer.add_context_length(ENCODER_CONTEXT)
+    writer.add_embedding_length(width)
+    writer.add_block_count(LAYERS)
+    writer.add_feed_forward_length(2 * width)
+    writer.add_head_count(HEADS)
+    writer.add_layer_norm_eps(1e-12)
+    writer.add_causal_attention(value=False)
+    right = gguf.PoolingType.RANK if ranks else gguf.PoolingType.MEAN
+    writer.add_pooling_type(right if pooling is None else pooling)
+    writer.add_tokenizer_model("bert")
+    writer.add_token_list(tokens)
+    control = len(ENCODER_CONTROL)
+    writer.add_token_types([gguf.TokenType.CONTROL] * control + [gguf.TokenType.NORMAL] * (len(tokens) - control))
+    writer.add_token_type_count(2)
+    for name, token in (("pad", 0), ("unk", 1), ("bos", 2), ("sep", 3), ("eos", 3), ("mask", 4)):
+        getattr(writer, f"add_{name}_token_id")(token)
+
+    writer.add_tensor("token_embd.weight", matrix(len(tokens), width))
+    writer.add_tensor("token_types.weight", matrix(2, width))
+    writer.add_tensor("position_embd.weight", matrix(ENCODER_CONTEXT, width))
+    writer.add_tensor("token_embd_norm.weight", np.ones(width, np.float32))
+    writer.add_tensor("token_embd_norm.bias", zeros(width))
+    for layer in range(LAYERS):
+        block = f"blk.{layer}"
+        for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
+            writer.add_tensor(f"{block}.{name}.weight", matrix(width, width))
+            writer.add_tensor(f"{block}.{name}.bias", zeros(width))
+        writer.add_tensor(f"{block}.ffn_up.weight", matrix(2 * width, width))
+        writer.add_tensor(f"{block}.ffn_up.bias", zeros(2 * width))
+        writer.add_tensor(f"{block}.ffn_down.weight", matrix(width, 2 * width))
+        writer.add_tensor(f"{block}.ffn_down.bias", zeros(width))
+        for name in ("attn_output_norm", "layer_output_norm"):
+            writer.add_tensor(f"{block}.{name}.weight", np.full(width, gain, np.float32))
+            writer.add_tensor(f"{block}.{name}.bias", zeros(width))
+    if ranks:
+        writer.add_tensor("cls.weight", matrix(width, width))
+        writer.add_tensor("cls.bias", zeros(width))
+        writer.add_tensor("cls.output.weight", matrix(1, width))
+        writer.add_tensor("cls.output.bias", zeros(1))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@cache
+def tiny_bert(**options: Any) -> bytes:
+    """An encoder, for whoever needs no file."""
+    with tempfile.TemporaryDirectory() as directory:
+        return write_tiny_bert(Path(directory) / "tiny.gguf", **options).read_bytes()
+
+
 @cache
 def tiny_gguf() -> bytes:
     """The model, for whoever needs no file."""
@@ -89,15 +172,26 @@ def tiny_gguf() -> bytes:
 def tiny_replica(
     directory: Path,
     *,
-    context_tokens: int = CONTEXT,
+    context_tokens: int | None = None,
     parallel: int = 2,
     identity: Identity | None = None,
     api_key: str = "",
+    kind: ModelKind = "chat",
+    **of_bert: Any,
 ) -> Iterator[tuple[str, psutil.Process]]:
-    """A ready llama.cpp replica of the model: its address and its process; by TLS where it has an identity."""
-    weights = write_tiny_gguf(directory / "tiny.gguf")
+    """A ready llama.cpp replica of a model of that kind: its address and its process; by TLS where it has an identity.
+
+    Without a context of its own, it has the longest of its model.
+    """
+    weights, longest = directory / "tiny.gguf", CONTEXT
+    if kind in POOLING:
+        write_tiny_bert(weights, ranks=kind == "rerank", **of_bert)
+        longest = ENCODER_CONTEXT
+    else:
+        write_tiny_gguf(weights)
     address = f"127.0.0.1:{(port := free_port())}"
-    options = {"weights": weights, "port": port, "context-tokens": context_tokens, "parallel": parallel}
+    context_tokens = context_tokens or longest
+    options = {"weights": weights, "port": port, "context-tokens": context_tokens, "parallel": parallel, "kind": kind}
     if identity is not None:
         options |= {"certificate": directory / "replica.crt", "private-key": directory / "replica.key"}
         (directory / "replica.crt").write_text(identity.certificate)

@@ -279,6 +279,7 @@ class AnswerReader:
             said = _first(choice, "delta", "message")
             is_token = is_token or _says_something(said) or _is_something(choice.get("text"))
             self._hear(_dict(said))
+            self.text += _word(choice.get("text"))
             self._end_by(choice.get("finish_reason"))
         self._say(is_token)
 

@@ -12,12 +12,13 @@ from typing import Any, Self
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 
 from blocks.engines.answers import AnswerReader, form_of
-from blocks.errors import Refused, Unavailable
-from blocks.ports.engine import Answer, Load, Prompt
-from blocks.ports.fleet import Replica
+from blocks.engines.pooling import NoAnswer, check_they_differ, check_they_rank, scores_in, vectors_in
+from blocks.errors import Refused, Unavailable, Unsound
+from blocks.ports.engine import Answer, Expectation, Load, Prompt
+from blocks.ports.fleet import ModelKind, Replica
 from blocks.replica_tls import SERVER_NAME, context_trusting
 
 NAMES: tuple[Mapping[str, str], ...] = (
@@ -57,12 +58,13 @@ TOOL = {
         },
     },
 }
-EXPECTING: Mapping[str, Mapping[str, object]] = {
+EXPECTING: Mapping[Expectation, Mapping[str, object]] = {
     "text": {},
+    "continuation": {},
     "json": {"response_format": {"type": "json_object"}},
     "tool": {"tools": [TOOL], "tool_choice": "required"},
 }
-"""What a request has besides its prompt, by what its answer has to be."""
+"""What a request for words has besides its prompt, by what its answer has to be."""
 
 MOST_BYTES = 8 * 1024 * 1024
 """Of an answer, or a page of metrics, no more is read: a replica on a rented machine says what it likes."""
@@ -87,42 +89,90 @@ class OpenAIEngine:
         except httpx.HTTPError:
             return False
 
-    def complete(self, replica: Replica) -> str:
-        """A few tokens; Unavailable, with what came back, where there is not one."""
-        asked = {"messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 8, "temperature": 0}
+    def complete(self, replica: Replica, kind: ModelKind = "chat") -> str:
+        """A few tokens, two vectors or a ranking; Unavailable, with what came back, where there are none."""
+        asked = READINESS[kind]
         try:
             with self._asked(
-                replica, "POST", "/v1/chat/completions", self.completion_timeout_seconds, asked
+                replica, "POST", asked.path, self.completion_timeout_seconds, dict(asked.body)
             ) as response:
                 content = _content(response)
         except httpx.HTTPError as error:
             raise Unavailable(
-                f"{replica.name} at {replica.address} gave no completion ({type(error).__name__}: {error}); "
+                f"{replica.name} at {replica.address} gave no {asked.answer} ({type(error).__name__}: {error}); "
                 f"look at its log"
             ) from None
         try:
-            completion = _Completion.model_validate_json(content)
-        except ValidationError:
-            raise Unavailable(_no_completion(replica, response.status_code, content)) from None
-        if not response.is_success or completion.usage.completion_tokens == 0:
-            raise Unavailable(_no_completion(replica, response.status_code, content))
-        return completion.choices[0].message.content or ""
+            if response.is_success:
+                return asked.read(content)
+            raise Unavailable(_not_given(replica, response.status_code, content, asked.answer))
+        except ValueError:  # pydantic's ValidationError is one
+            raise Unavailable(_not_given(replica, response.status_code, content, asked.answer)) from None
+        except Unsound as error:
+            raise Unsound(
+                f"{replica.name} at {replica.address} answers, and its {asked.answer} is of no use: {error}; "
+                f"see that the weights are whole and that this engine can serve them"
+            ) from None
 
     def ask(self, replica: Replica, prompt: Prompt) -> Answer:
+        return (
+            self._ask_to_pool(replica, prompt)
+            if prompt.expects in {"vector", "ranking"}
+            else self._ask_to_generate(replica, prompt)
+        )
+
+    def _ask_to_pool(self, replica: Replica, prompt: Prompt) -> Answer:
+        """In one piece, for there is no first token; a vector in floats, where readiness asks for base64."""
         begun = time.monotonic()
-        status, heard, first_ms, last_ms = None, AnswerReader("chat", is_stream=True), None, None
+        status, content, is_whole = None, b"", False
+        path, body = (
+            ("/v1/embeddings", {"input": [prompt.text], "encoding_format": "float"})
+            if prompt.expects == "vector"
+            else ("/v1/rerank", {"query": prompt.text, "documents": list(prompt.documents)})
+        )
+        try:
+            with self._asked(replica, "POST", path, self.completion_timeout_seconds, body) as response:
+                status = response.status_code
+                content = _content(response)
+                is_whole = response.is_success
+        except httpx.HTTPError:
+            pass  # the status says how far it came
+        total_ms = _ms_since(begun)
+        if not is_whole:
+            return Answer(status=status, total_ms=total_ms)
+        try:
+            if prompt.expects == "vector":
+                (vector,) = vectors_in(content, 1)
+                return Answer(status=status, vector=vector, total_ms=total_ms, is_whole=True)
+            scores = scores_in(content, len(prompt.documents))
+            check_they_rank(scores)
+            return Answer(status=status, scores=scores, total_ms=total_ms, is_whole=True)
+        except Unsound as error:
+            return Answer(status=status, total_ms=total_ms, is_whole=True, unsound=str(error))
+        except NoAnswer:
+            heard = AnswerReader("embedding" if prompt.expects == "vector" else "rerank", is_stream=False)
+            heard.read(content)
+            heard.verdict()
+            return Answer(status=status, total_ms=total_ms, error_status=heard.error_status)
+
+    def _ask_to_generate(self, replica: Replica, prompt: Prompt) -> Answer:
+        begun = time.monotonic()
+        kind, path, asked = (
+            ("completion", "/v1/completions", {"prompt": prompt.text})
+            if prompt.expects == "continuation"
+            else ("chat", "/v1/chat/completions", {"messages": [{"role": "user", "content": prompt.text}]})
+        )
+        status, heard, first_ms, last_ms = None, AnswerReader(kind, is_stream=True), None, None
         form, size = "none", 0
         body = {
-            "messages": [{"role": "user", "content": prompt.text}],
+            **asked,
             "max_tokens": prompt.max_tokens,
             "temperature": 0,
             "stream": True,
             **EXPECTING[prompt.expects],
         }
         try:
-            with self._asked(
-                replica, "POST", "/v1/chat/completions", self.completion_timeout_seconds, body
-            ) as response:
+            with self._asked(replica, "POST", path, self.completion_timeout_seconds, body) as response:
                 status = response.status_code
                 form = form_of(response.headers.get("content-type", ""), response.headers.get("content-encoding", ""))
                 heard.is_stream = form != "json"
@@ -273,11 +323,14 @@ class _Message(BaseModel):
 
 
 class _Choice(BaseModel):
-    message: _Message
+    message: _Message | None = None
+    """In a chat."""
+    text: str | None = None
+    """In a completion."""
 
 
 class _Usage(BaseModel):
-    completion_tokens: int
+    completion_tokens: int = Field(ge=1)
 
 
 class _Completion(BaseModel):
@@ -285,9 +338,52 @@ class _Completion(BaseModel):
     usage: _Usage
 
 
-def _no_completion(replica: Replica, status: int, content: bytes) -> str:
+def _said(content: bytes) -> str:
+    choice = _Completion.model_validate_json(content).choices[0]
+    return (choice.message.content if choice.message else choice.text) or ""
+
+
+def _embedded(content: bytes) -> str:
+    vectors = vectors_in(content, len(TEXTS))
+    check_they_differ(vectors)
+    return f"{len(vectors)} vectors of {len(vectors[0])} numbers"
+
+
+def _ranked(content: bytes) -> str:
+    scores = scores_in(content, len(TEXTS))
+    check_they_rank(scores)
+    return f"scores of {len(scores)} documents: {', '.join(f'{score:.3g}' for score in scores)}"
+
+
+@dataclass(frozen=True)
+class _Readiness:
+    """What a replica is asked once, to see that it can do what its kind is for."""
+
+    path: str
+    body: Mapping[str, object]
+    answer: str
+    read: Callable[[bytes], str]
+    """What was answered, in words or as it came; ValueError where that is no answer, Unsound where it is of no use."""
+
+
+TEXTS = ("Paris is the capital of France.", "Bread is baked from flour, water and yeast.", "It will rain tomorrow.")
+FEW: Mapping[str, object] = {"max_tokens": 8, "temperature": 0}
+READINESS: Mapping[ModelKind, _Readiness] = {
+    "chat": _Readiness(
+        "/v1/chat/completions", {"messages": [{"role": "user", "content": "Say hello."}], **FEW}, "completion", _said
+    ),
+    "completion": _Readiness("/v1/completions", {"prompt": "Once upon a time", **FEW}, "completion", _said),
+    # As OpenAI's own client asks unless it is told otherwise.
+    "embedding": _Readiness("/v1/embeddings", {"input": TEXTS, "encoding_format": "base64"}, "embedding", _embedded),
+    "rerank": _Readiness(
+        "/v1/rerank", {"query": "What is the capital of France?", "documents": TEXTS}, "ranking", _ranked
+    ),
+}
+
+
+def _not_given(replica: Replica, status: int, content: bytes, answer: str) -> str:
     said = content[:200].decode(errors="replace")
-    return f"{replica.name} at {replica.address} answered HTTP {status} and no completion: {said!r}; look at its log"
+    return f"{replica.name} at {replica.address} answered HTTP {status} and no {answer}: {said!r}; look at its log"
 
 
 @cache

@@ -125,6 +125,7 @@ class LocalFleet(Block):
                     *("--port", str(port)),
                     *("--context-tokens", str(order.engine.context_tokens)),
                     *("--parallel", str(order.engine.parallel_requests)),
+                    *("--kind", order.engine.kind),
                     *("--alias", order.service),
                 ],
                 env={"SKYFERRY_API_KEY": self.key_of(order.release)},

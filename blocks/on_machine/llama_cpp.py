@@ -17,7 +17,7 @@ from http.client import HTTPConnection
 from pathlib import Path
 
 # The names come out of its compiled part, which says nothing to a type checker.
-from xllamacpp import CommonParams, Server  # pyright: ignore[reportAttributeAccessIssue] - see above
+from xllamacpp import CommonParams, Server, llama_pooling_type  # pyright: ignore[reportAttributeAccessIssue] - see above
 
 CONTEXT_STEP = 256
 """llama.cpp rounds the context up to this many tokens."""
@@ -26,6 +26,9 @@ HTTP_THREADS = 2
 ERRORS = 1
 """llama.cpp's verbosity: its warnings quote from requests that it cannot parse."""
 
+
+KINDS = ("chat", "completion", "embedding", "rerank")
+"""What a model may be asked for; the first two are started alike."""
 
 UNIX_PATH_BYTES = 107
 """What Linux lets the path of a unix socket have."""
@@ -57,9 +60,12 @@ class UnixConnection(HTTPConnection):
 
 
 def settings(
-    weights: Path, door: Endpoint, *, context_tokens: int, parallel: int, alias: str, threads: int
+    weights: Path, door: Endpoint, *, context_tokens: int, parallel: int, alias: str, threads: int, kind: str = "chat"
 ) -> CommonParams:
-    """What llama.cpp is started with: a request that does not fit its context gets HTTP 400, never a cut prompt."""
+    """What llama.cpp is started with: a request that does not fit its context is refused, never a cut prompt.
+
+    With HTTP 400 where words are generated, and by encoders with HTTP 500: to them it is longer than one step.
+    """
     params = CommonParams()
     params.model.path = str(weights)
     params.model_alias = {alias}
@@ -67,7 +73,8 @@ def settings(
     params.port = door.port
     params.api_keys = [door.api_key] if door.api_key else []
     # The context is divided evenly among the parallel requests, so that each has its own whole one.
-    params.n_ctx = -(-context_tokens // CONTEXT_STEP) * CONTEXT_STEP * parallel
+    context = -(-context_tokens // CONTEXT_STEP) * CONTEXT_STEP
+    params.n_ctx = context * parallel
     params.n_parallel = parallel
     params.kv_unified = False
     params.ctx_shift = False
@@ -80,6 +87,12 @@ def settings(
     params.endpoint_slots = False  # it shows what users wrote
     params.ui = False
     params.verbosity = ERRORS
+    if kind in {"embedding", "rerank"}:
+        params.embedding = True
+        # What is pooled is computed in one step: by its default of 512 tokens, longer inputs get HTTP 500.
+        params.n_batch = params.n_ubatch = context
+    if kind == "rerank":
+        params.pooling_type = llama_pooling_type.LLAMA_POOLING_TYPE_RANK
     return params
 
 
@@ -152,6 +165,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--context-tokens", type=int, required=True)
     parser.add_argument("--parallel", type=int, required=True)
+    parser.add_argument("--kind", choices=KINDS, default="chat")
     parser.add_argument("--alias", default="default")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--host", default="127.0.0.1")
@@ -189,6 +203,7 @@ def start(given: argparse.Namespace, door: Endpoint) -> Server:
             parallel=given.parallel,
             alias=given.alias,
             threads=given.threads,
+            kind=given.kind,
         )
     )
     if (offered := context_offered(door)) < given.context_tokens:

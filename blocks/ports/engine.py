@@ -1,9 +1,10 @@
 """An engine, asked directly and past the gateway: its settings, its load, and its answers."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from blocks.ports.fleet import Replica
+from blocks.ports.fleet import ModelKind, Replica
 
 
 @dataclass(frozen=True)
@@ -36,14 +37,30 @@ class Load:
         return self.running + self.waiting
 
 
+Expectation = Literal["text", "json", "tool", "continuation", "vector", "ranking"]
+"""What an answer has to be: in a chat anything but nothing, a JSON value, or a call of the one tool that is offered,
+with JSON; the text goes on; one vector; one score a document."""
+
+EXPECTATIONS: Mapping[ModelKind, frozenset[Expectation]] = {
+    "chat": frozenset({"text", "json", "tool"}),
+    "completion": frozenset({"continuation"}),
+    "embedding": frozenset({"vector"}),
+    "rerank": frozenset({"ranking"}),
+}
+"""What can be expected of each kind of model."""
+
+
 @dataclass(frozen=True)
 class Prompt:
     """A question that a replica is asked as a test of it, and what its answer has to be."""
 
     text: str
+    """For a ranking, the query."""
     max_tokens: int
-    expects: Literal["text", "json", "tool"]
-    """Anything but nothing; a JSON value; a call of the one tool that is offered, with JSON."""
+    """Of an answer that is generated."""
+    expects: Expectation
+    documents: tuple[str, ...] = ()
+    """What a ranking ranks."""
 
 
 A_HANDFUL = 5
@@ -76,6 +93,12 @@ class Answer:
     """It came to its end, and that was a good one."""
     error_status: int | None = None
     """The HTTP status of the error that the body named under a good status in the head; None where it named none."""
+    vector: tuple[float, ...] = ()
+    """Of what was embedded; finite, and empty where none came."""
+    scores: tuple[float, ...] = ()
+    """One a document, in the order in which they were handed over; finite, and empty where none came."""
+    unsound: str = ""
+    """Why what came is no vector or ranking that anybody can use, in words; empty where it is one, or was not asked."""
 
 
 class Engine(Protocol):
@@ -85,12 +108,15 @@ class Engine(Protocol):
         """False while it loads, and while nothing answers."""
         ...
 
-    def complete(self, replica: Replica) -> str:
-        """One real, short completion; Unavailable where none comes back."""
+    def complete(self, replica: Replica, kind: ModelKind = "chat") -> str:
+        """One real, short request of the model's kind, and in words or as it came what was answered.
+
+        Unavailable where no answer comes back; Unsound where one does that nobody can use, such as a vector of zeros.
+        """
         ...
 
     def ask(self, replica: Replica, prompt: Prompt) -> Answer:
-        """Streamed, as users ask; whatever comes, or does not, is an answer and no error."""
+        """Streamed where words are generated, as users ask; whatever comes, or does not, is an answer and no error."""
         ...
 
     def load(self, replica: Replica) -> Load | None:

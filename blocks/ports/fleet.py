@@ -9,6 +9,9 @@ from blocks.ports.market import Offer
 ModelKind = Literal["chat", "completion", "embedding", "rerank"]
 """What a model is asked for: that decides how it is seen to be ready, probed, judged and sized."""
 
+POOLING: frozenset[ModelKind] = frozenset({"embedding", "rerank"})
+"""Kinds that generate nothing: a whole input is pooled into a vector or a score, so there is no first token."""
+
 
 @dataclass(frozen=True)
 class EngineSettings:
@@ -19,6 +22,7 @@ class EngineSettings:
     parallel_requests: int
     """How many requests one replica answers at the same time; further ones wait."""
     kind: ModelKind = "chat"
+    """Releases of version 0.1 name none, and were all of this one."""
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from blocks.errors import NoCapacity, Refused, SkyferryError, Unavailable, Unexp
 from blocks.fields import Secret
 from blocks.files import write_atomically
 from blocks.on_machine.node import CannotServe, File, encode_files
-from blocks.ports.fleet import EngineSettings, Replica, ReplicaOrder
+from blocks.ports.fleet import POOLING, EngineSettings, Replica, ReplicaOrder
 from blocks.ports.market import Offer, Stock, is_within
 from blocks.ports.store import Store
 from blocks.replica_tls import Authority, new_identity, release_key
@@ -43,6 +43,8 @@ SECRETS = "~/skyferry/secrets.sh"
 """Where the machine finds what nobody else may know."""
 ROOT = Path(__file__).parents[2]
 """What relative paths in a task are relative to: where blocks/ and deployments/ lie side by side."""
+KIND = "SKYFERRY_KIND"
+"""By which a task is told of what kind the model is; those of version 0.1 do not know it."""
 READ_SECONDS = 1
 ASKED_SIDE_BY_SIDE = 16
 """Engines; one that is silent takes seconds."""
@@ -116,7 +118,7 @@ class SkyPilotFleet(Block):
         default=1800,
         gt=0,
         title="Time for a launch (s)",
-        description="A cell that has not given a machine and set it up by then counts as one that said no.",
+        description="A cell that has not given a machine and set it up by then counts as one without capacity.",
     )
     # It looks at the job alone and the engine is the job, so an engine that nobody asks anything is not idle.
     autodown_minutes: int | None = Field(
@@ -310,6 +312,11 @@ class SkyPilotFleet(Block):
     def _task(self, order: ReplicaOrder, offer: Offer, port: int, sent: Path) -> Mapping[str, Any]:
         """The engine's task with a place, a name, and all that the machine has to know."""
         task = yaml.safe_load(self.task)
+        if order.engine.kind in POOLING and KIND not in task["run"]:
+            raise Refused(
+                f"the fleet's task does not read {KIND}, so its engine would be started for chats and {order.name} is "
+                f"of kind {order.engine.kind!r}; give the fleet the task of this version, from deployments/engines"
+            )
         mounts = task.get("file_mounts") or {}
         names = {"service": order.service, "release": order.release, "replica": order.name}
         names |= {"installation": self._installation} if self._installation else {}
@@ -540,6 +547,7 @@ def _told(order: ReplicaOrder, offer: Offer, port: int, *, is_tls: bool) -> Mapp
         "SKYFERRY_PORT": str(port),
         "SKYFERRY_CONTEXT_TOKENS": str(engine.context_tokens),
         "SKYFERRY_PARALLEL_REQUESTS": str(engine.parallel_requests),
+        KIND: engine.kind,
         "SKYFERRY_ACCELERATORS": str(max(1, offer.accelerators)),
     }
 

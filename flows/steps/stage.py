@@ -14,12 +14,13 @@ from blocks.ports.engine import Load
 from blocks.ports.fleet import Replica
 from blocks.ports.gateway import Outcome
 from blocks.service import Service
-from flows.boards.artifacts import Board
-from flows.boards.boards import canary_board
+from flows.boards.artifacts import Artifact
+from flows.boards.canary import canary_board
 from flows.policy.gating.decide import Ruling, rule
 from flows.policy.gating.engines import Engines, Meter
 from flows.policy.gating.evidence import Evidence, Probed
 from flows.policy.gating.judge import Judge
+from flows.policy.gating.kinds import concerns
 from flows.policy.gating.outcomes import speaks
 from flows.policy.gating.probes import Pair, ProbeJudge, probes_missing, seconds_between_rounds
 from flows.policy.gating.sample_size import forecast
@@ -67,7 +68,7 @@ class StageWatch:
     """In percent."""
     judge: Judge
     probe_judge: ProbeJudge
-    board: Board
+    board: Artifact
     candidates: Sequence[Replica]
     stable: Stable
     requests_a_second: float | None
@@ -136,6 +137,7 @@ class StageWatch:
             get_run_logger().warning("The ledger cannot be read: %s", error)
         if not is_complete:
             self.judge.begin_anew()
+        outcomes = [outcome for outcome in outcomes if concerns(self.release.engine.kind, outcome)]
         self.outcomes += sum(map(speaks, outcomes))
         self.judge.take(outcomes, seconds)
         self._note_loads(self._reader.news())
@@ -146,7 +148,7 @@ class StageWatch:
             self._blockers = self.stable.rollback_blockers(self.service)
             ruling = hold_while_blocked(ruling, self._blockers, seconds, limits.deadline_seconds)
         self.board.show(
-            canary_board(
+            lambda: canary_board(
                 self.release,
                 self.stages_percent,
                 self.share,
@@ -177,7 +179,7 @@ class StageWatch:
             return
         if not self._rounds:
             get_run_logger().info("%s %%: too few users come to judge by: probes are sent", self.share)
-        prompts = service.prompts[:missing]
+        prompts = service.prompts_for(self.release.engine.kind)[:missing]
         asked = probe.submit(
             service.engine,
             prompts,

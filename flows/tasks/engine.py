@@ -6,9 +6,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Self
 
-from blocks.errors import Unavailable
+from blocks.errors import Unavailable, Unsound
 from blocks.ports.engine import Engine, Load, Prompt
-from blocks.ports.fleet import Replica
+from blocks.ports.fleet import ModelKind, Replica
 from flows.policy.gating.probes import Pair
 from flows.runtime.retries import retried_task
 
@@ -30,13 +30,13 @@ def who_is_healthy(engine: Engine, replicas: Sequence[Replica]) -> frozenset[str
         return frozenset(replica.address for replica, says_so in zip(replicas, answers, strict=True) if says_so)
 
 
-def who_is_silent(engine: Engine, replicas: Sequence[Replica]) -> tuple[Replica, ...]:
-    """Those that give no completion, whatever they say of their health; side by side, for the same reason."""
+def who_is_silent(engine: Engine, replicas: Sequence[Replica], kind: ModelKind = "chat") -> tuple[Replica, ...]:
+    """Those that give no answer of their kind, or none of use, whatever they say of their health; side by side too."""
 
     def is_silent(replica: Replica) -> bool:
         try:
-            engine.complete(replica)
-        except Unavailable:
+            engine.complete(replica, kind)
+        except (Unavailable, Unsound):
             return True
         return False
 

@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass, replace
 from itertools import count
 
-from blocks.errors import EngineEnded, NoCapacity, NotReady, Refused, SkyferryError, Unavailable
+from blocks.errors import EngineEnded, NoCapacity, NotReady, Refused, SkyferryError, Unavailable, Unsound
 from blocks.http.addresses import in_one_spelling
 from blocks.ports.engine import Engine
 from blocks.ports.fleet import Fleet, Replica, ReplicaOrder
@@ -24,7 +24,7 @@ LOOKS_A_QUESTION = 10
 class Started:
     replica: Replica
     seconds: float
-    """From launch to the first real completion."""
+    """From launch to the first real answer."""
     was_running: bool
     """Adopted, so that the seconds say nothing about how long a start takes."""
 
@@ -33,11 +33,11 @@ class Started:
 def start_replica(
     fleet: Fleet, engine: Engine, records: ConditionalStore, order: ReplicaOrder, offer: Offer, timeout_seconds: float
 ) -> Started:
-    """Launch or adopt the replica and wait until it has completed a prompt; one that does not is taken down again.
+    """Launch or adopt the replica and wait until it has answered as its kind does; one that does not is taken down.
 
     Raises NoCapacity where this cell will not give the machine, or no address for it; NotReady where it gave one on
-    which nothing answers in time, EngineEnded where the engine ended by itself; Refused, with nothing left behind,
-    where the release was given up before or meanwhile.
+    which nothing answers in time, or nothing of use; EngineEnded where the engine ended by itself; Refused, with
+    nothing left behind, where the release was given up before or meanwhile.
     """
     was_running = _standing(fleet, order) is not None
     _check_asked_for(fleet, records, order, was_running=was_running)
@@ -76,7 +76,12 @@ def _launch_and_wait(
             raise _why_late(fleet, order, offer, standing, timeout_seconds)
         replica = standing  # some clouds give the address later
         sleep(POLL_SECONDS)
-    engine.complete(replica)
+    try:
+        engine.complete(replica, order.engine.kind)
+    except Unsound as error:
+        fleet.stop(order.name)
+        # Another machine may mend it, as where this one's memory is broken; a second one says that it is the model.
+        raise NotReady(offer.cell, f"{error}; it was taken down") from error
     _check_asked_for(fleet, records, order, was_running=was_running)
     return Started(_as_the_gateway_spells_it(replica), time.monotonic() - begun, was_running=False)
 

@@ -91,6 +91,9 @@ def size_up(
         config = mistral.config_of(parsed(mistral.PARAMS), config)
     if config.get("quantization_config") is None and QUANTISATION in files:
         config = {**config, "quantization_config": parsed(QUANTISATION)}
+    # vLLM takes an embedding model to end there, whatever positions its config.json has.
+    if longest := parsed(SENTENCES).get("max_seq_length"):
+        config = {**config, "max_seq_length": longest}
     index = parsed(INDEX)
     return size_model(config, tuple(files.items()), _total_bytes(index), engine, _files_in(index))
 
@@ -98,6 +101,9 @@ def size_up(
 CONFIG, INDEX = "config.json", "model.safetensors.index.json"
 QUANTISATION = "hf_quant_config.json"
 """Where older versions of ModelOpt say how a model is quantised; vLLM reads it where config.json says nothing."""
+
+SENTENCES = "sentence_bert_config.json"
+"""Where sentence-transformers says how long an input may be."""
 
 
 LARGEST_TEXT_BYTES = 64 << 20

@@ -1,4 +1,4 @@
-"""What every engine keeps to: the one in memory, and llama.cpp asked over HTTP and by TLS."""
+"""What every engine keeps to: the one in memory, and llama.cpp asked over HTTP and by TLS, for each kind of model."""
 
 import json
 import ssl
@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, ExitStack, closing, contextmanage
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from http.client import HTTPConnection, HTTPSConnection
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -14,10 +15,10 @@ import stamina
 import trustme
 
 from blocks.engines.openai import OpenAIEngine
-from blocks.errors import Refused, Unavailable
+from blocks.errors import Refused, Unavailable, Unsound
 from blocks.local.processes import free_port
 from blocks.ports.engine import Answer, Engine, Load, Prompt
-from blocks.ports.fleet import EngineSettings, Replica, ReplicaOrder
+from blocks.ports.fleet import EngineSettings, ModelKind, Replica, ReplicaOrder
 from blocks.replica_tls import Authority, new_authority, new_identity, release_key
 from tests.fakes.fleet import OFFER, FakeEngine, FakeFleet
 from tests.gateway.replica import Replica as StandIn
@@ -139,6 +140,99 @@ def case(request: pytest.FixtureRequest) -> Case:
         replica,
         lambda count: endless_requests(lambda: HTTPSConnection(replica.address, context=unverified), count, key),
     )
+
+
+KINDS: tuple[ModelKind, ...] = ("completion", "embedding", "rerank")
+"""All but chat, whose cases are above."""
+RANKING = Prompt("abc", 1, "ranking", ("abc", "xyz", "the quick brown fox"))
+PROMPTS: dict[ModelKind, Prompt] = {
+    "completion": Prompt("so it goes", 8, "continuation"),
+    "embedding": Prompt("hello", 1, "vector"),
+    "rerank": RANKING,
+}
+
+
+@pytest.fixture(scope="module")
+def addresses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[ModelKind, str]]:
+    """A replica of each kind."""
+    with ExitStack() as replicas:
+        yield {
+            kind: replicas.enter_context(tiny_replica(tmp_path_factory.mktemp(kind), kind=kind))[0] for kind in KINDS
+        }
+
+
+@pytest.fixture(params=["fake", pytest.param("llama.cpp", marks=pytest.mark.server)])
+def engine_and_replica(request: pytest.FixtureRequest) -> Callable[[ModelKind], tuple[Engine, Replica]]:
+    if request.param == "fake":
+        case = fake_case()
+        return lambda _: (case.engine, case.replica)
+    addresses: dict[ModelKind, str] = request.getfixturevalue("addresses")
+    return lambda kind: (OpenAIEngine(), at(addresses[kind]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_is_ready_once_it_did_what_its_kind_is_for(
+    engine_and_replica: Callable[[ModelKind], tuple[Engine, Replica]], kind: ModelKind
+) -> None:
+    """It goes on with a text, embeds, or ranks: its health alone does not do."""
+    engine, replica = engine_and_replica(kind)
+    assert engine.complete(replica, kind)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_probe_is_asked_as_its_kind_is(
+    engine_and_replica: Callable[[ModelKind], tuple[Engine, Replica]], kind: ModelKind
+) -> None:
+    """What pools has neither words nor a first token; what it answers twice is the same."""
+    engine, replica = engine_and_replica(kind)
+    first, second = (engine.ask(replica, PROMPTS[kind]) for _ in range(2))
+    assert (first.status, first.is_whole, first.unsound) == (200, True, "")
+    assert first.total_ms > 0
+    assert (first.vector, first.scores) == (second.vector, second.scores)
+    assert bool(first.text) == (kind == "completion")
+    assert bool(first.vector) == (kind == "embedding")
+    assert len(first.scores) == (len(RANKING.documents) if kind == "rerank" else 0)
+    assert (first.first_token_ms is None) == (kind != "completion")
+
+
+@pytest.mark.server
+def test_llama_cpp_embeds_in_base64_as_in_floats(addresses: dict[ModelKind, str]) -> None:
+    """OpenAI's own client asks for base64; both say a vector of the length that the file says."""
+    assert OpenAIEngine().complete(at(addresses["embedding"]), "embedding") == "3 vectors of 64 numbers"
+    assert len(OpenAIEngine().ask(at(addresses["embedding"]), PROMPTS["embedding"]).vector) == 64
+
+
+@pytest.mark.server
+@pytest.mark.parametrize(
+    ("asked", "serves"), [("embedding", "completion"), ("rerank", "embedding"), ("chat", "rerank")]
+)
+def test_llama_cpp_of_another_kind_is_not_ready(
+    addresses: dict[ModelKind, str], asked: ModelKind, serves: ModelKind
+) -> None:
+    """It is healthy, and says of what it was asked that it cannot do that."""
+    assert OpenAIEngine().is_healthy(at(addresses[serves]))
+    with pytest.raises(Unavailable, match=r"HTTP (400|500|501) and no "):
+        OpenAIEngine().complete(at(addresses[serves]), asked)
+
+
+@pytest.mark.server
+def test_llama_cpp_embeds_an_input_as_long_as_its_context(addresses: dict[ModelKind, str]) -> None:
+    """512 tokens with those that begin and end it; what is longer gets no shorter vector, but HTTP 500."""
+    engine, replica = OpenAIEngine(), at(addresses["embedding"])
+    assert engine.ask(replica, Prompt("a " * 510, 1, "vector")).is_whole
+    assert engine.ask(replica, Prompt("a " * 511, 1, "vector")).status == 500
+
+
+@pytest.mark.server
+def test_weights_that_come_to_nothing_are_not_ready(tmp_path: Path) -> None:
+    """llama.cpp serves them and is healthy; each vector of theirs is zeros."""
+    with tiny_replica(tmp_path, kind="embedding", gain=0.0) as (address, _):
+        assert OpenAIEngine().is_healthy(at(address))
+        with pytest.raises(
+            Unsound, match=rf"{address} answers, and its embedding is of no use: .* all zeros; see that"
+        ):
+            OpenAIEngine().complete(at(address), "embedding")
+        assert "all zeros" in OpenAIEngine().ask(at(address), PROMPTS["embedding"]).unsound
 
 
 def test_a_replica_that_answers_is_healthy(case: Case) -> None:

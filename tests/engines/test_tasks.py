@@ -21,11 +21,11 @@ import yaml
 from blocks.engines.openai import OpenAIEngine
 from blocks.local.processes import MARK, free_port
 from blocks.on_machine.node import File, encode_files
-from blocks.ports.fleet import Replica
+from blocks.ports.fleet import ModelKind, Replica
 from blocks.replica_tls import new_authority, new_identity, release_key
 from blocks.skypilot.sdk import skypilot
 from tests.servers import canned_server
-from tests.tiny_gguf import write_tiny_gguf
+from tests.tiny_gguf import tiny_bert, write_tiny_gguf
 
 ROOT = Path(__file__).parents[2]
 ENGINES = ROOT / "deployments/engines"
@@ -101,6 +101,40 @@ def mirrored(body: bytes, path: str) -> Iterator[list[File]]:
         yield [File(path, len(body), hashlib.sha256(body).hexdigest(), f"http://{server.address}/{path}?signed")]
 
 
+@pytest.mark.parametrize(
+    ("kind", "flags"),
+    [
+        ("chat", "--runner generate"),
+        ("completion", "--runner generate"),
+        ("embedding", "--runner pooling --convert embed"),
+        ("rerank", "--runner pooling --convert classify"),
+    ],
+)
+def test_vllm_is_started_for_its_kind(tmp_path: Path, kind: str, flags: str) -> None:
+    """Whatever it would take the model for by itself."""
+    (program := tmp_path / "skyferry/venv/bin/vllm").parent.mkdir(parents=True)
+    program.write_text('#!/bin/sh\necho "$@"\n')
+    program.chmod(0o755)
+    with mirrored(b"{}", "config.json") as files, job("vllm", tmp_path, files, SKYFERRY_KIND=kind) as running:
+        said = running.communicate(timeout=30)[0]
+    assert f" {flags} --host 0.0.0.0" in said
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("kind", ["embedding", "rerank"])
+def test_llama_cpp_is_started_for_its_kind(tmp_path: Path, kind: ModelKind) -> None:
+    """From the task to a vector, or a ranking, by TLS."""
+    weights, port = tiny_bert(ranks=kind == "rerank"), str(free_port())
+    python = {"SKYFERRY_PYTHON": sys.executable, "SKYFERRY_PORT": port, "SKYFERRY_KIND": kind}
+    with mirrored(weights, "tiny.gguf") as files, job("llama_cpp", tmp_path / "home", files, **python):
+        replica = Replica("search-1a-0", "search", "1a", "here", f"127.0.0.1:{port}", is_tls=True)
+        engine = OpenAIEngine(key_of=lambda _: KEY, replica_ca=AUTHORITY.certificate)
+        for attempt in stamina.retry_context(on=AssertionError, attempts=None, timeout=30, wait_max=0.1):
+            with attempt:
+                assert engine.is_healthy(replica)
+        assert engine.complete(replica, kind)
+
+
 @pytest.mark.server
 def test_llama_cpp_serves_what_it_has_checked(tmp_path: Path) -> None:
     """From the addresses of a mirror to a completion by TLS with the release's key; SIGTERM ends the engine itself."""
@@ -167,6 +201,7 @@ def test_vllm_is_told_all_but_the_key_on_its_command_line(tmp_path: Path) -> Non
     assert arguments[:2] == ["serve", str(home / "weights")]
     options = dict(zip(arguments[2:-2:2], arguments[3:-2:2], strict=True))
     assert options == {
+        "--runner": "generate",
         "--host": "0.0.0.0",  # noqa: S104 - the gateway is elsewhere
         "--port": "18443",
         "--ssl-certfile": str(home / "replica.crt"),

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Self
 
-from blocks.errors import NoCapacity, SkyferryError, Unavailable
+from blocks.errors import NoCapacity, SkyferryError, Unavailable, Unsound
 from blocks.http.addresses import in_one_spelling
 from blocks.ports.engine import Answer, Load, Prompt
-from blocks.ports.fleet import Replica, ReplicaOrder
+from blocks.ports.fleet import POOLING, ModelKind, Replica, ReplicaOrder
 from blocks.ports.market import ON_PROCESSORS, Offer
 
 OFFER = Offer(
@@ -141,6 +141,8 @@ class FakeEngine:
     """Addresses that say they are well and complete nothing."""
     failing_completions: int = 0
     """So many of the next completions raise Unavailable."""
+    unsound: dict[str, str] = field(default_factory=dict)
+    """Releases whose replicas answer what nobody can use, and why."""
 
     def is_healthy(self, replica: Replica) -> bool:
         standing = self._at(replica)
@@ -151,7 +153,7 @@ class FakeEngine:
             and replica.address not in self.unhealthy
         )
 
-    def complete(self, replica: Replica) -> str:
+    def complete(self, replica: Replica, kind: ModelKind = "chat") -> str:
         if self.failing_completions > 0:
             self.failing_completions -= 1
             raise Unavailable(f"{replica.name} was told to fail")
@@ -159,8 +161,10 @@ class FakeEngine:
             raise Unavailable(f"nothing answers at {replica.address}")
         if replica.address in self.hung:
             raise Unavailable(f"{replica.name} hangs")
-        self.generated[replica.address] += 1
-        return "hello"
+        if replica.release in self.unsound:
+            raise Unsound(f"{replica.name} answers: {self.unsound[replica.release]}")
+        self.generated[replica.address] += kind not in POOLING
+        return f"a {kind}"
 
     def ask(self, replica: Replica, prompt: Prompt) -> Answer:
         self.asked[replica.address] += 1
@@ -168,6 +172,11 @@ class FakeEngine:
             return Answer(status=None, total_ms=1)
         if replica.address in self.says:
             return replace(self.says[replica.address], total_ms=100)
+        if prompt.expects == "vector":
+            return Answer(status=200, vector=(0.6, 0.8), total_ms=100, is_whole=True)
+        if prompt.expects == "ranking":
+            scores = tuple(1 / rank for rank in range(1, 1 + len(prompt.documents)))
+            return Answer(status=200, scores=scores, total_ms=100, is_whole=True)
         return Answer(
             status=200,
             text='{"hello": 1}',

@@ -27,6 +27,7 @@ from blocks.errors import Refused, SkyferryError
 from blocks.ports.engine import Engine
 from blocks.ports.gateway import Outcome, Reading, Server, Slot, Split
 from blocks.service import Service
+from flows.boards.artifacts import wait_until_shown
 from flows.plans import ReleasePlan
 from flows.policy.releases.installation import INSTALLATION_KEY, Installation
 from flows.policy.releases.ledger import Release, ServiceRecord, ledger_key
@@ -208,6 +209,7 @@ def prefect_api() -> Iterator[None]:
     }
     with temporary_settings(quiet), prefect_test_harness(server_startup_timeout=120):
         yield
+        wait_until_shown()
 
 
 def new_world() -> World:

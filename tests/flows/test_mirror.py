@@ -25,7 +25,8 @@ from blocks.stores.directory import DirectoryStore
 from blocks.stores.google_storage import GoogleStore
 from blocks.stores.mirrors import MIRRORS
 from blocks.stores.s3 import S3Store
-from flows.boards.artifacts import TransferProgress
+from flows.boards.artifacts import wait_until_shown
+from flows.boards.progress import TransferProgress
 from flows.collect import collect_mirrors
 from flows.mirror import mirror_model
 from flows.plans import CollectPlan, MirrorPlan, ReapPlan, VerifyPlan
@@ -86,6 +87,7 @@ def test_without_the_services_own_store_the_run_fails(world: World) -> None:
 def test_what_is_shown_names_the_service() -> None:
     """Two services that mirror into one store do not write over each other's progress."""
     mirror()
+    wait_until_shown()
     with get_client(sync_client=True) as client:
         shown = {artifact.key: artifact.description or "" for artifact in client.read_artifacts()}
     assert {"mirror-progress-chat-s3-fake", "mirror-report-chat"} <= shown.keys()
@@ -100,6 +102,7 @@ def test_progress_that_cannot_be_shown_stops_nothing(world: World) -> None:
     def lose_the_artifacts() -> None:
         model = world.hub.look_up(REPO, "v1")
         with TransferProgress("chat", model, [target], refresh_seconds=0) as progress:
+            wait_until_shown()
             with get_client(sync_client=True) as client:
                 for artifact in client.read_artifacts():
                     client.delete_artifact(artifact.id)
@@ -238,10 +241,11 @@ def test_code_that_no_config_names_is_left_out(world: World) -> None:
     world.hub.models = {REPO: {"v1": {**world.hub.models[REPO]["v1"], "handler.py": b"import os"}}}
     prefix = mirror()
     assert f"{prefix}handler.py" not in world.store.objects
-    assert re.search(r"Left out:\s+- handler\.py: code", last_report())
+    assert re.search(r"Left out\s+- \*\*handler\.py\*\*: code", last_report())
 
 
 def last_report() -> str:
+    wait_until_shown()
     with get_client(sync_client=True) as client:
         reports = [one for one in client.read_artifacts() if one.key == "mirror-report-chat"]
     return str(max(reports, key=lambda one: one.created or datetime.min.replace(tzinfo=UTC)).data)
@@ -346,5 +350,5 @@ def test_a_fleet_keeps_its_stores_and_their_secrets(tmp_path: Path) -> None:
     assert isinstance(loaded, SkyPilotFleet)
     found = loaded.further_stores[0]
     assert isinstance(found, S3Store)
-    assert (found.near, found.secret_access_key) == (["aws/us-east-1"], SecretStr("hidden"))
+    assert (found.near, found.secret_access_key) == (("aws/us-east-1",), SecretStr("hidden"))
     assert isinstance(loaded.further_stores[1], GoogleStore)

@@ -176,3 +176,21 @@ def test_mistrals_odd_words_are_refused(more: dict[str, object], words: str) -> 
     """As those of config.json are."""
     with pytest.raises(Refused, match=words):
         sized(b"", params=PIXTRAL | more, files=OWN)
+
+
+@pytest.mark.parametrize(("said", "longest"), [(b'{"max_seq_length": 256}', 256), (b'{"max_seq_length": null}', 512)])
+def test_sentences_may_be_shorter_than_the_positions(said: bytes, longest: int) -> None:
+    """By a file of sentence-transformers, which vLLM reads: it would not start with a longer context."""
+    bert: dict[str, object] = {
+        "architectures": ["BertModel"], "model_type": "bert", "num_hidden_layers": 6, "num_attention_heads": 12,
+        "hidden_size": 384, "intermediate_size": 1536, "max_position_embeddings": 512,
+    }  # fmt: skip
+    bodies = {"config.json": json.dumps(bert).encode(), "sentence_bert_config.json": said}
+    files = {path: len(body) for path, body in bodies.items()} | {"model.safetensors": GIB}
+
+    def need(context: int) -> Need:
+        return size_up.fn("maker/m", files, lambda path: iter([bodies[path]]), EngineSettings(context, 1, "embedding"))
+
+    assert need(longest).kv_bytes == 0
+    with pytest.raises(Refused, match=f"made for {longest} tokens and {longest + 1} are asked for"):
+        need(longest + 1)

@@ -16,6 +16,7 @@ import trustme
 
 from blocks.haproxy.gateway import HAProxyGateway
 from blocks.local.processes import Daemon, end, free_port, marked
+from blocks.ports.fleet import ModelKind
 from blocks.ports.gateway import Outcome
 from blocks.replica_tls import Authority
 from deployments.haproxy.config import (
@@ -135,6 +136,7 @@ def running_gateway(
     key: str = "",
     authority: Authority | None = None,
     request_seconds: float = 30,
+    kinds: Mapping[str, ModelKind] | None = None,
 ) -> Iterator[RunningGateway]:
     ca = trustme.CA()
     certificate = run_directory / "gateway.pem"
@@ -150,6 +152,7 @@ def running_gateway(
     settings = GatewaySettings(
         run_directory=run_directory,
         services={service: f"127.0.0.1:{free_port()}" for service in SERVICES},
+        kinds=kinds or {},
         admin_tls=AdminTLS(address=admin_address, certificate=certificate, client_ca=client_ca),
         replica_ca=replica_ca,
         outside=outside,
@@ -180,16 +183,19 @@ def running_gateway(
 class Load:
     """A few users who ask again and again, on connections they keep, while the `with` block runs."""
 
-    def __init__(self, url: str, users: int = 4) -> None:
+    def __init__(
+        self, url: str, users: int = 4, body: Mapping[str, object] | None = None, pause_seconds: float = 0
+    ) -> None:
         self.answers: list[int | str] = []
+        self._body, self._pause_seconds = body or {}, pause_seconds
         self._over = threading.Event()
         self._threads = [threading.Thread(target=self._use, args=(url,)) for _ in range(users)]
 
     def _use(self, url: str) -> None:
         with httpx.Client(timeout=10) as client:
-            while not self._over.is_set():
+            while not self._over.wait(self._pause_seconds):
                 try:
-                    self.answers.append(client.post(url, json={}).status_code)
+                    self.answers.append(client.post(url, json=self._body).status_code)
                 except httpx.HTTPError as error:
                     self.answers.append(repr(error))
 

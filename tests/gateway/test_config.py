@@ -85,3 +85,14 @@ def test_each_error_of_the_gateways_own_is_worded(tmp_path: Path) -> None:
         error = json.loads(body)["error"]
         assert error.keys() == {"message", "type", "param", "code"}
         assert error["code"] == status
+
+
+def test_a_kind_that_is_nobodys_is_refused(tmp_path: Path) -> None:
+    """A slip in the name of a service, or of a kind, would open every path."""
+    services = {"search": "127.0.0.1:8080"}
+    with pytest.raises(Refused, match="kinds says that 'serach' is of kind 'embedding'; name a service of search"):
+        GatewaySettings(tmp_path, services, kinds={"serach": "embedding"})
+    with pytest.raises(
+        Refused, match=r"'search' is of kind 'embeddings'; .* one of chat, completion, embedding, rerank"
+    ):
+        GatewaySettings(tmp_path, services, kinds={"search": "embeddings"})  # pyright: ignore[reportArgumentType]

@@ -6,16 +6,16 @@ nobody calls they cannot make up for.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from math import log
 
 import numpy as np
 
-from blocks.ports.engine import Answer, Prompt, pace_ms
+from blocks.ports.engine import Answer, Expectation, Prompt, pace_ms
 from blocks.ports.fleet import ModelKind, Replica
-from blocks.ports.gateway import Outcome, Slot, other
+from blocks.ports.gateway import Outcome, RequestKind, Slot, other
 from flows.policy.gating.decide import PROBES_WEIGHT, Stakes, doubts
 from flows.policy.gating.e_values import Flags, Floats, log_e_value, part_of_hits
 from flows.policy.gating.evidence import Count, Evidence, Probed, Trajectory, trajectory_of
@@ -57,6 +57,8 @@ class Pair:
 
 def what_is_wrong(prompt: Prompt, answer: Answer) -> str:
     """With an answer that came, in words; nothing where it is what was asked for."""
+    if prompt.expects in {"vector", "ranking"}:
+        return answer.unsound
     if prompt.expects == "tool":
         if answer.tool_arguments is None:
             return "no tool was called"
@@ -93,7 +95,7 @@ class ProbeJudge:
     def take(self, pairs: Sequence[Pair], elapsed_seconds: float) -> None:
         """Take in what both slots answered to some prompts."""
         outcomes = [
-            _outcome(slot, replica, answer)
+            _outcome(slot, replica, pair.prompt, answer)
             for pair in pairs
             for slot, replica, answer in zip(
                 self._slots, (pair.candidate, pair.stable), (pair.own, pair.its), strict=True
@@ -108,7 +110,7 @@ class ProbeJudge:
         """Only where one of the two is off is there news: if they are alike, it is the one or the other by chance."""
         candidate, stable = (bool(what_is_wrong(pair.prompt, answer)) for answer in (pair.own, pair.its))
         self._take("wrong", candidate=candidate and not stable, stable=stable and not candidate)
-        both_right = not candidate and not stable and pair.prompt.expects == "text"
+        both_right = not candidate and not stable and pair.prompt.expects in {"text", "continuation"}
         own_length, its_length = len(pair.own.text), len(pair.its.text)
         shorter, longer = LENGTHS_APART * own_length < its_length, own_length > LENGTHS_APART * its_length
         self._take("much shorter", candidate=both_right and shorter, stable=both_right and longer)
@@ -133,7 +135,18 @@ def _came(answer: Answer) -> bool:
     return _has_begun(answer) and answer.is_whole
 
 
-def _outcome(slot: Slot, replica: Replica, answer: Answer) -> Outcome:
+REQUESTS: Mapping[Expectation, RequestKind] = {
+    "continuation": "completion",
+    "vector": "embedding",
+    "ranking": "rerank",
+    "text": "chat",
+    "json": "chat",
+    "tool": "chat",
+}
+"""What is asked for, by what is expected."""
+
+
+def _outcome(slot: Slot, replica: Replica, prompt: Prompt, answer: Answer) -> Outcome:
     """As the gateway would have logged it."""
     return Outcome(
         id="probe",
@@ -151,6 +164,7 @@ def _outcome(slot: Slot, replica: Replica, answer: Answer) -> Outcome:
         cut_short=_has_begun(answer) and not answer.is_whole,
         is_empty=False,  # what the answer is has a check of its own
         user_left=False,
+        kind=REQUESTS[prompt.expects],
         error_status=answer.error_status,
     )
 

@@ -23,14 +23,17 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from blocks.errors import Refused
-from blocks.ports.fleet import EngineSettings
+from blocks.ports.fleet import POOLING, EngineSettings
 from blocks.ports.market import Offer
 from flows.policy.sizing import gguf
 from flows.policy.sizing.architectures import VALUE_BYTES, Reading, encoder_heads, read_architecture
+from flows.policy.sizing.kinds import check_kind, check_kind_of_gguf, is_encoder, is_encoder_in_gguf, usable_positions
 from flows.policy.sizing.kv_cache import GIB, STEP_TOKENS, Caches, Line
 from flows.policy.sizing.mistral import is_in_own_form
 from flows.policy.sizing.model_config import (
+    ATTENTION_HEADS,
     INNER_WIDTH,
+    LAYERS,
     WIDTH,
     Config,
     check_context,
@@ -153,6 +156,8 @@ class Need:
     """What is kept of requests is at most this."""
     arithmetic: tuple[str, ...] = ()
     """How the numbers came about, a line each."""
+    hint: str = ""
+    """What a person should know of the model as one of its kind; empty where there is nothing."""
 
     @property
     def kv_bytes(self) -> int:
@@ -190,13 +195,16 @@ def size_model(
     `index_total_bytes` is `metadata.total_size` of model.safetensors.index.json, None where there is none, and
     `indexed` are the files that it names. Experts
     count whole: each may be asked at any time. Images and sound have memory of their own, which is not counted.
-    Refused where config.json does not say enough, or the context is longer than the model's.
+    Encoders keep nothing of a request; a decoder that embeds keeps keys and values as one that generates does. Refused
+    where config.json does not say enough, the model cannot be of that kind, or the context is longer than the model's.
     """
+    hint = check_kind(config, [path for path, _ in weights], engine.kind)
     text = language_model(config)
     said = quantised(config, text)
     text = {**text, "quantization_config": said} if said else text
-    check_context(engine, longest_context(text))
-    reading, least = read_architecture(text), least_capability(said)
+    check_context(engine, usable_positions(text, longest_context(text)))
+    reading = _read_encoder(text) if is_encoder(text) else read_architecture(text)
+    least = least_capability(said)
     weights_bytes, weights_line = _weights(
         weights, index_total_bytes, indexed, method_of(said) or _wider_than_served(text)
     )
@@ -210,17 +218,34 @@ def size_model(
         sampling_bytes,
         reading.layers,
         _shares(reading, quantised_groups(said, text), encoder_heads(config)),
+        step_tokens=_most_in_a_step(engine),
         disk_bytes=disk_bytes,
         least_capability=max(least, reading.least_capability),
         is_bound=bool(reading.bound),
         arithmetic=(
             weights_line,
             *(_cache_line(line, engine) for line in caches.lines()),
+            *([] if reading.caches else ["KV cache: none, for an encoder keeps nothing of a request"]),
             *([reading.bound] if reading.bound else []),
             activation_line,
             disk_line,
+            *([hint] if hint else []),
         ),
+        hint=hint,
     )
+
+
+def _read_encoder(text: Config) -> Reading:
+    heads = needed(text, *ATTENTION_HEADS)
+    return Reading(needed(text, *LAYERS), heads, (), ((heads, "attention heads"),))
+
+
+def _most_in_a_step(engine: EngineSettings) -> int:
+    """What is pooled over all its tokens is not computed in pieces, so that one step holds the longest input.
+
+    (`is_chunked_prefill_supported` in vLLM's config/model.py; of decoders that pool by their last token it is a bound.)
+    """
+    return max(STEP_TOKENS, engine.context_tokens) if engine.kind in POOLING else STEP_TOKENS
 
 
 def _shares(reading: Reading, groups: Mapping[int, int], encoder: int | None) -> tuple[Share, ...]:
@@ -268,9 +293,10 @@ def size_gguf(header: bytes, file_bytes: int, engine: EngineSettings) -> Need:
     """What a model takes in llama.cpp, from the beginning of its GGUF file and the size of the file with all its parts.
 
     Sliding windows count as whole contexts, and recurrent layers as attention. Refused where the beginning does not say
-    enough, or the context is longer than the model's.
+    enough, the model cannot be of that kind, or the context is longer than the model's.
     """
     said = gguf.metadata(header)
+    hint = check_kind_of_gguf(said, engine.kind)
     family = said.get("general.architecture", "")
 
     def said_number(name: str, otherwise: int | None = None) -> int:
@@ -306,15 +332,23 @@ def size_gguf(header: bytes, file_bytes: int, engine: EngineSettings) -> Need:
     widest = width // int(fewest)
     key, value = said_number("attention.key_length", widest), said_number("attention.value_length", widest)
     context = _rounded_up(engine.context_tokens, CPP_CONTEXT_STEP)
-    kv_bytes = in_all * (key + value) * VALUE_BYTES * context * engine.parallel_requests
+    is_pooling, keeps_nothing = engine.kind in POOLING, is_encoder_in_gguf(said)
+    kv_bytes = 0 if keeps_nothing else in_all * (key + value) * VALUE_BYTES * context * engine.parallel_requests
     tokens = said.get("tokenizer.ggml.tokens")
     words = said_number("vocab_size", tokens if isinstance(tokens, int) else LARGEST_VOCABULARY)
     inner = said_number("feed_forward_length", 4 * width)
-    token_bytes = (words + 3 * inner + 4 * width) * 4
+    # What is pooled is computed in one step, as `blocks.on_machine.llama_cpp` starts it, and all of its tokens look at
+    # each other: without flash attention that is a number for each pair and head.
+    step_tokens = context if is_pooling else CPP_STEP_TOKENS
+    pairs = heads * context if is_pooling else 0
+    token_bytes = ((0 if keeps_nothing else words) + 3 * inner + 4 * width + pairs) * 4
     disk_bytes, disk_line = _disk([("", file_bytes)], CPP_DISK_BYTES, "llama.cpp")
     counted = f"{layers} layers x {kv_heads} KV heads" if in_all == layers * kv_heads else f"{in_all} KV heads"
     token = f"{counted} x ({key} + {value}) x {VALUE_BYTES} bytes"
-    step = f"{CPP_STEP_TOKENS} tokens x ({words:,} words + 3 x {inner:,} + 4 x {width:,}) x 4 bytes"
+    a_token = f"3 x {inner:,} + 4 x {width:,}"
+    a_token = a_token if keeps_nothing else f"{words:,} words + {a_token}"
+    a_token = f"{a_token} + at most {heads} heads x {context:,} tokens" if is_pooling else a_token
+    step = f"{step_tokens} tokens x ({a_token}) x 4 bytes"
     return Need(
         file_bytes,
         ByLayers(kv_bytes, layers),
@@ -322,14 +356,18 @@ def size_gguf(header: bytes, file_bytes: int, engine: EngineSettings) -> Need:
         0,
         layers,
         None,
-        step_tokens=CPP_STEP_TOKENS,
+        step_tokens=step_tokens,
         disk_bytes=disk_bytes,
         arithmetic=(
             f"Weights: the GGUF file = {_size(file_bytes)}",
-            f"KV cache: {token} x {context:,} tokens x {_requests(engine)} = {_size(kv_bytes)}",
-            f"Activations: {step} = {_size(CPP_STEP_TOKENS * token_bytes)} on each card",
+            "KV cache: none, for an encoder keeps nothing of a request"
+            if keeps_nothing
+            else f"KV cache: {token} x {context:,} tokens x {_requests(engine)} = {_size(kv_bytes)}",
+            f"Activations: {step} = {_size(step_tokens * token_bytes)} on each card",
             disk_line,
+            *([hint] if hint else []),
         ),
+        hint=hint,
     )
 
 
@@ -377,8 +415,8 @@ def fit(need: Need, offer: Offer) -> Fit:
 
 def _step_tokens(need: Need, offer: Offer) -> int:
     """On the largest cards vLLM computes more at once."""
-    is_largest = need.step_tokens == STEP_TOKENS and offer.accelerator_gib >= LARGEST_STEP_FROM_GIB
-    return LARGEST_STEP_TOKENS if is_largest else need.step_tokens
+    is_largest = need.shares is not None and offer.accelerator_gib >= LARGEST_STEP_FROM_GIB
+    return max(LARGEST_STEP_TOKENS, need.step_tokens) if is_largest else need.step_tokens
 
 
 def _at_most(need: Need) -> str:
@@ -494,10 +532,12 @@ def _activations(text: Config, engine: EngineSettings) -> tuple[int, int, str]:
     inner = max(inner, number(text, "intermediate_size_mlp") or 0)  # Llama 4's dense layers
     words = number(text, "vocab_size") or LARGEST_VOCABULARY
     token, sampling = (3 * inner + 4 * width) * VALUE_BYTES, engine.parallel_requests * words * LOGIT_BYTES
+    sampled, step_tokens = f" + {_requests(engine)} x {words:,} words x {LOGIT_BYTES} bytes", _most_in_a_step(engine)
+    if engine.kind in POOLING:
+        sampling, sampled = 0, ""  # no token is chosen
     line = (
-        f"Activations: {STEP_TOKENS:,} tokens in one step x (3 x {inner:,} + 4 x {width:,}) x {VALUE_BYTES} bytes"
-        f" + {_requests(engine)} x {words:,} words x {LOGIT_BYTES} bytes = {_size(STEP_TOKENS * token + sampling)}"
-        " on each card"
+        f"Activations: {step_tokens:,} tokens in one step x (3 x {inner:,} + 4 x {width:,}) x {VALUE_BYTES} bytes"
+        f"{sampled} = {_size(step_tokens * token + sampling)} on each card"
     )
     return token, sampling, line
 

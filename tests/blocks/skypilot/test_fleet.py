@@ -105,6 +105,18 @@ def test_a_machine_in_a_cloud_has_a_disk_for_what_it_fetches(fleet: SkyPilotFlee
 
 
 @pytest.mark.server
+def test_a_task_that_knows_no_kinds_starts_no_other_than_chats(fleet: SkyPilotFleet, tmp_path: Path) -> None:
+    """As version 0.1's: the machine would be paid for, and its engine of no use. What reads it is told."""
+    embeds = replace(ORDER, engine=replace(ORDER.engine, kind="embedding"))
+    assert fleet._task(ORDER, SPOT, 8000, tmp_path / "sent")["envs"]["SKYFERRY_KIND"] == "chat"
+    with pytest.raises(
+        Refused, match=r"does not read SKYFERRY_KIND, .* is of kind 'embedding'; give the fleet the task"
+    ):
+        fleet._task(embeds, SPOT, 8000, tmp_path / "there")
+    knows = fleet.model_copy(update={"task": "run: serve $SKYFERRY_KIND"})
+    assert knows._task(embeds, SPOT, 8000, tmp_path / "here")["envs"]["SKYFERRY_KIND"] == "embedding"
+
+
 def test_a_slurm_cluster_is_asked_for_what_it_has(fleet: SkyPilotFleet, tmp_path: Path) -> None:
     """On processors no accelerator is named, and no port: Slurm opens none."""
     resources = fleet._task(ORDER, SLURM, 23_456, tmp_path / "sent")["resources"]

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from flows.boards.boards import canary_board
+from flows.boards.canary import canary_board
 from flows.policy.gating.decide import rule
 from flows.policy.gating.engines import Engines
 from flows.policy.gating.judge import Judge
@@ -62,7 +62,7 @@ def test_a_measure_that_is_plugged_in_is_found_by_all() -> None:
         engines=Engines(),
         probed=None,
         measures=PLUGGED_IN,
-    )
+    ).markdown
     assert "| whole answer slower |" in board
     noted = Stage(
         share_percent=20,
