@@ -321,7 +321,7 @@ def test_the_run_ends_in_a_state_that_tells_the_truth(live: World) -> None:
     live.users.see("green", FAILED, 30)
     state: State = release_model(plan("v2"), return_state=True)
     assert state.is_failed()
-    assert "30 of 30 requests failed" in (state.message or "")
+    assert "30 of 30 (100.0 %) requests failed" in (state.message or "")
 
 
 def _ids_after(world: World, known: str) -> set[str]:

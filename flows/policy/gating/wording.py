@@ -3,7 +3,7 @@
 Rulings are data (`decide`); words are made of them here, at the edge.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import exp, floor
 
 import numpy as np
@@ -59,6 +59,7 @@ def words_of(
         return Words(f"{begin}{late}stable could not take its traffic back now: {ruling.blockers}.")
     if ruling.verdict == "promote":
         return Words(f"{begin}{teller.good_news()}.")
+    ruling = teller.without_echoes(ruling)
     is_harm = any(finding.log_threshold for finding in ruling.findings)
     late = "" if is_harm or ruling.verdict == "hold" else f"not passed within {limits.deadline_seconds:g} s: "
     told = "; ".join(dict.fromkeys(teller.finding(one) for one in ruling.findings))
@@ -106,6 +107,20 @@ class _Teller:
         if finding.kind == "suspicious":
             return f"{words}: suspicious, but not beyond bad luck yet"
         return f"{words}: it takes more to tell" if finding.kind == "unlike" else words
+
+    def without_echoes(self, ruling: Ruling) -> Ruling:
+        """Who fails all requests answers none, and so fewer early than stable: that is told once, as failures."""
+
+        def is_echo(finding: Finding) -> bool:
+            latency = self._panel.latency(finding.subject)
+            return bool(finding.log_threshold) and latency is not None and not self._has_timed(latency, finding)
+
+        told = tuple(finding for finding in ruling.findings if not is_echo(finding))
+        return replace(ruling, findings=told or ruling.findings)
+
+    def _has_timed(self, latency: LatencyMeasure, finding: Finding) -> bool:
+        seen = self._probed.evidence if finding.by_probes and self._probed is not None else self._evidence
+        return seen.timing(latency.name).recent_ms[0] is not None
 
     def e_values(self, ruling: Ruling) -> str:
         told = [

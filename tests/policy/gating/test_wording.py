@@ -50,6 +50,17 @@ def test_failures_are_told_beside_stables() -> None:
     )
 
 
+def test_who_answers_nothing_is_told_as_failing_and_not_as_slow() -> None:
+    """Its missing answers are none that are late."""
+    slow = Count(0, 60, 0, peak=30.0, peak_beyond_margin=30.0)
+    counts = {"failed": Count(30, 30, 30, peak=20.0, peak_beyond_margin=20.0, all_of=300), "TTFT slower": slow}
+    timings = {"TTFT": Timing(0, (50, 70, 100, 150, 200, 300, 400), (None, None, 310, 400), (0, 84))}
+    words = said(replace(SLOW, counts=counts, timings=timings), LIMITS, 20)
+    assert "30 of 30 (100.0 %) requests failed" in words
+    assert "TTFT" not in words
+    assert "time to first token" not in words
+
+
 def test_nothing_absurd_is_said_of_nothing() -> None:
     """No share of no requests, no odds of an event that did not happen, no time that nobody took."""
     nothing = Evidence(weight=0.05, alpha=0.6)
