@@ -1,7 +1,10 @@
-"""Files that others read at any moment: all of a text or nothing."""
+"""Where Skyferry's own files lie, and files that others read at any moment: all of a text or nothing."""
 
 import os
 from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+"""Where blocks/ and deployments/ lie side by side, in a checkout as in an installed wheel."""
 
 
 def write_atomically(path: Path, text: str) -> None:

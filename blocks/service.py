@@ -1,6 +1,6 @@
 """The service block: one endpoint, what it promises, and the parts that it is made of."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from copy import deepcopy
 from importlib import resources
 from typing import Any, Self
@@ -9,13 +9,15 @@ import yaml
 from prefect.blocks.core import Block
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, TypeAdapter, model_validator
 
+from blocks.engines.block import Engine as EngineBlock
+from blocks.engines.block import chosen
 from blocks.engines.openai import OpenAIEngine
 from blocks.fields import ShownAddress
 from blocks.haproxy.gateway import HAProxyGateway
 from blocks.hubs.hugging_face import HuggingFaceHub
 from blocks.local.fleet import LocalFleet
 from blocks.ports.engine import EXPECTATIONS, Engine, Expectation, Prompt
-from blocks.ports.fleet import ModelKind
+from blocks.ports.fleet import EngineChoice, ModelKind
 from blocks.ports.store import Store
 from blocks.skypilot.fleet import SkyPilotFleet
 from blocks.stores.kinds import AnyStore
@@ -87,6 +89,12 @@ class Service(Block):
         description="Buckets that mirrors are written to as well, such as one in each cloud that replicas run in.",
     )
     fleet: SkyPilotFleet | LocalFleet = Field(title="Fleet", description="What runs the replicas.")
+    engine: EngineBlock | None = Field(
+        default=None,
+        title="Engine",
+        description="What serves the models; left empty, what the fleet's own task starts, or llama.cpp on this "
+        "machine.",
+    )
     gateway: HAProxyGateway = Field(title="Gateway", description="What users' traffic passes through.")
     replicas: int = Field(
         default=1, ge=1, title="Replicas", description="How many replicas a release gets, and has by day."
@@ -251,7 +259,13 @@ class Service(Block):
         golden = _of_kind(self.golden_prompts, kind) or _packaged_prompts(kind)
         return tuple(Prompt(one.prompt, one.max_tokens, one.expects, tuple(one.documents)) for one in golden)
 
+    def choose_engine(
+        self, version: str = "", flags: Mapping[str, Any] | None = None, environment: Mapping[str, str] | None = None
+    ) -> EngineChoice | None:
+        """Its engine, with what one release says otherwise; None where it is left to the fleet."""
+        return chosen(self.engine, version, flags or {}, environment or {})
+
     @property
-    def engine(self) -> Engine:
+    def engine_client(self) -> Engine:
         """How this service's replicas are asked directly."""
         return OpenAIEngine(key_of=self.fleet.key_of, replica_ca=self.fleet.replica_ca)

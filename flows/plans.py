@@ -174,6 +174,23 @@ class FleetPlan(ModelPlan):
         description="Where the replicas may run, on what, and for how much.",
     )
     ready_timeout_seconds: ReadyTimeout = 1800
+    engine_version: str = Field(
+        default="",
+        title="Engine's version",
+        description="For this release, in place of that of the service's engine, such as 0.34.0.",
+        pattern=r"^([A-Za-z0-9][A-Za-z0-9.+!_-]*)?$",
+    )
+    engine_flags: dict[str, Any] = Field(
+        default={},
+        title="Engine's flags",
+        description='For this release, over those of the service\'s engine, such as {"max-num-batched-tokens": 8192}; '
+        "null takes one away.",
+    )
+    engine_environment: dict[str, str] = Field(
+        default={},
+        title="Engine's environment",
+        description="For this release, over that of the service's engine; never a secret, for ledgers show it.",
+    )
 
     @property
     def engine(self) -> EngineSettings:

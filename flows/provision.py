@@ -7,6 +7,7 @@ from functools import partial
 from prefect import flow
 
 from blocks.errors import Refused
+from blocks.ports.fleet import EngineSettings
 from blocks.ports.hub import Hub, Model
 from blocks.service import Service
 from blocks.stores.mirrors import mirror_prefix
@@ -14,8 +15,9 @@ from flows.plans import FleetPlan, MirrorPlan, ProvisionPlan
 from flows.policy.placement.plan import Placement
 from flows.policy.releases.installation import check_nobody_else_serves
 from flows.policy.releases.kinds import check_kind
-from flows.policy.releases.ledger import Release, open_release, release_id
+from flows.policy.releases.ledger import Release, ServiceRecord, open_release, release_id
 from flows.runtime.runs import ended_run_of, own_run_id
+from flows.steps.engine import resolve_settings
 from flows.steps.place import plan_fleet, start_replicas
 from flows.steps.service import open_service
 from flows.steps.undo import rollback_on_error
@@ -30,7 +32,9 @@ def provision_fleet(plan: ProvisionPlan) -> Release | Placement:
     service = open_service(plan.service, only_looks=plan.plan_only)
     if plan.plan_only:
         model = look_up(service.hub, plan.repo, plan.revision)
-        return plan_fleet(service, model, plan.engine, plan.placement, is_only_a_plan=True)
+        record = read_record(service.store, service.name)
+        engine = _settings_of(service, plan, model, record, keeps=False)
+        return plan_fleet(service, model, engine, plan.placement, is_only_a_plan=True)
     release = open_in_ledger(service, plan, needs_mirror=True)
     if release.state == "live":
         return release
@@ -46,6 +50,13 @@ def _as_mirrored(hub: Hub, model: Model, plan: FleetPlan) -> Model:
     return replace(model, files=choose_files(hub, model, **plan.wanted).files)
 
 
+def _settings_of(
+    service: Service, plan: FleetPlan, model: Model, record: ServiceRecord, *, keeps: bool
+) -> EngineSettings:
+    choice = service.choose_engine(plan.engine_version, plan.engine_flags, plan.engine_environment)
+    return resolve_settings(service, plan.repo, model.commit, plan.engine, choice, record, keeps=keeps)
+
+
 def open_in_ledger(service: Service, plan: FleetPlan, *, needs_mirror: bool = False) -> Release:
     """The release that the plan describes: begun now, taken over from a run that died, or live already.
 
@@ -58,14 +69,15 @@ def open_in_ledger(service: Service, plan: FleetPlan, *, needs_mirror: bool = Fa
     record = read_record(service.store, service.name)
     check_nobody_else_serves(record, service.name, list_servers(service.gateway, service.name))
     check_kind(service.name, record.live, plan.engine.kind)
-    wanted = release_id(service.name, plan.repo, model.commit, plan.engine)
+    engine = _settings_of(service, plan, model, record, keeps=True)
+    wanted = release_id(service.name, plan.repo, model.commit, engine)
     is_live = record.live is not None and record.live.id == wanted
     is_on_its_way = record.in_progress is not None and record.in_progress.id == wanted and record.in_progress.stages
     if not is_live and not is_on_its_way:
         # What no cell can hold, or the caps do not allow, would only be found out once the model is mirrored; and of a
         # release that stands ready already, it would be found out by the guard, which ends it.
         as_mirrored = _as_mirrored(service.hub, model, plan)
-        plan_fleet(service, as_mirrored, plan.engine, plan.placement, release=wanted, is_only_a_plan=False)
+        plan_fleet(service, as_mirrored, engine, plan.placement, release=wanted, is_only_a_plan=False)
     prefix = mirror_prefix(model.repo, model.commit)
     if needs_mirror and read_manifest(service.store, prefix) is None:
         raise Refused(f"{prefix} is no complete mirror; run mirror-model for {model.repo} first")
@@ -75,7 +87,7 @@ def open_in_ledger(service: Service, plan: FleetPlan, *, needs_mirror: bool = Fa
         service=service.name,
         repo=plan.repo,
         commit=model.commit,
-        engine=plan.engine,
+        engine=engine,
         placement=plan.placement,
         run_id=own_run_id(),
         ended_run_id=ended,

@@ -75,13 +75,13 @@ def take_out_the_hung(service: Service, release: Release) -> None:
     """Stop those that say they are well, take requests, and twice in a row complete none, while another one does."""
     up = {server.address for server in _servers_of(service, release) if server.state == "up"}
     asked = [r for r in list_replicas(service.fleet, service.name) if r.release == release.id and r.address in up]
-    silent = who_is_silent(service.engine, asked, release.engine.kind)
+    silent = who_is_silent(service.engine_client, asked, release.engine.kind)
     if not silent or len(silent) == len(asked):
         return
-    before = loads_of(service.engine, silent)
+    before = loads_of(service.engine_client, silent)
     sleep(ASKED_AGAIN_SECONDS)
-    silent = who_is_silent(service.engine, silent, release.engine.kind)
-    hung = who_hangs(silent, before, loads_of(service.engine, silent))
+    silent = who_is_silent(service.engine_client, silent, release.engine.kind)
+    hung = who_hangs(silent, before, loads_of(service.engine_client, silent))
     if not hung:
         return
     names = ", ".join(replica.name for replica in hung)

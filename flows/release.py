@@ -7,9 +7,11 @@ from prefect import flow, get_run_logger
 from blocks.service import Service
 from flows.boards.artifacts import show
 from flows.boards.release import endpoint_page, release_report
+from flows.boards.shown import Page
 from flows.mirror import mirror_model
 from flows.plans import MirrorPlan, PromotePlan, ProvisionPlan, ReleasePlan
 from flows.policy.gating.kinds import limits_for
+from flows.policy.releases.differences import release_before
 from flows.policy.releases.ledger import Release, ask_for, begin_stopping, owned_by, retire
 from flows.promote import limits_of, promote_canary
 from flows.provision import open_in_ledger, provision_fleet
@@ -74,8 +76,11 @@ def retire_the_old(service: Service, keep_warm_seconds: float) -> None:
 
 def report(service: Service, release: str) -> None:
     """Show how the release stands, and where users reach it."""
-    show(
-        f"release-report-{service.name}",
-        lambda: release_report(read_record(service.store, service.name).release(release), service.endpoint),
-    )
+
+    def written() -> Page:
+        record = read_record(service.store, service.name)
+        standing = record.release(release)
+        return release_report(standing, service.endpoint, release_before(record, standing))
+
+    show(f"release-report-{service.name}", written)
     show(f"endpoint-{service.name}", lambda: endpoint_page(service.name, service.endpoint))

@@ -15,9 +15,12 @@ from prefect import Flow
 from prefect.blocks.core import Block
 
 import blocks
+import blocks.engines
 import blocks.stock
 import blocks.stores
 import flows
+from blocks.engines.known import KnownEngine
+from blocks.engines.registry import OWN
 from blocks.ports.market import Offer
 from blocks.stock.sources import SOURCES
 from blocks.stores.kinds import AnyStore
@@ -56,6 +59,16 @@ def test_every_source_of_stock_stands_in_the_list() -> None:
     }
     assert told_of <= {source.cloud for source in SOURCES}
     assert [source.cloud for source in SOURCES if source.knows(OFFER)]
+
+
+def test_every_engine_stands_in_the_list() -> None:
+    """A file in blocks/engines that says what an engine is can be chosen by its name."""
+    there = {
+        thing.name
+        for module in modules_in(blocks.engines)
+        for _, thing in inspect.getmembers(module, lambda thing: isinstance(thing, KnownEngine))
+    }
+    assert there == {known.name for known in OWN}
 
 
 def flows_by_file() -> dict[str, list[str]]:

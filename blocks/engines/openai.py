@@ -16,35 +16,11 @@ from pydantic import BaseModel, Field
 
 from blocks.engines.answers import AnswerReader, form_of
 from blocks.engines.pooling import NoAnswer, check_they_differ, check_they_rank, scores_in, vectors_in
+from blocks.engines.registry import engines
 from blocks.errors import Refused, Unavailable, Unsound
 from blocks.ports.engine import Answer, Expectation, Load, Prompt
 from blocks.ports.fleet import ModelKind, Replica
 from blocks.replica_tls import SERVER_NAME, context_trusting
-
-NAMES: tuple[Mapping[str, str], ...] = (
-    {
-        "running": "vllm:num_requests_running",
-        "waiting": "vllm:num_requests_waiting",
-        "prompt_tokens": "vllm:prompt_tokens_total",
-        "generated_tokens": "vllm:generation_tokens_total",
-        "timed_tokens": "vllm:inter_token_latency_seconds_count",
-        "token_seconds": "vllm:inter_token_latency_seconds_sum",
-        "queued_requests": "vllm:request_queue_time_seconds_count",
-        "queue_seconds": "vllm:request_queue_time_seconds_sum",
-        "preemptions": "vllm:num_preemptions_total",
-        "kv_cache": "vllm:kv_cache_usage_perc",
-    },
-    {
-        "running": "llamacpp:requests_processing",
-        "waiting": "llamacpp:requests_deferred",
-        "prompt_tokens": "llamacpp:prompt_tokens_total",
-        "generated_tokens": "llamacpp:tokens_predicted_total",
-        "timed_tokens": "llamacpp:tokens_predicted_total",
-        "token_seconds": "llamacpp:tokens_predicted_seconds_total",
-    },
-)
-"""What each engine calls the fields of `Load`."""
-
 
 TOOL = {
     "type": "function",
@@ -297,7 +273,7 @@ def _load_on(page: str) -> Load | None:
     for sample in samples:
         if isfinite(sample.value):
             values.setdefault(sample.name, []).append(sample.value)
-    for names in NAMES:
+    for names in (known.metrics for known in engines().values()):
         if names["running"] in values and names["waiting"] in values:
             found = {
                 field: max(values[name]) if field == "kv_cache" else sum(values[name])

@@ -3,10 +3,13 @@
 import hashlib
 import json
 import secrets
+import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict
+from importlib import metadata
 from pathlib import Path
 from typing import Self
 
@@ -15,24 +18,30 @@ from filelock import FileLock
 from prefect.blocks.core import Block
 from pydantic import ConfigDict, Field, PrivateAttr
 
+from blocks.engines.known import KnownEngine, LocalStart, canonical, check, words
+from blocks.engines.registry import engine_named, engines
 from blocks.errors import EngineEnded, Refused, Unavailable
 from blocks.files import write_atomically, write_private
 from blocks.local.processes import Daemon, free_port
-from blocks.ports.fleet import Replica, ReplicaOrder
+from blocks.ports.fleet import EngineBuild, EngineChoice, Replica, ReplicaOrder, ResolvedEngine
 from blocks.ports.market import ON_PROCESSORS, Offer, Stock
 from blocks.ports.store import Store
 from blocks.replica_tls import key_from
 from blocks.stores.kinds import AnyStore
 from blocks.stores.mirrors import MirroredFile, files_of
 
-LISTENING_SECONDS = 30
+ENGINE = "llama.cpp"
+"""What a local fleet runs where nobody says otherwise."""
+ENGINE_FIELD = "engine"
+"""What the record of a replica calls its engine."""
+HOST = "127.0.0.1"
 POLL_SECONDS = 0.02
 LEAST_MEMORY_BYTES = 256 << 20
 """With less than this to spare, not even the smallest engine would load."""
 
 
 class LocalFleet(Block):
-    """Runs each replica as a llama.cpp process on this machine, on loopback."""
+    """Runs each replica as a process on this machine, on loopback: llama.cpp, or any engine with a local command."""
 
     _block_type_name = "Local Fleet"
     _block_type_slug = "local-fleet"
@@ -53,6 +62,13 @@ class LocalFleet(Block):
         ge=0,
         title="Dollars an hour",
         description="What one replica on this machine costs in an hour; 0 says that the machine is paid for anyway.",
+    )
+
+    environments: dict[str, Path] = Field(
+        default_factory=dict,
+        title="Engines' environments",
+        description='Python environments on this machine that engines are installed in, such as {"vllm": "/opt/vllm"}; '
+        "an engine that is not named here is looked for in Skyferry's own.",
     )
 
     _installation: str = PrivateAttr(default="")
@@ -88,15 +104,31 @@ class LocalFleet(Block):
     def _disk_bytes(self) -> int:
         """What is free, and what weights have already: those of the model may be among them."""
         there = next(path for path in (self.directory, *self.directory.absolute().parents) if path.is_dir())
-        held = sum(file.stat().st_size for file in (self.directory / "weights").glob("*.gguf"))
+        held = sum(file.stat().st_size for file in (self.directory / "weights").rglob("*") if file.is_file())
         return psutil.disk_usage(str(there)).free + held
 
     def stock(self, offers: Sequence[Offer]) -> tuple[Stock, ...]:
         memory, at = psutil.virtual_memory(), time.time()
         return tuple(memory_stock(offer, memory.available, memory.total, at) for offer in offers)
 
+    def resolve_engine(self, choice: EngineChoice, earlier: Collection[EngineBuild] = ()) -> ResolvedEngine:
+        """The engine as it is installed here: no other version of it is to be had."""
+        del earlier  # nothing is resolved anew
+        known = self._runnable(choice.name or ENGINE)
+        if choice.task:
+            raise Refused(f"a local fleet starts {known.name} by its own command; leave the Engine block's task empty")
+        version = self._installed(known)
+        if choice.version not in {"", version}:
+            raise Refused(
+                f"{known.name} {choice.version} is asked for, and {version} is installed on this machine; install the "
+                f"other in an environment that the fleet names, or leave the version out"
+            )
+        warnings = check(known, choice, version)
+        flags, environment = canonical(choice.flags), tuple(sorted(choice.environment.items()))
+        return ResolvedEngine(EngineBuild(known.name, version, flags, environment), warnings=warnings)
+
     def launch(self, order: ReplicaOrder, offer: Offer) -> Replica:
-        """Start or adopt the replica; Refused without sound GGUF weights, EngineEnded where its process does at once.
+        """Start or adopt the replica; Refused without sound weights, EngineEnded where its process does at once.
 
         Returns once the process listens, so that its address is its own and nobody else's.
         """
@@ -104,34 +136,88 @@ class LocalFleet(Block):
         with FileLock(home / f"{order.name}.lock"):
             if (running := _running(home, order.name)) is not None:
                 return running
-            weights = fetch_weights(self.store, order.mirror_prefix, self.directory / "weights")
+            known = self._recorded(order)
+            weights = self._weights_for(known, order.mirror_prefix)
             port = free_port()
             replica = Replica(
                 name=order.name,
                 service=order.service,
                 release=order.release,
                 cell=offer.cell,
-                address=f"127.0.0.1:{port}",
+                address=f"{HOST}:{port}",
                 launched_at=time.time(),
                 dollars_per_hour=offer.dollars_per_hour,
             )
-            write_atomically(_record(home, order.name), json.dumps(asdict(replica)))
+            build = order.engine.build or EngineBuild(known.name)
+            assert known.local is not None  # noqa: S101 - `_runnable` has seen to it
+            command = known.local(
+                LocalStart(
+                    python=self._python(known),
+                    weights=weights,
+                    host=HOST,
+                    port=port,
+                    service=order.service,
+                    api_key=self.key_of(order.release),
+                    settings=order.engine,
+                    flags=words(build.flags),
+                )
+            )
+            write_atomically(_record(home, order.name), json.dumps({**asdict(replica), ENGINE_FIELD: known.name}))
             daemon = Daemon(order.name, home)
             daemon.stop()  # where nobody can read who it is
-            daemon.start(
-                [
-                    *(sys.executable, "-m", "blocks.on_machine.llama_cpp"),
-                    *("--weights", str(weights)),
-                    *("--port", str(port)),
-                    *("--context-tokens", str(order.engine.context_tokens)),
-                    *("--parallel", str(order.engine.parallel_requests)),
-                    *("--kind", order.engine.kind),
-                    *("--alias", order.service),
-                ],
-                env={"SKYFERRY_API_KEY": self.key_of(order.release)},
-            )
-            _wait_until_listening(daemon, port, offer.cell)
+            daemon.start(command.words, env={**dict(build.environment), **command.environment})
+            _wait_until_listening(daemon, port, offer.cell, known.starts_within_seconds)
             return replica
+
+    def _recorded(self, order: ReplicaOrder) -> KnownEngine:
+        """The engine that the order's release records; Refused where this machine has it no more."""
+        build = order.engine.build
+        if build is None:
+            return self._runnable(ENGINE)
+        if build.task:
+            raise Refused(
+                f"release {order.release} was opened on a fleet that starts {build.name} by a task; release the model "
+                f"anew on this one"
+            )
+        known = self._runnable(build.name)
+        if (version := self._installed(known)) != build.version:
+            raise Refused(
+                f"release {order.release} passed its gates with {build.name} {build.version}, and {version} is "
+                f"installed on this machine; install {known.package}=={build.version} again, or release the model anew"
+            )
+        return known
+
+    def _runnable(self, name: str) -> KnownEngine:
+        known = engine_named(name)
+        if known.local is None:
+            able = sorted(other.name for other in engines().values() if other.local is not None)
+            raise Refused(f"{name} has no command for this machine; a local fleet runs {', '.join(able)}")
+        return known
+
+    def _python(self, known: KnownEngine) -> Path:
+        """The interpreter that the engine is installed beside."""
+        environment = self.environments.get(known.name)
+        return Path(sys.executable) if environment is None else environment / "bin" / "python"
+
+    def _installed(self, known: KnownEngine) -> str:
+        """The version of the engine that is on this machine."""
+        python = self._python(known)
+        question = "import importlib.metadata as m, sys; print(m.version(sys.argv[1]))"
+        try:
+            if python == Path(sys.executable):
+                return metadata.version(known.package)
+            asked = [str(python), "-c", question, known.package]
+            return subprocess.run(asked, capture_output=True, check=True, text=True, timeout=60).stdout.strip()
+        except (metadata.PackageNotFoundError, OSError, subprocess.SubprocessError) as error:
+            raise Refused(
+                f"{known.name} cannot be had on this machine: {python} has no {known.package}; install it there, or "
+                f"name the environment that has it in the fleet's environments"
+            ) from error
+
+    def _weights_for(self, known: KnownEngine, mirror_prefix: str) -> Path:
+        directory = self.directory / "weights"
+        fetch = fetch_weights if known.weights == "one GGUF file" else fetch_folder
+        return fetch(self.store, mirror_prefix, directory)
 
     def replicas(self, service: str) -> tuple[Replica, ...]:
         own = [*_running_in(self._home)]
@@ -149,7 +235,7 @@ class LocalFleet(Block):
         home = self._home_of(name)
         with FileLock(home / f"{name}.lock"):
             daemon = Daemon(name, home)
-            daemon.stop()
+            daemon.stop(_grace_seconds(home, name))
             if (process := daemon.find()) is not None:
                 raise Unavailable(f"replica {name} still runs as process {process.pid} after SIGKILL; try again")
             _record(home, name).unlink(missing_ok=True)
@@ -195,10 +281,20 @@ def _record(home: Path, name: str) -> Path:
     return home / f"{name}.json"
 
 
+def _grace_seconds(home: Path, name: str) -> float:
+    """What its engine is given to end after SIGTERM; the shortest where nobody knows which engine it is."""
+    try:
+        engine = json.loads(_record(home, name).read_text()).get(ENGINE_FIELD, ENGINE)
+    except (FileNotFoundError, ValueError, AttributeError):
+        engine = ENGINE
+    return engines().get(engine, engine_named(ENGINE)).ends_within_seconds
+
+
 def _running(home: Path, name: str) -> Replica | None:
     try:
-        replica = Replica(**json.loads(_record(home, name).read_text()))
-    except (FileNotFoundError, ValueError, TypeError):
+        recorded = json.loads(_record(home, name).read_text())
+        replica = Replica(**{field: value for field, value in recorded.items() if field != ENGINE_FIELD})
+    except (FileNotFoundError, ValueError, TypeError, AttributeError):
         return None  # where the machine lost its power the file may be empty
     return replica if Daemon(name, home).find() is not None else None
 
@@ -233,6 +329,32 @@ def fetch_weights(store: Store, mirror_prefix: str, directory: Path) -> Path:
             finally:
                 draft.unlink(missing_ok=True)
     return weights
+
+
+def fetch_folder(store: Store, mirror_prefix: str, directory: Path) -> Path:
+    """All files of the mirror, in a folder that is called by what they are; copied and checked where it is not there.
+
+    Refused where the mirror has no manifest, or a file of another sha256.
+    """
+    files = files_of(store, mirror_prefix)
+    said = json.dumps(sorted((file.path, file.sha256) for file in files))
+    name = hashlib.sha256(said.encode()).hexdigest()
+    folder = directory / name
+    with FileLock(directory / f"{name}.lock"):
+        if not folder.exists():
+            draft = directory / f"{name}.part"
+            shutil.rmtree(draft, ignore_errors=True)
+            draft.mkdir(parents=True)
+            try:
+                for file in files:
+                    target = draft / file.path
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    _check_room(file, directory)
+                    _copy(store, mirror_prefix + file.path, target, file.sha256)
+                draft.replace(folder)
+            finally:
+                shutil.rmtree(draft, ignore_errors=True)
+    return folder
 
 
 def _choose_weights(store: Store, mirror_prefix: str) -> MirroredFile:
@@ -272,8 +394,8 @@ def _copy(store: Store, key: str, path: Path, sha256: str) -> None:
         )
 
 
-def _wait_until_listening(daemon: Daemon, port: int, cell: str) -> None:
-    deadline = time.monotonic() + LISTENING_SECONDS
+def _wait_until_listening(daemon: Daemon, port: int, cell: str, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
     while not daemon.listens(port):
         if daemon.find() is None:
             raise EngineEnded(
@@ -281,7 +403,7 @@ def _wait_until_listening(daemon: Daemon, port: int, cell: str) -> None:
             )
         if time.monotonic() > deadline:
             raise Unavailable(
-                f"replica {daemon.name} does not listen on port {port} after {LISTENING_SECONDS} s; "
+                f"replica {daemon.name} does not listen on port {port} after {seconds:g} s; "
                 f"its last words:\n{daemon.log_tail()}"
             )
         time.sleep(POLL_SECONDS)

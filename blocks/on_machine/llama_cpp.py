@@ -14,10 +14,12 @@ import sys
 from contextlib import closing
 from dataclasses import dataclass
 from http.client import HTTPConnection
+from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 # The names come out of its compiled part, which says nothing to a type checker.
-from xllamacpp import CommonParams, Server, llama_pooling_type  # pyright: ignore[reportAttributeAccessIssue] - see above
+from xllamacpp import CommonParams, Server, ggml_type, llama_flash_attn_type, llama_pooling_type  # pyright: ignore[reportAttributeAccessIssue] - see above
 
 CONTEXT_STEP = 256
 """llama.cpp rounds the context up to this many tokens."""
@@ -32,6 +34,68 @@ KINDS = ("chat", "completion", "embedding", "rerank")
 
 UNIX_PATH_BYTES = 107
 """What Linux lets the path of a unix socket have."""
+
+
+FLASH_ATTENTION = {
+    "on": llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_ENABLED,
+    "off": llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED,
+    "auto": llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_AUTO,
+}
+CACHE_TYPES = {
+    name: getattr(ggml_type, f"GGML_TYPE_{name.upper()}")
+    for name in ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
+}
+FLAGS: dict[str, tuple[str, Any]] = {
+    "batch-size": ("n_batch", int),
+    "ubatch-size": ("n_ubatch", int),
+    "threads-batch": ("cpuparams_batch.n_threads", int),
+    "poll": ("cpuparams.poll", int),
+    "predict": ("n_predict", int),
+    "keep": ("n_keep", int),
+    "seed": ("sampling.seed", int),
+    "n-gpu-layers": ("n_gpu_layers", int),
+    "main-gpu": ("main_gpu", int),
+    "cache-ram": ("cache_ram_mib", int),
+    "cache-reuse": ("n_cache_reuse", int),
+    "ctx-checkpoints": ("n_ctx_checkpoints", int),
+    "rope-freq-base": ("rope_freq_base", float),
+    "rope-freq-scale": ("rope_freq_scale", float),
+    "slot-prompt-similarity": ("slot_prompt_similarity", float),
+    "chat-template": ("chat_template", str),
+    "flash-attn": ("flash_attn_type", FLASH_ATTENTION),
+    "cache-type-k": ("cache_type_k", CACHE_TYPES),
+    "cache-type-v": ("cache_type_v", CACHE_TYPES),
+    "cache-prompt": ("cache_prompt", bool),
+    "cont-batching": ("cont_batching", bool),
+    "swa-full": ("swa_full", bool),
+    "warmup": ("warmup", bool),
+    "check-tensors": ("check_tensors", bool),
+}
+"""What may be chosen, by llama.cpp's own names for it: where it stands in CommonParams, and what it may be. True and
+false are the flag, and `--no-` and the flag; one of several is a dictionary."""
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """To be told whatever is chosen; what is not is None."""
+    for name, (_, kind) in FLAGS.items():
+        if kind is bool:
+            parser.add_argument(f"--{name}", action=argparse.BooleanOptionalAction)
+        elif isinstance(kind, dict):
+            parser.add_argument(f"--{name}", choices=[*kind])
+        else:
+            parser.add_argument(f"--{name}", type=kind)
+
+
+def apply_flags(params: CommonParams, given: argparse.Namespace) -> None:
+    """Over what every replica is started with."""
+    for name, (where, kind) in FLAGS.items():
+        if (value := getattr(given, name.replace("-", "_"))) is not None:
+            part, _, attribute = where.rpartition(".")
+            setattr(
+                attrgetter(part)(params) if part else params,
+                attribute,
+                kind[value] if isinstance(kind, dict) else value,
+            )
 
 
 @dataclass(frozen=True)
@@ -160,7 +224,7 @@ async def _copy(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> N
 
 def main() -> None:
     """Serve until SIGTERM, which ends the process at once: whoever sends it has drained the replica first."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--context-tokens", type=int, required=True)
@@ -171,6 +235,7 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--certificate", type=Path)
     parser.add_argument("--private-key", type=Path)
+    add_flags(parser)
     given = parser.parse_args()
     api_key = os.environ.get("SKYFERRY_API_KEY") or None
     lock = lock_of(given, api_key)
@@ -195,17 +260,20 @@ def main() -> None:
 def start(given: argparse.Namespace, door: Endpoint) -> Server:
     """It serves for as long as it is kept; the process ends where it cannot give each request its whole context."""
     weights = find_weights(given.weights)
-    server = Server(
-        settings(
-            weights,
-            door,
-            context_tokens=given.context_tokens,
-            parallel=given.parallel,
-            alias=given.alias,
-            threads=given.threads,
-            kind=given.kind,
-        )
+    params = settings(
+        weights,
+        door,
+        context_tokens=given.context_tokens,
+        parallel=given.parallel,
+        alias=given.alias,
+        threads=given.threads,
+        kind=given.kind,
     )
+    apply_flags(params, given)
+    try:
+        server = Server(params)
+    except RuntimeError as error:
+        sys.exit(f"llama.cpp did not start ({error}); what it said stands above")
     if (offered := context_offered(door)) < given.context_tokens:
         sys.exit(
             f"{weights.name} was trained for {offered} tokens and {given.context_tokens} were asked for; "

@@ -6,7 +6,9 @@ The file is sent there alone: it needs the standard library and Python 3.9, and 
 
 Its settings are environment variables: SKYFERRY_FILES, as `encode_files` writes it; SKYFERRY_CERTIFICATE and
 SKYFERRY_PRIVATE_KEY, in PEM; SKYFERRY_API_KEY, the only one of these that the engine gets to see; SKYFERRY_PORT, where
-0 takes a free one; SKYFERRY_HOME, the directory for all of it. The port is printed and stands in SKYFERRY_HOME/port.
+0 takes a free one; SKYFERRY_HOME, the directory for all of it; SKYFERRY_ENGINE_ARGUMENTS, a list in JSON of words for
+the end of the engine's command line, and SKYFERRY_ENGINE_ENVIRONMENT, an object in JSON of its variables, both of which
+may be missing. The port is printed and stands in SKYFERRY_HOME/port.
 """
 
 from __future__ import annotations
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 FOR_THIS_PROGRAM = ("SKYFERRY_FILES", "SKYFERRY_CERTIFICATE", "SKYFERRY_PRIVATE_KEY")
+OF_THE_ENGINE = ("SKYFERRY_ENGINE_ARGUMENTS", "SKYFERRY_ENGINE_ENVIRONMENT")
+"""What a release says of its engine beside the task; no shell reads it on its way to the engine."""
 
 ONE_VARIABLE_BYTES = 128 * 1024 - 64
 """What Linux lets one environment variable hold, name included."""
@@ -409,8 +413,25 @@ def prepare(command: Sequence[str], env: Mapping[str, str]) -> tuple[list[str], 
     port = int(env.get("SKYFERRY_PORT", "0")) or free_port()
     port_file.write_text(f"{port}\n")
     values = {"weights_dir": str(weights), "port": str(port), "cert": str(cert), "key": str(key)}
+    arguments, variables = engine_of(env)
     say(f"serving on port {port}")
-    return fill_in(command, values), {name: value for name, value in env.items() if name not in FOR_THIS_PROGRAM}
+    for_the_engine = {name: value for name, value in env.items() if name not in (*FOR_THIS_PROGRAM, *OF_THE_ENGINE)}
+    return [*fill_in(command, values), *arguments], {**for_the_engine, **variables}
+
+
+def engine_of(env: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
+    """The words for its command line, and its variables."""
+    arguments: list[str] = []
+    variables: dict[str, str] = {}
+    try:
+        arguments, variables = (json.loads(env.get(name) or none) for name, none in zip(OF_THE_ENGINE, ("[]", "{}")))
+        words = [*arguments, *variables, *variables.values()]
+        is_sound = isinstance(arguments, list) and all(isinstance(word, str) for word in words)
+    except (ValueError, TypeError, AttributeError):
+        is_sound = False
+    if not is_sound:
+        raise CannotServe(f"{' or '.join(OF_THE_ENGINE)} is not what a fleet writes; launch the replica again")
+    return arguments, variables
 
 
 def main(arguments: Sequence[str]) -> None:

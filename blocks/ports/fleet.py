@@ -1,7 +1,7 @@
 """A fleet, where replicas run: what Skyferry asks of it, and the frozen values that cross."""
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Literal, Protocol, Self
 
 from blocks.ports.market import Offer
@@ -14,6 +14,50 @@ POOLING: frozenset[ModelKind] = frozenset({"embedding", "rerank"})
 
 
 @dataclass(frozen=True)
+class EngineBuild:
+    """What a replica runs beside the model: all that makes it what it is, so that one started in a month is the same.
+
+    Hashes are SHA-256 in hexadecimal, of texts that the service's store keeps under them.
+    """
+
+    name: str
+    """As the registry of engines has it, such as `vllm`; empty where a task starts an engine that it does not know."""
+    version: str = ""
+    """Empty where the task alone knows."""
+    flags: tuple[tuple[str, str], ...] = ()
+    """Beside those of the task: names without dashes, sorted, each with its value in JSON."""
+    environment: tuple[tuple[str, str], ...] = ()
+    """Beside that of the task, sorted by name."""
+    task: str = ""
+    """The hash of the task's text; empty where the engine is started without one."""
+    files: tuple[tuple[str, str], ...] = ()
+    """What the task puts on the machine: the path there, and the hash of what lies under it."""
+
+
+@dataclass(frozen=True)
+class EngineChoice:
+    """The engine that somebody asks for; what is empty is left to the fleet."""
+
+    name: str = ""
+    version: str = ""
+    flags: Mapping[str, object] = field(default_factory=dict)
+    """Names without dashes; values as in JSON."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    task: str = ""
+
+
+@dataclass(frozen=True)
+class ResolvedEngine:
+    """What a choice comes to in one fleet today."""
+
+    build: EngineBuild
+    texts: Mapping[str, bytes] = field(default_factory=dict)
+    """By their hash, what a replica of it is started from, and what has to be kept for as long as its releases are."""
+    warnings: tuple[str, ...] = ()
+    """Sentences for whoever releases it."""
+
+
+@dataclass(frozen=True)
 class EngineSettings:
     """How the engine is started; part of what makes a release the release that it is."""
 
@@ -23,6 +67,8 @@ class EngineSettings:
     """How many requests one replica answers at the same time; further ones wait."""
     kind: ModelKind = "chat"
     """Releases of version 0.1 name none, and were all of this one."""
+    build: EngineBuild | None = None
+    """None in a release that version 0.1 opened: it runs what its fleet's block says."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +114,19 @@ class Fleet(Protocol):
         """
         ...
 
+    def resolve_engine(self, choice: EngineChoice, earlier: Collection[EngineBuild] = ()) -> ResolvedEngine:
+        """What replicas would be made of today. Starts and writes nothing.
+
+        What has to be resolved for a version is taken from an `earlier` build of it, so that a release is the one that
+        it was. Refused where that engine is not to be had here, or flags or environment are not as it, or Skyferry,
+        needs them.
+        """
+        ...
+
     def launch(self, order: ReplicaOrder, offer: Offer) -> Replica:
         """Start the replica on that offer, or adopt the one of that name wherever it is; it need not be ready yet.
 
+        Refused where the engine that the order records is to be had no more.
         Raises NoCapacity, with nothing left there, where the cell cannot or will not give it.
         """
         ...

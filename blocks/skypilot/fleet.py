@@ -1,5 +1,6 @@
 """Replicas as SkyPilot's clusters: in public clouds, on Kubernetes, on Slurm."""
 
+import json
 import logging
 import secrets
 import shlex
@@ -15,23 +16,33 @@ from threading import Lock, Thread
 from time import monotonic
 from typing import Any, Self
 
-import yaml
 from filelock import FileLock
 from prefect.blocks.core import Block
 from pydantic import ConfigDict, Field, PrivateAttr, field_validator
 
+from blocks.engines.block import check_task
+from blocks.engines.known import words
 from blocks.engines.openai import OpenAIEngine
 from blocks.errors import NoCapacity, Refused, SkyferryError, Unavailable, Unexplained
 from blocks.fields import Secret
 from blocks.files import write_atomically
 from blocks.on_machine.node import CannotServe, File, encode_files
-from blocks.ports.fleet import POOLING, EngineSettings, Replica, ReplicaOrder
+from blocks.ports.fleet import (
+    POOLING,
+    EngineBuild,
+    EngineChoice,
+    EngineSettings,
+    Replica,
+    ReplicaOrder,
+    ResolvedEngine,
+)
 from blocks.ports.market import Offer, Stock, is_within
 from blocks.ports.store import Store
 from blocks.replica_tls import Authority, new_identity, release_key
 from blocks.skypilot.blame import find_ours, who_is_to_blame
 from blocks.skypilot.clusters import Cluster, SkyPilot, not_the_cell, reason
 from blocks.skypilot.disk import disk_size
+from blocks.skypilot.engine import resolve, task_of
 from blocks.skypilot.infra import Rate
 from blocks.skypilot.market import SkyPilotMarket
 from blocks.skypilot.names import cluster_name
@@ -41,8 +52,6 @@ from blocks.stores.mirrors import MirroredFile, files_of, manifest_of
 
 SECRETS = "~/skyferry/secrets.sh"
 """Where the machine finds what nobody else may know."""
-ROOT = Path(__file__).parents[2]
-"""What relative paths in a task are relative to: where blocks/ and deployments/ lie side by side."""
 KIND = "SKYFERRY_KIND"
 """By which a task is told of what kind the model is; those of version 0.1 do not know it."""
 READ_SECONDS = 1
@@ -73,8 +82,10 @@ class SkyPilotFleet(Block):
         "Near names its cell most exactly, if the whole mirror is there, and from Store otherwise.",
     )
     task: str = Field(
+        default="",
         title="Task",
-        description="The engine as a SkyPilot task in YAML, without a place to run: that is the plan's to choose.",
+        description="The engine as a SkyPilot task in YAML, without a place to run, for services that have no Engine "
+        "block, and for releases of version 0.1; left empty, the task of the service's engine.",
     )
     authority: Authority | None = Field(
         default=None,
@@ -149,15 +160,7 @@ class SkyPilotFleet(Block):
     @field_validator("task")
     @classmethod
     def _is_a_task(cls, task: str) -> str:
-        try:
-            parsed = yaml.safe_load(task)
-        except yaml.YAMLError as error:
-            raise ValueError(f"the task is no YAML ({error})") from None
-        if not isinstance(parsed, dict) or not isinstance(parsed.get("run"), str):
-            raise ValueError("the task has no `run`; give a SkyPilot task as in deployments/engines")  # noqa: TRY004 - pydantic's error
-        if several := {"any_of", "ordered"} & {*(parsed.get("resources") or {})}:
-            raise ValueError(f"the task chooses among places ({', '.join(several)}); leave that to the plan")
-        return task
+        return check_task(task) if task else task
 
     def of_installation(self, installation: str, inherited: Collection[str] = ()) -> Self:
         fleet = self.model_copy()
@@ -169,6 +172,9 @@ class SkyPilotFleet(Block):
 
     def stock(self, offers: Sequence[Offer]) -> tuple[Stock, ...]:
         return self._market.stock(offers)
+
+    def resolve_engine(self, choice: EngineChoice, earlier: Collection[EngineBuild] = ()) -> ResolvedEngine:
+        return resolve(choice, self.task, self.store, earlier)
 
     def launch(self, order: ReplicaOrder, offer: Offer) -> Replica:
         """Start or adopt the replica; returns once its machine is set up and the engine's job was handed to it."""
@@ -311,13 +317,13 @@ class SkyPilotFleet(Block):
 
     def _task(self, order: ReplicaOrder, offer: Offer, port: int, sent: Path) -> Mapping[str, Any]:
         """The engine's task with a place, a name, and all that the machine has to know."""
-        task = yaml.safe_load(self.task)
+        started = task_of(order, self.task, self.store, self._make(sent))
+        task = started.parsed
         if order.engine.kind in POOLING and KIND not in task["run"]:
             raise Refused(
-                f"the fleet's task does not read {KIND}, so its engine would be started for chats and {order.name} is "
-                f"of kind {order.engine.kind!r}; give the fleet the task of this version, from deployments/engines"
+                f"the engine's task does not read {KIND}, so it would be started for chats and {order.name} is of kind "
+                f"{order.engine.kind!r}; release the model with the task of this version, from deployments/engines"
             )
-        mounts = task.get("file_mounts") or {}
         names = {"service": order.service, "release": order.release, "replica": order.name}
         names |= {"installation": self._installation} if self._installation else {}
         given = {name: value for name, value in (task.get("resources") or {}).items() if name != "accelerators"}
@@ -340,7 +346,7 @@ class SkyPilotFleet(Block):
                 "SKYFERRY_INSTALLATION": self._installation,
             },
             "file_mounts": {
-                **{there: _whole(here) for there, here in mounts.items()},
+                **started.mounts,
                 SECRETS: str(self._write_secrets(order, offer.cell, sent)),
             },
             # SkyPilot's own secrets stand on the command lines of a Slurm node, where each of its users can read them.
@@ -358,6 +364,12 @@ class SkyPilotFleet(Block):
             except (Unavailable, Refused) as error:
                 logging.getLogger(__name__).warning("%s reads its weights from farther away: %s", order.name, error)
         return self.store
+
+    @staticmethod
+    def _make(sent: Path) -> Path:
+        """For this user's eyes only."""
+        sent.mkdir(mode=0o700, parents=True)
+        return sent
 
     def _write_secrets(self, order: ReplicaOrder, cell: str, sent: Path) -> Path:
         """Hashes are what the service's own store says, whichever store the bytes come from."""
@@ -377,7 +389,7 @@ class SkyPilotFleet(Block):
             )
         except CannotServe as error:
             raise Refused(str(error)) from None
-        values = {"SKYFERRY_FILES": files}
+        values = {"SKYFERRY_FILES": files, **_for_the_engine(order.engine.build)}
         if self.authority is not None:
             identity = new_identity(self.authority, datetime.now(UTC))
             values |= {
@@ -385,7 +397,6 @@ class SkyPilotFleet(Block):
                 "SKYFERRY_PRIVATE_KEY": identity.private_key.get_secret_value(),
                 "SKYFERRY_API_KEY": release_key(self.authority, order.release),
             }
-        sent.mkdir(mode=0o700, parents=True)
         path = sent / "secrets.sh"
         path.touch(mode=0o600)
         path.write_text("".join(f"export {name}={shlex.quote(value)}\n" for name, value in values.items()))
@@ -552,6 +563,17 @@ def _told(order: ReplicaOrder, offer: Offer, port: int, *, is_tls: bool) -> Mapp
     }
 
 
+def _for_the_engine(build: EngineBuild | None) -> Mapping[str, str]:
+    """What node.py adds to the engine's command line and environment; nothing where the task says it all."""
+    if build is None:
+        return {}
+    arguments, environment = words(build.flags), dict(build.environment)
+    return {
+        **({"SKYFERRY_ENGINE_ARGUMENTS": json.dumps(arguments)} if arguments else {}),
+        **({"SKYFERRY_ENGINE_ENVIRONMENT": json.dumps(environment)} if environment else {}),
+    }
+
+
 def _installation_of(cluster: Cluster) -> str:
     """Empty where nobody said it."""
     return cluster.told.get("SKYFERRY_INSTALLATION", "")
@@ -569,10 +591,3 @@ def _is_a_replica(cluster: Cluster) -> bool:
 def _slurm_cluster(cell: str) -> str:
     """Without the partition."""
     return "/".join(cell.split("/")[:2])
-
-
-def _whole(source: Any) -> Any:
-    """Where a file lies that is sent to the machine; buckets and home directories are SkyPilot's to find."""
-    if not isinstance(source, str) or "://" in source or source.startswith("~"):
-        return source
-    return str(ROOT / source)

@@ -15,6 +15,7 @@ from flows.boards.readings import (
     told,
     users_met,
 )
+from flows.boards.release import what_differs
 from flows.boards.shown import Page
 from flows.boards.stages import stages_so_far
 from flows.policy.gating.decide import Ruling
@@ -39,6 +40,7 @@ def canary_board(
     engines: Engines,
     probed: Probed | None,
     measures: tuple[Measure, ...] = MEASURES,
+    before: Release | None = None,
 ) -> Page:
     """One look at a stage: what was done and why, what users met, then the evidence for it."""
     band = failures_band(evidence, limits)
@@ -55,6 +57,7 @@ def canary_board(
             section("Probes", _probes(probed, limits, measures)),
             section("Engines", _engines_table(engines)),
             section("Stages so far", stages_so_far(release.stages)),
+            what_differs(before, release),
             f"Model {escaped(release.repo)} at commit {code(release.commit[:12])}.",
         ),
     )

@@ -35,7 +35,7 @@ def check_agreement(
         get_run_logger().warning("No replica of %s runs to compare %s with.", live.id, release.id)
         return
     pairs = probe(
-        service.engine,
+        service.engine_client,
         service.prompts_for(kind),
         candidates,
         stables,

@@ -39,7 +39,7 @@ def see_that_others_answer(service: Service, going: Sequence[Replica], servers: 
 
 def healthy_replicas(service: Service) -> frozenset[str]:
     """The addresses of the service's replicas whose engines say that they are well."""
-    return who_is_healthy(service.engine, [r for r in list_replicas(service.fleet, service.name) if r.address])
+    return who_is_healthy(service.engine_client, [r for r in list_replicas(service.fleet, service.name) if r.address])
 
 
 def stop_replicas(
@@ -67,7 +67,7 @@ def stop_replicas(
     for server in placed:
         drain(service.gateway, service.name, server.slot, server.address)
     idle = wait_until_idle.map(
-        unmapped(service.gateway), unmapped(service.engine), list(replicas), unmapped(drain_timeout_seconds)
+        unmapped(service.gateway), unmapped(service.engine_client), list(replicas), unmapped(drain_timeout_seconds)
     ).result()
     busy = {r.name for r, is_idle in zip(replicas, idle, strict=True) if not is_idle}
     if placed and within_seconds is None:

@@ -225,6 +225,11 @@ def _place(
     manifest = read_manifest(service.store, release.mirror_prefix)
     if manifest is None:
         raise Refused(f"{release.mirror_prefix} is no complete mirror; run mirror-model for {release.repo} first")
+    if release.engine.build is None:
+        get_run_logger().warning(
+            "%s is from a time when releases recorded no engine: what starts is what the fleet's block says today.",
+            release.id,
+        )
     standing = list_replicas(service.fleet, service.name)
     view = survey(service, _need_of_mirror(service, manifest, release.mirror_prefix, release.engine), release.placement)
     placing = _Placing(
@@ -374,7 +379,9 @@ class _Placing:
 
     def _start(self, order: ReplicaOrder, offer: Offer) -> None:
         service, order = self.service, replace(order, disk_bytes=self.view.need.disk_bytes)
-        future = start_replica.submit(service.fleet, service.engine, service.store, order, offer, self.timeout_seconds)
+        future = start_replica.submit(
+            service.fleet, service.engine_client, service.store, order, offer, self.timeout_seconds
+        )
         self._starting[future] = _Try(order, offer, time.time())
 
     def _settle(self, future: "PrefectFuture[Started]") -> None:

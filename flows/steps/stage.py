@@ -48,7 +48,7 @@ class Stable:
             servers = [s for s in service.gateway.servers(service.name) if s.slot == self.release.slot]
         except Unavailable as error:
             return f"the gateway does not say how it is: {error}"
-        loads = loads_of(service.engine, self.replicas)
+        loads = loads_of(service.engine_client, self.replicas)
         return rollback_blockers(
             servers,
             {replica.address: loads[replica.name] for replica in self.replicas},
@@ -91,9 +91,12 @@ class StageWatch:
         get_run_logger().info("%s %%: this stage takes %s", self.share, self._forecast)
         service = self.service
         # Before the share, so that what it brings is in the differences, and nobody's requests wait to be looked at.
-        self._note_loads(loads_of(service.engine, [*self.candidates, *self.stable.replicas]))
+        self._note_loads(loads_of(service.engine_client, [*self.candidates, *self.stable.replicas]))
         set_weight(service.gateway, service.name, self.release.slot, self.share)
-        with LoadReader(service.engine, [*self.candidates, *self.stable.replicas]) as self._reader, self._until_over():
+        with (
+            LoadReader(service.engine_client, [*self.candidates, *self.stable.replicas]) as self._reader,
+            self._until_over(),
+        ):
             ruling, seconds = hold_stage(service.gateway, service.name, self.share, self._look)
             while ruling.bad_cells:
                 get_run_logger().warning("%s", self._words(ruling, seconds).text)
@@ -159,6 +162,7 @@ class StageWatch:
                 forecast=self._forecast,
                 engines=self._engines,
                 probed=self._probed,
+                before=self.stable.release,
             ),
             at_once=ruling.verdict != "hold",
         )
@@ -181,7 +185,7 @@ class StageWatch:
             get_run_logger().info("%s %%: too few users come to judge by: probes are sent", self.share)
         prompts = service.prompts_for(self.release.engine.kind)[:missing]
         asked = probe.submit(
-            service.engine,
+            service.engine_client,
             prompts,
             self.candidates,
             self.stable.replicas,

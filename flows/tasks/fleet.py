@@ -1,16 +1,18 @@
 """Start and stop replicas."""
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 
 from blocks.errors import EngineEnded, NoCapacity, NotReady, Refused, SkyferryError, Unavailable, Unsound
 from blocks.http.addresses import in_one_spelling
 from blocks.ports.engine import Engine
-from blocks.ports.fleet import Fleet, Replica, ReplicaOrder
+from blocks.ports.fleet import EngineBuild, EngineChoice, Fleet, Replica, ReplicaOrder, ResolvedEngine
 from blocks.ports.gateway import Pool
 from blocks.ports.market import Offer
-from blocks.ports.store import ConditionalStore
+from blocks.ports.store import ConditionalStore, Store
+from blocks.stores.kept import keep
 from flows.runtime.retries import retried_task
 from flows.runtime.sleep import sleep
 from flows.tasks.ledger import record_of
@@ -135,6 +137,17 @@ def _check_asked_for(fleet: Fleet, records: ConditionalStore, order: ReplicaOrde
                 f"{record.wanted} replicas of {order.release} are asked for by now, and {len(others)} run, so "
                 f"{order.name} is not started; run scale-up for as many as by day"
             )
+
+
+@retried_task(task_run_name="resolve-the-engine")
+def resolve_engine(fleet: Fleet, choice: EngineChoice, earlier: Sequence[EngineBuild]) -> ResolvedEngine:
+    return fleet.resolve_engine(choice, earlier)
+
+
+@retried_task(task_run_name="keep-the-engine")
+def keep_engine(store: Store, texts: Mapping[str, bytes]) -> None:
+    """What a release records by its hash only is there to be read for as long as the release is."""
+    keep(store, texts)
 
 
 @retried_task(task_run_name="list-replicas-of-{service}")

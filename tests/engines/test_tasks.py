@@ -141,6 +141,7 @@ def test_llama_cpp_serves_what_it_has_checked(tmp_path: Path) -> None:
     weights = write_tiny_gguf(tmp_path / "tiny.gguf").read_bytes()
     port = str(free_port())
     python = {"SKYFERRY_PYTHON": sys.executable, "SKYFERRY_PORT": port}
+    python["SKYFERRY_ENGINE_ARGUMENTS"] = '["--ubatch-size=8"]'  # as a release may have chosen
     with mirrored(weights, "tiny.gguf") as files, job("llama_cpp", tmp_path / "home", files, **python) as running:
         replica = Replica("chat-1a-0", "chat", "1a", "here", f"127.0.0.1:{port}", is_tls=True)
         engine = OpenAIEngine(key_of=lambda _: KEY, replica_ca=AUTHORITY.certificate)
@@ -153,6 +154,7 @@ def test_llama_cpp_serves_what_it_has_checked(tmp_path: Path) -> None:
         assert load.in_flight == 0
         command_line = Path(f"/proc/{running.pid}/cmdline").read_text()
         assert "llama_cpp.py" in command_line
+        assert "--ubatch-size=8" in command_line
         assert KEY not in command_line
         running.terminate()
         assert running.wait(timeout=5) == -signal.SIGTERM

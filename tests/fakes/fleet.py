@@ -9,11 +9,21 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Self
 
+from blocks.engines.known import canonical
 from blocks.errors import NoCapacity, SkyferryError, Unavailable, Unsound
 from blocks.http.addresses import in_one_spelling
 from blocks.ports.engine import Answer, Load, Prompt
-from blocks.ports.fleet import POOLING, ModelKind, Replica, ReplicaOrder
+from blocks.ports.fleet import (
+    POOLING,
+    EngineBuild,
+    EngineChoice,
+    ModelKind,
+    Replica,
+    ReplicaOrder,
+    ResolvedEngine,
+)
 from blocks.ports.market import ON_PROCESSORS, Offer
+from blocks.stores.kept import sha256_of
 
 OFFER = Offer(
     cell="here",
@@ -53,12 +63,29 @@ class FakeFleet:
     inherited: frozenset[str] = frozenset()
     on_launch: Callable[[ReplicaOrder], None] = lambda _: None
     """What happens while a launch goes on."""
+    on_resolve: Callable[[], object] = lambda: None
+    """What happens once an engine was resolved."""
+    task: str = "run: an engine"
+    """What the fleet's block says is started."""
     _ended: UserDict[tuple[str, str], Replica] = field(default_factory=UserDict)
     _logs: UserDict[str, str] = field(default_factory=UserDict)
     _ports: Iterator[int] = field(default_factory=lambda: count(9000))
 
     def of_installation(self, installation: str, inherited: Collection[str] = ()) -> Self:
         return replace(self, installation=installation, inherited=frozenset(inherited))
+
+    def resolve_engine(self, choice: EngineChoice, earlier: Collection[EngineBuild] = ()) -> ResolvedEngine:
+        del earlier  # nothing is resolved anew
+        body = (choice.task or self.task).encode()
+        build = EngineBuild(
+            name=choice.name or "fake",
+            version=choice.version or "1",
+            flags=canonical(choice.flags),
+            environment=tuple(sorted(choice.environment.items())),
+            task=sha256_of(body),
+        )
+        self.on_resolve()
+        return ResolvedEngine(build, {build.task: body})
 
     def launch(self, order: ReplicaOrder, offer: Offer) -> Replica:
         self.orders.append(order)

@@ -150,7 +150,7 @@ class FakeService(Service):
     _engine: Engine | None = None
 
     @property
-    def engine(self) -> Engine:
+    def engine_client(self) -> Engine:
         assert self._engine is not None
         return self._engine
 

@@ -19,7 +19,7 @@ from tests.flows.test_steps import provision
 FAILED = replace(GOOD, status=500)
 
 
-def plan(revision: str, stages: Sequence[int] = (10, 100), **others: float | dict[str, float]) -> ReleasePlan:
+def plan(revision: str, stages: Sequence[int] = (10, 100), **others: object) -> ReleasePlan:
     return ReleasePlan(
         service="chat",
         repo=REPO,

@@ -105,7 +105,7 @@ def test_one_that_is_scaled_to_zero_and_reaped_takes_nothing_from_the_other(
         assert reap_orphans(ReapPlan(service="chat", dry_run=False, grace_seconds=0)).replicas == ()
     assert staging.replicas == ()
     assert production.replicas == (production.replica,)
-    assert production.service.engine.is_healthy(production.replica)
+    assert production.service.engine_client.is_healthy(production.replica)
     (job,) = slurm_lab.queue("beta").values()
     (left,) = SkyPilot().clusters()
     assert job[0].startswith(left.name)

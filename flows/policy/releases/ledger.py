@@ -1,13 +1,15 @@
 """The record of a service's releases, and the steps that it may take from one state to the next."""
 
 import hashlib
+import json
+from dataclasses import asdict, replace
 from datetime import datetime
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from blocks.errors import Refused
-from blocks.ports.fleet import EngineSettings, ReplicaOrder
+from blocks.ports.fleet import EngineBuild, EngineSettings, ReplicaOrder
 from blocks.ports.gateway import Slot
 from blocks.stores.mirrors import mirror_prefix
 from flows.policy.gating.decide import Verdict
@@ -149,8 +151,42 @@ def ledger_key(service: str) -> str:
 
 
 def release_id(service: str, repo: str, commit: str, engine: EngineSettings) -> str:
-    """A name for what the release is, the same at each retry."""
-    return f"{service}-{hashlib.sha256(repr((service, repo, commit, engine)).encode()).hexdigest()[:8]}"
+    """A name for all that makes the release's replicas what they are, the same at each retry.
+
+    Of a release that records no engine it is what version 0.1 made of it.
+    """
+    if engine.build is None and engine.kind == "chat":
+        settings = f"context_tokens={engine.context_tokens}, parallel_requests={engine.parallel_requests}"
+        said = f"({service!r}, {repo!r}, {commit!r}, EngineSettings({settings}))"
+    else:
+        said = json.dumps([service, repo, commit, asdict(engine)], sort_keys=True)
+    return f"{service}-{hashlib.sha256(said.encode()).hexdigest()[:8]}"
+
+
+def is_standing_unrecorded(record: ServiceRecord, release: str) -> bool:
+    """Whether that release is live or in progress, from a time when releases recorded no engine.
+
+    It is still the one that is asked for, as long as nobody has chosen an engine: else the first run after an upgrade
+    would be a new release of what users have.
+    """
+    return any(standing.id == release and standing.engine.build is None for standing in _standing(record))
+
+
+def opened_by(record: ServiceRecord, run_id: str, repo: str, commit: str, engine: EngineSettings) -> Release | None:
+    """The release in progress of that run, where it is of this model: whatever blocks say by now, its engine stands."""
+    release = record.in_progress
+    if release is None or release.run_id != run_id or (release.repo, release.commit) != (repo, commit):
+        return None
+    return release if replace(release.engine, build=None) == replace(engine, build=None) else None
+
+
+def _standing(record: ServiceRecord) -> tuple[Release, ...]:
+    return tuple(release for release in (record.live, record.in_progress) if release is not None)
+
+
+def earlier_builds(record: ServiceRecord) -> tuple[EngineBuild, ...]:
+    """The engines of the service's releases, the newest first."""
+    return tuple(r.engine.build for r in reversed(record.releases) if r.engine.build is not None)
 
 
 def replica_orders(release: Release, count: int) -> list[ReplicaOrder]:

@@ -2,14 +2,17 @@
 
 import re
 import stat
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
 from blocks.errors import Refused
 from blocks.local.fleet import LEAST_MEMORY_BYTES, LocalFleet, memory_stock
+from blocks.ports.fleet import EngineBuild, EngineChoice, EngineSettings, ReplicaOrder
 from blocks.ports.market import ON_PROCESSORS
 from blocks.stores.s3 import S3Store
+from tests.fakes.fleet import OFFER
 
 
 @pytest.fixture(name="fleet")
@@ -45,6 +48,42 @@ def test_it_is_free_while_memory_suffices(fleet: LocalFleet) -> None:
     assert now == again
     assert now.at > 0
     assert 0 <= (now.load or 0) <= 1
+
+
+def test_the_engine_is_the_one_that_is_installed_here(fleet: LocalFleet) -> None:
+    """Without a choice llama.cpp; its version is recorded, and no other one is to be had."""
+    build = fleet.resolve_engine(EngineChoice()).build
+    assert build == EngineBuild("llama.cpp", metadata.version("xllamacpp"))
+    flags = EngineChoice(flags={"ubatch-size": 64, "batch-size": 128})
+    assert fleet.resolve_engine(flags).build.flags == (("batch-size", "128"), ("ubatch-size", "64"))
+    for choice, said in (
+        (EngineChoice(version="1.0"), rf"llama\.cpp 1\.0 is asked for, and {re.escape(build.version)} is installed"),
+        (EngineChoice("vllm"), "vllm cannot be had on this machine: .* has no vllm; install it there"),
+        (EngineChoice("sglang"), r"sglang has no command for this machine; a local fleet runs llama\.cpp, vllm"),
+        (EngineChoice(task="run: x"), "leave the Engine block's task empty"),
+        (EngineChoice(flags={"parallel": 8}), "set parallel_requests"),
+    ):
+        with pytest.raises(Refused, match=said):
+            fleet.resolve_engine(choice)
+
+
+@pytest.mark.parametrize(
+    ("build", "said"),
+    [
+        (
+            EngineBuild("llama.cpp", "1.0"),
+            r"passed its gates with llama\.cpp 1\.0, and .* install xllamacpp==1\.0 ",
+        ),
+        (EngineBuild("gone", "1.0"), "there is no engine 'gone'"),
+        (EngineBuild("vllm", "0.33.0", task="a" * 64), "starts vllm by a task; release the model anew"),
+    ],
+)
+def test_a_recorded_engine_that_is_here_no_more_is_refused(fleet: LocalFleet, build: EngineBuild, said: str) -> None:
+    """Before weights are fetched: no other engine is started in its place."""
+    order = ReplicaOrder("chat-1a-0", "chat", "1a", "models/maker/m/1/", EngineSettings(512, 1, build=build))
+    with pytest.raises(Refused, match=said):
+        fleet.launch(order, OFFER)
+    assert fleet.replicas("chat") == ()
 
 
 def test_a_release_has_one_key_that_others_cannot_read(fleet: LocalFleet, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Who gets past the key in front of vLLM."""
 
 import asyncio
+import signal
 from typing import Any
 
 import pytest
@@ -71,3 +72,36 @@ def test_without_a_key_nothing_starts(env: dict[str, str]) -> None:
     """An empty key would let anybody in."""
     with pytest.raises(RuntimeError, match="VLLM_API_KEY is not set"):
         KeyGuard(engine, env)
+
+
+def test_from_sigterm_on_it_says_that_it_ends() -> None:
+    """Its health is 503, new requests too, and its metrics are open: whoever stops it sees what it still answers."""
+    heard: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
+    sent: list[Any] = []
+
+    async def send(message: Scope) -> None:
+        sent.append(message)
+
+    async def receive() -> Scope:
+        return {"type": "lifespan.startup"}
+
+    async def through_its_life() -> None:
+        guard = KeyGuard(engine, {"VLLM_API_KEY": KEY})
+        await guard({"type": "lifespan"}, receive, send)
+        asked = [request("GET", "/health"), request("POST", "/v1/chat/completions"), request("GET", "/metrics")]
+        key = {"headers": [(b"authorization", f"Bearer {KEY}".encode())]}
+        for scope in asked:
+            await guard({**scope, **key}, receive, send)
+        signal.raise_signal(signal.SIGTERM)
+        for scope in asked:
+            await guard({**scope, **key}, receive, send)
+
+    try:
+        asyncio.run(through_its_life())
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert sent[:4] == [{"type": "engine"}] * 4
+    assert [message["status"] for message in sent[4:] if "status" in message] == [503, 503]
+    assert sent[-1] == {"type": "engine"}
+    assert heard == [signal.SIGTERM]

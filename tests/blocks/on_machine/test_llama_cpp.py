@@ -5,7 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,8 +14,10 @@ import httpx
 import psutil
 import pytest
 import stamina
+from xllamacpp import CommonParams  # pyright: ignore[reportAttributeAccessIssue] - of its compiled part
 
-from blocks.on_machine.llama_cpp import find_weights, listen, lock_of
+from blocks.engines.llama_cpp import LLAMA_CPP
+from blocks.on_machine.llama_cpp import FLAGS, add_flags, apply_flags, find_weights, listen, lock_of
 from blocks.replica_tls import SERVER_NAME, context_trusting, new_authority, new_identity
 from tests.tiny_gguf import tiny_replica, write_tiny_gguf
 
@@ -32,6 +34,26 @@ def ask(address: str, *, letters: int, max_tokens: int) -> httpx.Response:
     """A letter is a token, and two more mark the beginning."""
     body = {"messages": [{"role": "user", "content": "a" * letters}], "max_tokens": max_tokens, "temperature": 0}
     return httpx.post(f"http://{address}/v1/chat/completions", json=body, timeout=30)
+
+
+def test_its_flags_are_those_that_releases_may_choose() -> None:
+    """What the engine's file lets through, the program knows, and the other way round."""
+    assert {*FLAGS, "threads"} == {*LLAMA_CPP.flags}
+
+
+def test_flags_go_to_where_llama_cpp_has_them() -> None:
+    """Over what each replica is started with; what is not chosen stays."""
+    parser = ArgumentParser()
+    add_flags(parser)
+    chosen = ["--ubatch-size=8", "--poll=0", "--flash-attn=on", "--cache-type-k=q8_0", "--no-cache-prompt"]
+    params = CommonParams()
+    batch = params.n_batch
+    apply_flags(params, parser.parse_args(chosen))
+    assert (params.n_ubatch, params.cpuparams.poll, params.cache_prompt, params.n_batch) == (8, 0, False, batch)
+    assert params.flash_attn_type == FLAGS["flash-attn"][1]["on"]
+    assert params.cache_type_k == FLAGS["cache-type-k"][1]["q8_0"]
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--cache-type-k=q9"])
 
 
 @pytest.mark.parametrize("parallel", [1, 3])

@@ -363,11 +363,12 @@ def test_only_known_braces_are_filled_in() -> None:
 
 ENGINE = """
 import json, os, stat, sys
-cert, key, weights, port = sys.argv[1:]
+cert, key, weights, port, *further = sys.argv[1:]
 print(json.dumps({
     "env": {name: value for name, value in os.environ.items() if "SKYFERRY" in name},
     "cert": open(cert).read(), "key": open(key).read(), "key_mode": stat.S_IMODE(os.stat(key).st_mode),
     "weights": sorted(os.listdir(weights)), "port": int(port), "pid": os.getpid(),
+    "further": further, "threads": os.environ.get("OMP_NUM_THREADS"),
 }))
 """
 
@@ -436,6 +437,24 @@ def test_the_port_is_announced(run: Callable[..., Run], tmp_path: Path) -> None:
     asked_for = run(SKYFERRY_PORT="23456")
     assert asked_for.engine is not None
     assert asked_for.engine["port"] == 23456
+
+
+def test_what_a_release_says_of_its_engine_reaches_it_as_it_was_written(run: Callable[..., Run]) -> None:
+    """Words at the end of its command line and variables: no shell reads them, and no name in braces is filled in."""
+    hostile = "--chat-template=$(reboot) `id` 'a' \"b\" {port}\n--host 0.0.0.0"
+    arguments, variables = json.dumps(["--seed=1", hostile]), json.dumps({"OMP_NUM_THREADS": "1; reboot"})
+    ran = run(SKYFERRY_ENGINE_ARGUMENTS=arguments, SKYFERRY_ENGINE_ENVIRONMENT=variables)
+    assert ran.engine is not None, ran.said
+    assert (ran.engine["further"], ran.engine["threads"]) == (["--seed=1", hostile], "1; reboot")
+    assert "ENGINE" not in str(ran.engine["env"])
+
+
+@pytest.mark.parametrize("value", ["[1]", "{}", "no JSON", '"text"', "null", '[["a"]]'])
+def test_words_for_the_engine_that_are_none_start_nothing(run: Callable[..., Run], value: str) -> None:
+    """Whoever wrote them was no fleet."""
+    ran = run(SKYFERRY_ENGINE_ARGUMENTS=value)
+    assert (ran.returncode, ran.engine) == (1, None)
+    assert ran.said.splitlines()[-1].startswith("skyferry: SKYFERRY_ENGINE_ARGUMENTS or SKYFERRY_ENGINE_ENVIRONMENT is")
 
 
 def test_no_engine_starts_on_wrong_weights(run: Callable[..., Run], mirror: Mirror, tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def test_a_task_that_knows_no_kinds_starts_no_other_than_chats(fleet: SkyPilotFl
     embeds = replace(ORDER, engine=replace(ORDER.engine, kind="embedding"))
     assert fleet._task(ORDER, SPOT, 8000, tmp_path / "sent")["envs"]["SKYFERRY_KIND"] == "chat"
     with pytest.raises(
-        Refused, match=r"does not read SKYFERRY_KIND, .* is of kind 'embedding'; give the fleet the task"
+        Refused, match=r"does not read SKYFERRY_KIND, .* is of kind 'embedding'; release the model with the task"
     ):
         fleet._task(embeds, SPOT, 8000, tmp_path / "there")
     knows = fleet.model_copy(update={"task": "run: serve $SKYFERRY_KIND"})
