@@ -1,7 +1,7 @@
 """How often do the gates stop a good release, and how soon a bad one? `python -m benchmarks.gates --json FILE`.
 
-Plays made-up releases (gates_worlds.py) to the judge (gates_twin.py, which a test holds against production's; the world
-with cells is judged by production's own) and to its rivals (gates_rivals.py). The table goes into docs/gates.md.
+Plays made-up releases (gates_worlds.py) to production's own judge (gates_stages.py) and to its rivals
+(gates_rivals.py). The table goes into docs/gates.md.
 """
 
 import argparse
@@ -19,15 +19,16 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.gates_production import hold_with_probes, outcome, outcomes
 from benchmarks.gates_rivals import FIRST_SHARE, Judged, argo, flagger, kayenta, told
-from benchmarks.gates_twin import LOOK_EVERY, hold
+from benchmarks.gates_stages import LOOK_EVERY, batch_of, hold, hold_with_probes, outcomes
 from benchmarks.gates_worlds import Borne, Harm, Traffic, World, promised_ms, promised_token_ms
 from blocks.service import Service
-from flows.policy.gating.gates import requests_needed, rule
+from flows.policy.gating.alpha import alpha_of_stage
+from flows.policy.gating.decide import rule
 from flows.policy.gating.judge import Carried, Judge
-from flows.policy.gating.measures import Limits, budget_of_stage
-from flows.policy.gating.probes import PART_OF_THE_BUDGET
+from flows.policy.gating.limits import Limits
+from flows.policy.gating.probes import PART_OF_ALPHA
+from flows.policy.gating.sample_size import requests_needed
 
 STAGES = (0.05, 0.15, 0.3, 0.5, 1.0)
 DEFAULTS = {name: field.default for name, field in Service.model_fields.items() if name in Limits.model_fields}
@@ -119,8 +120,8 @@ def play(traffic: Traffic, harm: Harm, limits: Limits, *, may_probe: bool = True
     for number, share in enumerate(STAGES):
         count, now = int(1.2 * requests_needed(limits, share) / share), harm.at(share)
         since = float(traffic.take(begin, 1).seconds[0])
-        whole = budget_of_stage(number, len(STAGES))
-        budget = (1 - PART_OF_THE_BUDGET) * whole if may_probe else whole
+        whole = alpha_of_stage(number, len(STAGES))
+        budget = (1 - PART_OF_ALPHA) * whole if may_probe else whole
         while True:
             stream = traffic.take(begin, count)
             held = hold(stream, now, limits, share=share, budget=budget, carried=carried, since=since)
@@ -255,31 +256,32 @@ def _tally(names: Sequence[str]) -> dict[str, int]:
 
 
 def bad_cells(bad_ones: int, releases: int) -> dict[str, Any]:
-    """So many cells of four fail; judged by production's own code, at 20 % of the traffic."""
+    """So many cells of four fail, at 20 % of the traffic."""
     found, other, rolled_back, failed = 0, 0, 0, list[int]()
     limits, names = limits_of(HARMED[1]), {str(cell): f"cell {cell}" for cell in range(CELLS)}
     for seed in range(releases):
-        judge = Judge(limits, "green", share=0.2, budget=budget_of_stage(0, len(STAGES)), cells=names)
-        traffic, random, number, borne = Traffic(HARMED[1], seed), np.random.default_rng(seed), 0, 0
+        judge = Judge(limits, "green", weight=0.2, alpha=alpha_of_stage(0, len(STAGES)), cells=names)
+        traffic, random = Traffic(HARMED[1], seed), np.random.default_rng(seed)
         stream = traffic.take(0, 20_000)
-        mine = stream.user_luck < 0.2
+        is_candidate = stream.user_luck < 0.2
         cell, luck = random.integers(CELLS, size=len(stream)), random.random(len(stream))
-        bad = stream.failed(mine, Harm()) | (mine & (cell < bad_ones) & (luck < BAD_CELL_PERCENT / 100))
-        both_ms = np.stack([stream.first_token_ms(mine, Harm()), stream.token_ms(mine, Harm())], axis=1)
-        ruling = rule(judge.evidence(), limits, 0)
+        bad = is_candidate & (cell < bad_ones) & (luck < BAD_CELL_PERCENT / 100)
+        batch = batch_of(
+            replace(stream, failure_luck=np.where(bad, -1.0, stream.failure_luck)),
+            is_candidate,
+            Harm(),
+            0.0,
+            np.where(is_candidate, cell, -1),
+        )
+        number, ruling = 0, rule(judge.evidence(), limits, 0)
         while number < len(stream) and ruling.verdict == "hold" and not ruling.bad_cells:
-            first_ms, token_ms = both_ms[number].tolist()
-            user = int(stream.user[number])
-            request = outcome(bool(mine[number]), bool(bad[number]), first_ms, token_ms, user, str(cell[number]))
-            judge.observe(request, float(stream.seconds[number]))
-            borne += bool(bad[number] and mine[number])
-            number += 1
-            if number % LOOK_EVERY == 0:
-                ruling = rule(judge.evidence(), limits, float(stream.seconds[number - 1]))
+            judge.take_batch(batch.some(slice(number, number + LOOK_EVERY)))
+            number += LOOK_EVERY
+            ruling = rule(judge.evidence(), limits, float(stream.seconds[number - 1]))
         found += ruling.bad_cells == ("cell 0",)
         other += bool(ruling.bad_cells) and ruling.bad_cells != ("cell 0",)
         rolled_back += ruling.verdict == "roll back"
-        failed.append(borne)
+        failed.append(int((batch.hits["failed"] & is_candidate)[:number].sum()))
     return {
         "bad_ones": bad_ones,
         "releases": releases,
@@ -290,18 +292,25 @@ def bad_cells(bad_ones: int, releases: int) -> dict[str, Any]:
     }
 
 
-def cost_of_judging() -> dict[str, float]:
-    """Microseconds of one core for each request, in production's code, with a look every twenty and without."""
+def cost_of_judging() -> dict[str, tuple[float, float]]:
+    """Microseconds of one core for each request, from the gateway's outcomes on, at so many requests a second.
+
+    Production takes in what a second has brought, and rules on it.
+    """
     stream = Traffic(HARMED[1], 1).take(0, 40_000)
     requests = outcomes(stream, stream.user_luck < FIRST_SHARE, Harm())
-    costs: dict[str, float] = {}
-    for name, every in (("observe_us", 0), ("observe_and_rule_us", LOOK_EVERY)):
-        judge, begun = Judge(LIMITS, "green", share=FIRST_SHARE), time.process_time()
-        for number, request in enumerate(requests):
-            judge.observe(request, 1.0)
-            if every and number % every == 0:
-                rule(judge.evidence(), LIMITS, 1.0)
-        costs[name] = 1e6 * (time.process_time() - begun) / len(requests)
+    costs: dict[str, tuple[float, float]] = {}
+    for at_once in (20, 200, 2000):
+        judge, begun = Judge(LIMITS, "green", weight=FIRST_SHARE), time.process_time()
+        for number in range(0, len(requests), at_once):
+            judge.take(requests[number : number + at_once], 1.0)
+        took = time.process_time() - begun
+        begun = time.process_time()
+        for _ in range(100):
+            rule(judge.evidence(), LIMITS, 1.0)
+        ruled = (time.process_time() - begun) / 100
+        taking_in = 1e6 * took / len(requests)
+        costs[str(at_once)] = taking_in, taking_in + 1e6 * ruled / at_once
     return costs
 
 
@@ -360,8 +369,11 @@ ones were, and the release was rolled back, in percent; and how many requests fa
 |---:|---:|---:|---:|---:|---:|
 """
 ABOUT_THE_COST = """
-**Cost**: {observe_us:.0f} µs of one core for each request, {observe_and_rule_us:.0f} µs with a ruling after every
-twentieth, on a shared machine.
+**Cost**, on a shared machine: of one core for each request, where a second has brought so many, which production takes
+in at once; and with the ruling that it makes of them.
+
+| requests a second | taking in | with a ruling |
+|---:|---:|---:|
 """
 
 
@@ -398,7 +410,10 @@ def table(report: dict[str, Any]) -> str:
         cells = [str(row["bad_ones"]), f"{row['releases']:,}", f"{row['held_back_percent']:.1f}"]
         cells += [f"{row[name]:.1f}" for name in ("other_cell_percent", "rolled_back_percent", "failed_mean")]
         text += f"| {' | '.join(cells)} |\n"
-    return text + ABOUT_THE_COST.format(**report["cost"])
+    text += ABOUT_THE_COST
+    for at_once, (taking_in, with_ruling) in report["cost"].items():
+        text += f"| {at_once} | {taking_in:.0f} µs | {with_ruling:.0f} µs |\n"
+    return text
 
 
 def _beside_the_best(row: dict[str, Any]) -> str:

@@ -129,6 +129,13 @@ class Service(Block):
         description="Nineteen of twenty streamed answers take this long for each token after the first, or less; leave "
         "it empty where nobody streams, or where a release changes how many tokens its engine sends at a time.",
     )
+    total_p95_ms: float | None = Field(
+        default=None,
+        gt=0,
+        title="p95 total time of an answer, at most (ms)",
+        description="Of models that stream nothing, embedding and rerank: nineteen of twenty answers take no longer; "
+        "leave it empty where none is promised.",
+    )
     slower_than_stable: float = Field(
         default=1.1,
         ge=1,
@@ -147,6 +154,13 @@ class Service(Block):
         title="Time per output token above stable's, excused (ms)",
         description="A time per output token that is longer than stable's by less than this is excused: no reader "
         "sees it.",
+    )
+    total_margin_ms: float = Field(
+        default=10.0,
+        ge=0,
+        title="Total time above stable's, without harm (ms)",
+        description="An answer of an embedding or rerank model that takes longer than stable's by less than this is "
+        "excused.",
     )
     more_than_stable: float = Field(
         default=1.1,

@@ -157,9 +157,10 @@ def replay(
         table = Table("stage", "verdict then", "verdict now", "reason now", title=f"Release {found.id}, ruled on again")
         differ = False
         for stage in found.stages:
-            ruling = judge_again(stage, others)
-            differ = differ or ruling.verdict != stage.verdict
-            table.add_row(f"{stage.share_percent} %", stage.verdict, ruling.verdict, escape(ruling.reason))
+            again = judge_again(stage, others)
+            verdict = again.ruling.verdict
+            differ = differ or verdict != stage.verdict
+            table.add_row(f"{stage.share_percent} %", stage.verdict, verdict, escape(again.words.text))
     console.print(table)
     raise typer.Exit(1 if differ else 0)
 

@@ -16,10 +16,11 @@ from blocks.service import Service
 from flows.boards.artifacts import Artifact
 from flows.boards.canary import waiting_board
 from flows.boards.stages import approval_question
+from flows.policy.gating.alpha import alpha_of_stage
 from flows.policy.gating.judge import Carried, Judge
 from flows.policy.gating.kinds import limits_for
-from flows.policy.gating.measures import Limits, budget_of_stage
-from flows.policy.gating.probes import PART_OF_THE_BUDGET, ProbeJudge
+from flows.policy.gating.limits import Limits
+from flows.policy.gating.probes import PART_OF_ALPHA, ProbeJudge
 from flows.policy.gating.stages import stages_left
 from flows.policy.releases.ledger import Release, ServiceRecord, go_live, note_stage, owned_by, take_over
 from flows.runtime.parameters import Parameters, ReadyTimeout, flow_with
@@ -162,16 +163,24 @@ def _promote_by_stages(
             _wait_for_rollback_blockers(service, release, given, share, stable, board)
         candidates = _replicas_of(service, release.id)
         cells = _cells(candidates)
-        budget = budget_of_stage(given.stages_percent.index(share), len(given.stages_percent))
-        of_probes = PART_OF_THE_BUDGET * budget if service.probes_per_stage else 0.0
-        judge = Judge(limits, release.slot, share=share / 100, budget=budget - of_probes, carried=carried, cells=cells)
+        alpha, kind = alpha_of_stage(given.stages_percent.index(share), len(given.stages_percent)), release.engine.kind
+        of_probes = PART_OF_ALPHA * alpha if service.probes_per_stage else 0.0
+        judge = Judge(
+            limits,
+            release.slot,
+            weight=share / 100,
+            alpha=alpha - of_probes,
+            carried=carried,
+            cells=cells,
+            kind=kind,
+        )
         watch = StageWatch(
             service,
             release,
             given.stages_percent,
             share,
             judge,
-            ProbeJudge(limits, release.slot, budget=of_probes, cells=cells),
+            ProbeJudge(limits, release.slot, alpha=of_probes, cells=cells, kind=kind),
             board,
             candidates=candidates,
             stable=stable,
@@ -183,7 +192,7 @@ def _promote_by_stages(
             own_run_id(),
         )
         if stage.verdict == "roll back":
-            raise RolledBack(f"rolled back at {share} %: {stage.reason}")
+            raise RolledBack(stage.reason)
         carried = judge.carried()
         rate = watch.outcomes / stage.seconds if stage.seconds else rate
     return candidates

@@ -1,6 +1,6 @@
 """The limits that gates are tested by; a test that needs others says in which they differ."""
 
-from flows.policy.gating.measures import Limits
+from flows.policy.gating.limits import Limits
 
 LIMITS = Limits(
     error_percent=1,

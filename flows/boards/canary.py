@@ -18,9 +18,12 @@ from flows.boards.readings import (
 from flows.boards.release import what_differs
 from flows.boards.shown import Page
 from flows.boards.stages import stages_so_far
+from flows.policy.gating.decide import Ruling
 from flows.policy.gating.engines import Engines, Work
-from flows.policy.gating.gates import Ruling
-from flows.policy.gating.measures import Evidence, Limits, Probed
+from flows.policy.gating.evidence import Evidence, Probed
+from flows.policy.gating.limits import Limits
+from flows.policy.gating.measures import MEASURES, Measure
+from flows.policy.gating.wording import words_of
 from flows.policy.releases.ledger import Release
 
 
@@ -36,21 +39,22 @@ def canary_board(
     forecast: str,
     engines: Engines,
     probed: Probed | None,
+    measures: tuple[Measure, ...] = MEASURES,
     before: Release | None = None,
 ) -> Page:
     """One look at a stage: what was done and why, what users met, then the evidence for it."""
     band = failures_band(evidence, limits)
-    gates = gates_of(evidence, limits)
+    gates = gates_of(evidence, limits, measures)
     return Page(
         _description(release),
         page(
             f"# Canary of {release.id}: {weight_percent} % of traffic",
-            told(ruling, evidence),
+            told(words_of(ruling, evidence, limits, held_seconds, probed, measures)),
             f"Stages: {_arrows(stages_percent, weight_percent)}. This one has run for {seconds(held_seconds)} and "
             f"takes {escaped(forecast)}.",
-            section("What users met", _users_table(evidence)),
+            section("What users met", _users_table(evidence, limits, measures)),
             section("Gates", _gates_table(gates), picture(band) if band else "", _gates_list(gates)),
-            section("Probes", _probes(probed, limits)),
+            section("Probes", _probes(probed, limits, measures)),
             section("Engines", _engines_table(engines)),
             section("Stages so far", stages_so_far(release.stages)),
             what_differs(before, release),
@@ -81,12 +85,15 @@ def _arrows(stages_percent: Sequence[int], now_percent: int) -> str:
     return " → ".join(bold(f"{stage} %") if stage == now_percent else f"{stage} %" for stage in stages_percent)
 
 
-def _users_table(evidence: Evidence) -> str:
+def _users_table(evidence: Evidence, limits: Limits, measures: tuple[Measure, ...]) -> str:
     """Five of a hundred requests may be thirty of a hundred tokens, so both parts stand there."""
     rows = [
         ("requests", *_both(evidence.requests, evidence.stable_requests)),
         ("output tokens", *_both(evidence.tokens, evidence.stable_tokens)),
-        *((row.what, _side(row.candidate), _side(row.stable), _beside(row)) for row in users_met(evidence)),
+        *(
+            (row.what, _side(row.candidate), _side(row.stable), _beside(row))
+            for row in users_met(evidence, limits, measures)
+        ),
     ]
     return table(("", "candidate", "stable", "beside stable"), rows)
 
@@ -119,11 +126,11 @@ def _gates_list(gates: Sequence[Gate]) -> str:
     return listed((gate.name, gate.words) for gate in gates if gate.harm or gate.non_inferiority)
 
 
-def _probes(probed: Probed | None, limits: Limits) -> str:
+def _probes(probed: Probed | None, limits: Limits, measures: tuple[Measure, ...]) -> str:
     """What golden prompts have shown, apart from users."""
     if probed is None:
         return "No probes were sent."
-    gates = gates_of_probes(probed, limits)
+    gates = gates_of_probes(probed, limits, measures)
     rows = ((gate.name, bar(gate.harm or 0.0)) for gate in gates)
     return "\n\n".join(
         (

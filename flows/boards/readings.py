@@ -4,19 +4,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from flows.boards.markdown import Marked, bold, escaped
-from flows.policy.gating.bets import interval
-from flows.policy.gating.gates import Ruling, Verdict, answers_in_words, bar_of_answers, nearness
-from flows.policy.gating.measures import EACH_TOKEN, FIRST_TOKEN, Evidence, Limits, Measure, Probed
+from flows.policy.gating.decide import Verdict, threshold_of_answers
+from flows.policy.gating.e_values import confidence_interval
+from flows.policy.gating.evidence import Evidence, Probed
+from flows.policy.gating.limits import Limits
+from flows.policy.gating.measures import Measure, panel_of
+from flows.policy.gating.progress import progress_of
+from flows.policy.gating.wording import Words, answers_in_words
 
 DONE: Mapping[Verdict, str] = {"promote": "passed", "hold": "holding", "roll back": "rolled back"}
 """What each verdict comes to, for a stage."""
 NEVER_BY_PROBES = {"left", "left midway"}
-USERS_WHO: tuple[tuple[str, Measure], ...] = (
-    ("users who met a failure", "failed"),
-    ("users who were refused", "refused"),
-    ("users who gave up before an answer", "left"),
-    ("users who left within an answer", "left midway"),
-)
 
 
 @dataclass(frozen=True)
@@ -42,8 +40,8 @@ class Slots:
     @property
     def times_stable(self) -> float | None:
         """How much more it is of the candidate; None where stable has nothing to compare with."""
-        mine, theirs = (side.rate if isinstance(side, Part) else side for side in (self.candidate, self.stable))
-        return mine / theirs if mine is not None and theirs else None
+        own, its = (side.rate if isinstance(side, Part) else side for side in (self.candidate, self.stable))
+        return own / its if own is not None and its else None
 
 
 @dataclass(frozen=True)
@@ -66,43 +64,46 @@ class Band:
     confidence: float
 
 
-def told(ruling: Ruling, evidence: Evidence) -> Marked:
-    """What was done and what users met, for somebody who was woken up."""
-    done = bold(f"{DONE[ruling.verdict].capitalize()} at {100 * evidence.share:g} % of traffic")
-    return Marked(f"{done}: {escaped(ruling.reason)}")
+def told(words: Words) -> Marked:
+    """What was done and what users met, for somebody who was woken up; under it what that stands on."""
+    return Marked("\n\n".join(filter(None, (bold(words.first), escaped(words.second)))))
 
 
-def users_met(evidence: Evidence) -> list[Slots]:
-    """What the users of each slot met; of each user the first failure, the first refusal and the first departures."""
+def users_met(evidence: Evidence, limits: Limits, measures: tuple[Measure, ...]) -> list[Slots]:
+    """What the users of each slot met; of each user the first hit of each measure, such as a failure."""
+    panel = panel_of(evidence.kind, limits, measures)
     met = [
         Slots(
-            what,
+            f"users {event.met}",
             Part(count.hits, count.of or None),
             Part(count.all_hits - count.hits, count.all_of - count.of if count.all_of else None),
         )
-        for what, measure in USERS_WHO
-        for count in (evidence.count(measure),)
+        for event in panel.events
+        for count in (evidence.count(event.name),)
     ]
-    for what, time in (("time to first token", FIRST_TOKEN), ("time per output token", EACH_TOKEN)):
-        mine_p50, mine_p95, stables_p50, stables_p95 = evidence.timing(time).recent_ms
-        met += [Slots(f"{what}, median", mine_p50, stables_p50), Slots(f"{what}, p95", mine_p95, stables_p95)]
+    for latency in panel.shown_latencies:
+        own_p50, own_p95, its_p50, its_p95 = evidence.timing(latency.name).recent_ms
+        met += [
+            Slots(f"{latency.phrase}, median", own_p50, its_p50),
+            Slots(f"{latency.phrase}, p95", own_p95, its_p95),
+        ]
     return met
 
 
-def gates_of(evidence: Evidence, limits: Limits) -> list[Gate]:
-    return [Gate(near.gate, near.harm, near.good_news, near.seen) for near in nearness(evidence, limits)]
+def gates_of(evidence: Evidence, limits: Limits, measures: tuple[Measure, ...]) -> list[Gate]:
+    return [Gate(one.gate, one.to_rollback, one.to_pass, one.seen) for one in progress_of(evidence, limits, measures)]
 
 
-def gates_of_probes(probed: Probed, limits: Limits) -> list[Gate]:
+def gates_of_probes(probed: Probed, limits: Limits, measures: tuple[Measure, ...]) -> list[Gate]:
     """Those that probes can roll a release back by; a probe never leaves."""
     gates = [
         Gate(gate.name, gate.harm, None, gate.words)
-        for gate in gates_of(probed.evidence, limits)
+        for gate in gates_of(probed.evidence, limits, measures)
         if gate.harm is not None and gate.name not in NEVER_BY_PROBES
     ]
-    threshold = bar_of_answers(probed, limits)
+    threshold = threshold_of_answers(probed, limits)
     return gates + [
-        Gate(check, count.harm / threshold, None, answers_in_words(check, count))
+        Gate(check, count.peak / threshold, None, answers_in_words(check, count))
         for check, count in probed.answers.items()
     ]
 
@@ -111,7 +112,7 @@ def failures_band(evidence: Evidence, limits: Limits) -> Band | None:
     """None before there are two interim analyses to draw a line between."""
     failed, alpha = evidence.count("failed"), limits.missed_harm_percent / 100
     points = [
-        (of, hits / of, *interval(hits, of, alpha))
+        (of, hits / of, *confidence_interval(hits, of, alpha))
         for of, hits in dict([*evidence.trail, (failed.of, failed.hits)]).items()
         if of
     ]

@@ -16,12 +16,15 @@ from blocks.ports.gateway import Outcome
 from blocks.service import Service
 from flows.boards.artifacts import Artifact
 from flows.boards.canary import canary_board
+from flows.policy.gating.decide import Ruling, rule
 from flows.policy.gating.engines import Engines, Meter
-from flows.policy.gating.gates import Ruling, forecast, rule
-from flows.policy.gating.judge import Judge, speaks
+from flows.policy.gating.evidence import Evidence, Probed
+from flows.policy.gating.judge import Judge
 from flows.policy.gating.kinds import concerns
-from flows.policy.gating.measures import Evidence, Probed
+from flows.policy.gating.outcomes import speaks
 from flows.policy.gating.probes import Pair, ProbeJudge, probes_missing, seconds_between_rounds
+from flows.policy.gating.sample_size import forecast
+from flows.policy.gating.wording import Words, words_of
 from flows.policy.releases.ledger import Release, Stage, owned_by
 from flows.policy.releases.rollback import hold_while_blocked, rollback_blockers
 from flows.runtime.runs import own_run_id
@@ -75,7 +78,7 @@ class StageWatch:
     _run_id: str = field(default_factory=own_run_id)
     _reader: LoadReader = field(init=False)
     _meters: tuple[Meter, Meter] = field(default_factory=lambda: (Meter(), Meter()))
-    _bars: str = ""
+    _blockers: str = ""
     _rounds: int = 0
     _next_round_at: float = 0.0
     """In seconds of the stage."""
@@ -96,27 +99,30 @@ class StageWatch:
         ):
             ruling, seconds = hold_stage(service.gateway, service.name, self.share, self._look)
             while ruling.bad_cells:
-                get_run_logger().warning("%s %%: %s", self.share, ruling.reason)
+                get_run_logger().warning("%s", self._words(ruling, seconds).text)
                 self.probe_judge.drop(ruling.bad_cells)
                 dropped = self.judge.drop(ruling.bad_cells)
                 self.candidates = [replica for replica in self.candidates if replica.address not in dropped]
                 for address in dropped:
                     drain(service.gateway, service.name, self.release.slot, address)
                 ruling, seconds = hold_stage(service.gateway, service.name, self.share, self._look, seconds)
-        get_run_logger().info("%s %%: %s: %s", self.share, ruling.verdict, ruling.reason)
-        evidence = self.judge.evidence()
+        words, evidence = self._words(ruling, seconds).text, self.judge.evidence()
+        get_run_logger().info("%s", words)
         return Stage(
             share_percent=self.share,
             verdict=ruling.verdict,
-            reason=ruling.reason,
+            reason=words,
             requests=evidence.requests,
             seconds=seconds,
             evidence=evidence,
             limits=self.judge.limits,
             engines=self._engines,
-            barred_by=self._bars,
+            barred_by=self._blockers,
             probed=self._probed,
         )
+
+    def _words(self, ruling: Ruling, seconds: float) -> Words:
+        return words_of(ruling, self.judge.evidence(), self.judge.limits, seconds, self._probed)
 
     @contextmanager
     def _until_over(self) -> Iterator[None]:
@@ -136,15 +142,14 @@ class StageWatch:
             self.judge.begin_anew()
         outcomes = [outcome for outcome in outcomes if concerns(self.release.engine.kind, outcome)]
         self.outcomes += sum(map(speaks, outcomes))
-        for outcome in outcomes:
-            self.judge.observe(outcome, seconds)
+        self.judge.take(outcomes, seconds)
         self._note_loads(self._reader.news())
         evidence, limits = self.judge.evidence(), self.judge.limits
         self._probe(evidence, seconds)
         ruling = rule(evidence, limits, seconds, self._probed)
         if ruling.verdict == "promote" and self.share < self.stages_percent[-1]:
-            self._bars = self.stable.rollback_blockers(self.service)
-            ruling = hold_while_blocked(ruling, self._bars, seconds, limits.deadline_seconds)
+            self._blockers = self.stable.rollback_blockers(self.service)
+            ruling = hold_while_blocked(ruling, self._blockers, seconds, limits.deadline_seconds)
         self.board.show(
             lambda: canary_board(
                 self.release,
@@ -171,7 +176,7 @@ class StageWatch:
         """Take in what came back, and send the next round where users will not have told enough in time."""
         while not self._answered.empty():
             self._is_probing = False
-            self.probe_judge.observe(self._answered.get().result(), seconds)
+            self.probe_judge.take(self._answered.get().result(), seconds)
         service, limits = self.service, self.judge.limits
         missing = probes_missing(evidence, limits, seconds, self.probe_judge.probed(), service.probes_per_stage)
         if not missing or self._is_probing or seconds < self._next_round_at or not self.stable.replicas:
@@ -199,7 +204,9 @@ class StageWatch:
 
     @property
     def _forecast(self) -> str:
-        return forecast(self.judge.limits, self.share / 100, self.requests_a_second, self.judge.slow_ms)
+        return forecast(
+            self.judge.limits, self.share / 100, self.requests_a_second, self.judge.edges_ms, self.release.engine.kind
+        )
 
     @property
     def _engines(self) -> Engines:

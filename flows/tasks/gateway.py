@@ -8,8 +8,8 @@ from prefect import get_run_logger
 from blocks.errors import Unavailable
 from blocks.ports.fleet import Fleet, Replica
 from blocks.ports.gateway import Outcome, Pool, Reading, RequestLog, Router, Server, Slot, Split
-from flows.policy.gating.gates import Ruling
-from flows.policy.gating.judge import speaks
+from flows.policy.gating.decide import Ruling
+from flows.policy.gating.outcomes import speaks
 from flows.runtime.retries import retried_task
 from flows.runtime.sleep import sleep
 

@@ -1,44 +1,27 @@
 """The benchmark of the gates judges as production does, and its rivals as their documentation says."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from itertools import product
 from typing import Any
-from zlib import crc32
 
 import numpy as np
 import pytest
 
-from benchmarks.gates_production import hold_with_probes
 from benchmarks.gates_rivals import Z_95_PERCENT, argo, flagger, kayenta, mann_whitney, told, until_first
-from benchmarks.gates_twin import LOOK_EVERY, Held, hold
+from benchmarks.gates_stages import LOOK_EVERY, Held, batch_of, hold, hold_with_probes, outcomes
 from benchmarks.gates_worlds import DRIFT_SECONDS, Borne, Harm, Rates, Stream, Traffic, World
-from blocks.ports.gateway import Outcome
-from flows.policy.gating.gates import rule
+from flows.policy.gating.alpha import alpha_of_stage
+from flows.policy.gating.decide import rule
 from flows.policy.gating.judge import Carried, Judge
-from flows.policy.gating.measures import EACH_TOKEN, FIRST_TOKEN, TIMES, UNPROMISED, Time, budget_of_stage
 from tests import limits
 
 LIMITS = limits.LIMITS.model_copy(update={"token_p95_ms": 100, "minimum_seconds": 60, "deadline_seconds": 3600})
 WORLDS = (
     World("nameless"),
     World("sticky", users=400, always_failing_percent_of_users=1, drifts=True, is_autocorrelated=True),
-    World("bursty", users=20_000, is_bursty=True, tail="Pareto", failing_percent=0.6),
     World("uneven", users=4000, activity_tail=1.1, users_spread=0.7, has_an_outage=True, failing_percent=0.3),
 )
-HARMS = (
-    Harm(),
-    Harm("+1", more_failing_percent=1),
-    Harm("+30", more_failing_percent=30),
-    Harm("x 1.3", slower=1.3),
-    Harm("x 2", slower=2),
-    Harm("tokens x 1.5", slower_tokens=1.5),
-)
-Lines = Mapping[Time, tuple[float, ...]]
-KNOWN: Lines = {
-    FIRST_TOKEN: (65.0, 86.0, 120.0, 170.0, 230.0, 310.0, 400.0),
-    EACH_TOKEN: (17.0, 20.5, 25.0, 31.0, 38.0, 46.0, 54.0),
-}
+HARMS = (Harm(), Harm("+1", more_failing_percent=1), Harm("x 1.3", slower=1.3), Harm("tokens x 1.5", slower_tokens=1.5))
 
 # Kayenta's own test data, to two digits.
 TEN = np.array(
@@ -61,79 +44,64 @@ TWENTY = np.array(
 )
 
 
-def production(stream: Stream, harm: Harm, share: float, budget: float, carried: Carried) -> Held:
-    judge = Judge(LIMITS, "green", share=share, budget=budget, carried=carried)
-    mine = stream.user_luck < share
-    failed = stream.failed(mine, harm)
-    ms, token_ms = stream.first_token_ms(mine, harm), stream.token_ms(mine, harm)
-    # A name for each hash, as the judge finds it again.
-    names = {crc32(str(user).encode()): str(user) for user in range(20_000)}
-    for index, (own, bad) in enumerate(zip(mine.tolist(), failed.tolist(), strict=True)):
-        outcome = Outcome(
-            id="",
-            at=0,
-            slot="green" if own else "blue",
-            address="",
-            status=500 if bad else 200,
-            first_token_ms=None if bad else float(ms[index]),
-            tokens=None,
-            per_token_ms=None if bad else float(token_ms[index]),
-            total_ms=0,
-            user=names.get(int(stream.user[index])),
-            retried=False,
-            by_fallback=False,
-            cut_short=False,
-            is_empty=False,
-            user_left=False,
-        )
-        elapsed = float(stream.seconds[index] - stream.seconds[0])
-        judge.observe(outcome, elapsed)
-        if (index + 1) % LOOK_EVERY == 0:
-            ruling = rule(judge.evidence(), LIMITS, elapsed)
-            if ruling.verdict != "hold":
-                return Held(ruling.verdict, index + 1, "", judge.carried() if ruling.verdict == "promote" else None)
+def by_the_second(stream: Stream, harm: Harm, share: float, budget: float, carried: Carried, since: float) -> Held:
+    """As a flow does it: a small batch, the evidence, and a ruling on it, again and again."""
+    judge = Judge(LIMITS, "green", weight=share, alpha=budget, carried=carried)
+    batch = batch_of(stream, stream.user_luck < share, harm, since)
+    for end in range(LOOK_EVERY, len(stream) + 1, LOOK_EVERY):
+        judge.take_batch(batch.some(slice(end - LOOK_EVERY, end)))
+        ruling = rule(judge.evidence(), LIMITS, float(batch.began_seconds[end - 1]))
+        if ruling.verdict != "hold":
+            return Held(ruling.verdict, end, "", judge.carried() if ruling.verdict == "promote" else None)
     return Held("hold", len(stream), "", None)
 
 
 @pytest.mark.parametrize(("world", "harm"), list(product(WORLDS, HARMS)), ids=lambda one: one.name or "harm")
-@pytest.mark.parametrize(("shares", "slow_ms"), [((0.05, 0.3, 1.0), {}), ((0.5, 1.0), KNOWN), ((1.0,), {})])
-def test_the_twin_rules_as_production_does(world: World, harm: Harm, shares: tuple[float, ...], slow_ms: Lines) -> None:
-    """The same streams, the same verdicts, at the same requests, and the same is left to the next stage."""
-    for seed in range(2):
-        traffic, begin, carried = Traffic(world, seed), 0, Carried(slow_ms=slow_ms)
-        for number, share in enumerate(shares):
-            stream, budget = traffic.take(begin, 6000), budget_of_stage(number, len(shares))
-            since = float(stream.seconds[0])
-            twin = hold(stream, harm, LIMITS, share=share, budget=budget, carried=carried, since=since)
-            judged = production(stream, harm, share, budget, carried)
-            assert (twin.verdict, twin.at) == (judged.verdict, judged.at)
-            assert (twin.carried is None) == (judged.carried is None)
-            if twin.carried is None or judged.carried is None:
-                break
-            assert flat(twin.carried) == pytest.approx(flat(judged.carried))
-            assert (twin.carried.seen, twin.carried.owners) == (judged.carried.seen, judged.carried.owners)
-            begin, carried = begin + twin.at, judged.carried
+def test_a_whole_stream_is_ruled_on_as_second_by_second(world: World, harm: Harm) -> None:
+    """The same verdicts at the same requests, and as much is left to the next stage."""
+    traffic, begin, carried = Traffic(world, 1), 0, Carried()
+    for number, share in enumerate((0.05, 0.3, 1.0)):
+        stream, budget = traffic.take(begin, 6000), alpha_of_stage(number, 3)
+        since = float(stream.seconds[0])
+        whole = hold(stream, harm, LIMITS, share=share, budget=budget, carried=carried, since=since)
+        judged = by_the_second(stream, harm, share, budget, carried, since)
+        assert (whole.verdict, whole.at) == (judged.verdict, judged.at)
+        assert (whole.carried is None) == (judged.carried is None)
+        if whole.carried is None or judged.carried is None:
+            break
+        assert (whole.carried.seen, whole.carried.owners) == (judged.carried.seen, judged.carried.owners)
+        assert flat(whole.carried) == pytest.approx(flat(judged.carried), abs=1e-6)
+        begin, carried = begin + whole.at, judged.carried
 
 
 def flat(carried: Carried) -> list[float]:
-    """All numbers in it, but for what is bet on measures that the world does not have."""
-    numbers = [carried.budget]
-    for time in TIMES:
-        numbers += carried.slow_ms[time]
-        for purses in carried.slowness.get(time, ()):
-            numbers += purses
-    for measure, purses in sorted(carried.purses.items()):
-        if measure not in UNPROMISED:
-            numbers += [*purses.harm, *purses.more, *purses.often]
+    """All numbers in it."""
+    numbers = [carried.alpha]
+    for latency in carried.latencies.values():
+        numbers += [*latency.edges_ms, *latency.harm, *latency.beyond_margin]
+    for wealth in carried.wealth.values():
+        numbers += [*wealth.harm, *wealth.over_ratio, *wealth.over_rate]
     return numbers
+
+
+def test_a_batch_is_what_the_gateway_logs() -> None:
+    """As a judge reads it from outcomes: the columns that the benchmark makes by itself."""
+    stream = Traffic(WORLDS[2], 1).take(0, 500)
+    is_candidate = stream.user_luck < 0.3
+    by_columns, by_outcomes = (Judge(LIMITS, "green", weight=0.3) for _ in range(2))
+    by_columns.take_batch(batch_of(stream, is_candidate, HARMS[1], float(stream.seconds[0])))
+    by_outcomes.take(outcomes(stream, is_candidate, HARMS[1]), 10)
+    ours, theirs = by_columns.evidence(), by_outcomes.evidence()
+    assert (ours.requests, ours.counts["failed"].all_of) == (theirs.requests, theirs.counts["failed"].all_of)
+    assert ours.timings == theirs.timings
 
 
 def test_a_thin_stage_is_passed_by_probes_and_a_bad_candidate_is_not() -> None:
     """A hundred users at 2 a second: the candidate's few do not tell in an hour, and probes do."""
     stage: Any = {"share": 0.05, "budget": 0.75, "carried": Carried(), "since": 0.0}
     stream = Traffic(World("few users", requests_per_second=2, users=100), 2).take(0, 8000)
-    twin = hold(stream, Harm(), LIMITS, **stage)
-    assert (twin.verdict, twin.gate, twin.is_thin) == ("roll back", "deadline", True)
+    alone = hold(stream, Harm(), LIMITS, **stage)
+    assert (alone.verdict, alone.gate, alone.is_thin) == ("roll back", "deadline", True)
     assert hold_with_probes(stream, Harm(), LIMITS, **stage).verdict == "promote"
     bad = hold_with_probes(stream, Harm(more_failing_percent=30), LIMITS, **stage)
     assert (bad.verdict, bad.gate) == ("roll back", "with probes")

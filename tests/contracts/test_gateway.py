@@ -13,7 +13,7 @@ import pytest
 from blocks.errors import Refused
 from blocks.ports.gateway import Gateway, Outcome, Slot, Split
 from blocks.replica_tls import new_authority, new_identity
-from flows.policy.gating.judge import has_failed
+from flows.policy.gating.outcomes import has_failed
 from tests.fakes.gateway import FakeGateway
 from tests.gateway.replica import Replica
 from tests.gateway.running import RunningGateway, running_gateway, wait_until

@@ -27,10 +27,10 @@ from flows.boards.replicas import decisions_table
 from flows.boards.shown import COLUMN_CHARACTERS, PADDING_CHARACTERS, Page, Table
 from flows.boards.stages import approval_question
 from flows.boards.verify import findings_table
+from flows.policy.gating.decide import rule
 from flows.policy.gating.engines import Engines, Work
-from flows.policy.gating.gates import rule
+from flows.policy.gating.evidence import Count, Evidence, Probed
 from flows.policy.gating.judge import Judge
-from flows.policy.gating.measures import Count, Evidence, Probed
 from flows.policy.mirrors.collect import Mirror, Verdict
 from flows.policy.mirrors.mirror import Selection
 from flows.policy.mirrors.verify import Finding
@@ -64,9 +64,9 @@ NEEDS = (HOSTILE,)
 
 
 def board(requests: int, probed: Probed | None = None) -> str:
-    judge = Judge(LIMITS, "green", share=0.05, budget=0.6)
+    judge = Judge(LIMITS, "green", weight=0.05, alpha=0.6)
     for outcome, _ in zip(users(1, rate=0.01), range(requests), strict=False):
-        judge.observe(outcome, 10)
+        judge.take([outcome], 10)
     evidence = judge.evidence()
     return canary_board(
         RELEASE,
@@ -87,7 +87,7 @@ def test_the_canary_board_begins_with_what_was_done_and_what_users_met() -> None
     shown = unescaped(board(4000))
     title, _, ruling, *_ = shown.splitlines()
     assert title == "# Canary of chat-1: 5 % of traffic"
-    assert re.match(r"\*\*(Holding|Passed|Rolled back) at 5 % of traffic\*\*: ", ruling)
+    assert re.match(r"\*\*(Held|Passed|Rolled back) at 5 %: ", ruling)
     assert shown.index("## What users met") < shown.index("## Gates") < shown.index("## Engines")
     assert "|  | candidate | stable | beside stable |" in shown
     assert re.search(r"\| requests \| \d{3} \| 3,\d{3} \| \d\.\d % of both \|", shown)
@@ -105,16 +105,16 @@ def test_the_canary_board_shows_the_evidence_as_a_picture_and_as_bars() -> None:
     picture = ET.fromstring(b64decode(found[1]))  # noqa: S314 - our own picture
     assert {element.tag.rpartition("}")[2] for element in picture} >= {"polygon", "polyline", "line", "text"}
     assert re.search(r"\| failed \| `█*░*` \d+ % \| `█*░*` \d+ % \|", shown)
-    assert re.search(r"^- \*\*failed\*\*: .*limit 1 %", shown, re.MULTILINE)
+    assert re.search(r"^- \*\*failed\*\*: .*the limit is 1 %", shown, re.MULTILINE)
     assert f"takes {FORECAST}." in shown
 
 
 def test_at_all_traffic_a_service_that_promises_no_times_has_a_board() -> None:
     """Stable has nothing, and no time is compared with none."""
     limits = LIMITS.model_copy(update={"first_token_p95_ms": None, "token_p95_ms": None})
-    judge = Judge(limits, "green", share=1.0)
+    judge = Judge(limits, "green", weight=1.0)
     for outcome, _ in zip(users(1, rate=0.01, share=1.0), range(50), strict=False):
-        judge.observe(outcome, 10)
+        judge.take([outcome], 10)
     evidence = judge.evidence()
     ruling = rule(evidence, limits, 10)
     shown = canary_board(
@@ -144,13 +144,13 @@ def test_the_canary_board_shows_probes_apart() -> None:
     """How many were sent, and how near what they show is to a roll-back."""
     assert "No probes were sent." in board(1)
     probed = Probed(
-        Evidence(0.5, 0.03, requests=40, stable_requests=41, counts={"failed": Count(3, 4, 40, 40, 3, harm=1.0)}),
-        {"wrong": Count(2, 3, 40, harm=5.0)},
+        Evidence(0.5, 0.03, requests=40, stable_requests=41, counts={"failed": Count(3, 4, 40, 40, 3, peak=1.0)}),
+        {"wrong": Count(2, 3, 40, peak=5.0)},
     )
     shown = board(1, probed)
     assert "40 were sent to the candidate, and 41 to stable." in shown
     assert re.search(r"\| wrong \| `█+░*` \d+ % \|", shown)
-    assert "**wrong**: of the answers to 40 prompts" in shown
+    assert "**wrong**: 2 of 40 answers to probes" in shown
 
 
 def test_a_stage_that_waits_says_for_what() -> None:

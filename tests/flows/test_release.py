@@ -55,7 +55,7 @@ def test_a_bad_release_is_rolled_back_and_says_why(live: World) -> None:
     """Users are back on the first release, the second's replicas are gone, and the run fails in words and numbers."""
     first = live.first
     live.users.see("green", FAILED, 30)
-    with pytest.raises(SkyferryError, match=r"rolled back at 10 %: 30 of 30 requests failed"):
+    with pytest.raises(SkyferryError, match=r"Rolled back at 10 %: 30 of 30 \(100.0 %\) requests failed"):
         release_model(**plan("v2"))
     assert live.gateway.split("chat") == Split(0)
     assert {replica.release for replica in live.fleet.replicas("chat")} == {first.id}
@@ -126,10 +126,10 @@ def test_a_stage_without_a_way_back_is_rolled_back_at_its_deadline(live: World) 
     """Though its gates had passed it; a replay says the same, for the ledger keeps what barred it."""
     (lost, _) = stables(live)
     live.gateway.on_next_look += [lambda: live.gateway.drain("chat", "blue", lost), lambda: None]
-    with pytest.raises(SkyferryError, match=r"rolled back at 10 %: not passed within .* could not take its traffic"):
+    with pytest.raises(SkyferryError, match=r"Rolled back at 10 %: not passed within .* could not take its traffic"):
         release_model(**plan("v2", stage_deadline_seconds=1))
     (stage,) = live.record.releases[-1].stages
-    assert replay(stage, {}).reason == stage.reason
+    assert replay(stage, {}).words.text == stage.reason
 
 
 def candidates(world: World) -> list[str]:
@@ -145,7 +145,7 @@ SLOWER = replace(GOOD, first_token_ms=100)
 def test_limits_of_a_release_stand_over_those_of_its_service(live: World) -> None:
     """What is too slow for the service can be allowed for once; the ledger keeps what was allowed."""
     live.users.see("green", SLOWER)
-    with pytest.raises(SkyferryError, match=r"rolled back at 10 %: .*later than the p90"):
+    with pytest.raises(SkyferryError, match=r"Rolled back at 10 %: .*time to first token"):
         release_model(**plan("v2"))
     allowed = release_model(**plan("v3", limits={"slower_than_stable": 3}))
     assert allowed.state == "live"
@@ -319,7 +319,7 @@ def test_the_run_ends_in_a_state_that_tells_the_truth(live: World) -> None:
     live.users.see("green", FAILED, 30)
     state = cast("State", release_model(**plan("v2", return_state=True)))
     assert state.is_failed()
-    assert "30 of 30 requests failed" in (state.message or "")
+    assert "30 of 30 (100.0 %) requests failed" in (state.message or "")
 
 
 def _ids_after(world: World, known: str) -> set[str]:

@@ -48,7 +48,7 @@ def release(name: str, slot: Slot, state: State, *stages: Stage, because: str = 
     )
 
 
-SLOWER = "rolled back at 5 %: of the users' first answers in this stage later than the p90 the candidate has 9 of 9"
+SLOWER = "Rolled back at 5 %: time to first token is 620 ms at the median, 2 times stable's 310 ms (9 and 90 answers)."
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def test_all_comes_true_where_all_went_well() -> None:
         (lambda told: told.release(2, stages=()), {TOUCHED}),
         (lambda told: told.step(3, exit_code=0), {V4}),
         (lambda told: told.step(3, noticed=Noticed(sent=9, refused=1, users_who_saw_a_failure=1)), {KIND}),
-        (lambda told: told.release(3, closing_reason="rolled back at 5 %: 3 of 9 requests failed"), {SLOW}),
+        (lambda told: told.release(3, closing_reason="Rolled back at 5 %: 3 of 9 (33.3 %) requests failed."), {SLOW}),
         (lambda told: told.release(3, state="live"), {STATES}),
         (lambda told: replace(told, lost=1), {LOST}),
         (lambda told: replace(told, streams_cut=1), {LOST}),

@@ -1,150 +1,129 @@
-"""Requests in one by one, evidence out: what a stage has shown so far."""
+"""Requests in, evidence out: what a stage has shown so far. Batches of any size give the same evidence."""
 
-from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from http import HTTPStatus
 from math import log
 from typing import Self
-from zlib import crc32
 
+import numpy as np
+
+from blocks.ports.fleet import ModelKind
 from blocks.ports.gateway import Outcome, RequestKind, Slot
-from flows.policy.gating.good_times import GoodTimes
-from flows.policy.gating.latency import Latency
-from flows.policy.gating.measures import (
-    EACH_TOKEN,
-    FIRST_TOKEN,
-    TIMES,
-    UNPROMISED,
-    CellCount,
-    Count,
-    Evidence,
-    Limits,
-    Measure,
-    Purses,
-    Time,
-    above_limit,
-    added,
-    allowed_alone,
-)
-from flows.policy.gating.tally import PLACES, Tally
-
-CLIENT_ERROR, SERVER_ERROR, NO_ANSWER = 400, 500, -1
-"""Where HTTP's ranges of statuses begin, and what `Outcome.status` says where there was none."""
-OVERLOADED, NOT_IMPLEMENTED = int(HTTPStatus.TOO_MANY_REQUESTS), int(HTTPStatus.NOT_IMPLEMENTED)
-"""An engine's 429 is a failure, for its users did nothing wrong; its 501 is a refusal: it cannot do that at all."""
+from flows.policy.gating.e_values import Flags, Ints, confidence_interval, multiplied
+from flows.policy.gating.evidence import CellCount, Count, Evidence, Series, Trajectory
+from flows.policy.gating.hits import NEVER, HitCounter, Question, Trials, Wealth, over_limit, sampled
+from flows.policy.gating.latency import CarriedLatency, Latency
+from flows.policy.gating.limits import Limits
+from flows.policy.gating.measures import MEASURES, EventMeasure, Measure, panel_of
+from flows.policy.gating.outages import SharedOutages
+from flows.policy.gating.outcomes import BUCKETS, KINDS, Batch, is_event, repeats
 
 REQUESTS_A_USER = 25
-"""As good news, no user's requests count more often than this in a round."""
+"""As non-inferiority evidence, no user's requests count more often than this in a round."""
 ROUND_REQUESTS = 2000
 """After so many requests of both slots it is forgotten who failed: a user who did long ago counts again as "lately"."""
 TRAIL = 48
-
-_FAILED, _REFUSED, _LEFT, _SEEN, _MINE, _STABLES, _LEFT_MIDWAY = (1 << bit for bit in range(7))
 CANDIDATES = 255
 """In `Carried.seen`, beside the numbers of stages."""
+EXCUSED_ALONE = 0.1
+"""A rate of what is not promised that is excused at 100 %, however rare it was before, or `error_percent` if more.
+
+There nobody can tell a model that refuses from a stranger who asks for it.
+"""
+SHOWN_FOR_SURE = 0.01
+"""What was shown before is taken for as much as it may be: a rate over that has this chance, at all times together."""
+TWICE_SHOWN = 2
 
 
-def speaks(outcome: Outcome) -> bool:
-    """Whether it can say anything of a slot: it asks a model, and is no request that was counted once.
+def allowed_alone(hits: int, of: int, limits: Limits) -> float | None:
+    """The rate of what nobody promised that is excused alone, after so many hits before; None where none can be told.
 
-    A list of models is no answer of one, and a request that an SDK sends again is no other draw of the split.
+    Twice what was shown, and that is taken for as much as it may be.
     """
-    return outcome.kind != "other" and not outcome.is_repeat
-
-
-def has_refused(outcome: Outcome) -> bool:
-    """Whether the slot says that the request is at fault, or nothing that it can do."""
-    named = outcome.error_status
-    return _is_refusal(outcome.status if named is None else named) and not has_failed(outcome)
-
-
-def has_failed(outcome: Outcome) -> bool:
-    """Whether the slot failed this user, though a retry or a fallback may have hidden it from them.
-
-    An error named in the body is judged as a status would be; one that names none of HTTP's refusals is a failure.
-    """
-    if outcome.retried or outcome.by_fallback:
-        return True
-    if outcome.error_status is not None:
-        return not _is_refusal(outcome.error_status)
-    is_error = outcome.status >= CLIENT_ERROR and not _is_refusal(outcome.status)
-    return is_error or outcome.cut_short or outcome.is_empty
-
-
-def _is_refusal(status: int) -> bool:
-    return (CLIENT_ERROR <= status < SERVER_ERROR and status != OVERLOADED) or status == NOT_IMPLEMENTED
+    if hits >= of:
+        return None
+    _, at_most = confidence_interval(hits, of, SHOWN_FOR_SURE)
+    return max(EXCUSED_ALONE, limits.error_percent / 100, multiplied(at_most, TWICE_SHOWN))
 
 
 @dataclass(frozen=True)
 class Carried:
     """What one stage leaves to the next.
 
-    Bets go on, for a release that is a little worse shows it little by little. They stay fair by who was seen before:
-    a user is drawn once in a release, and shares only rise.
+    E-processes go on, for a release that is a little worse shows it little by little. They stay fair by who was seen
+    before: a user is assigned once in a release, and the candidate's weight only rises.
     """
 
-    slow_ms: Mapping[Time, tuple[float, ...]] = field(default_factory=dict[Time, tuple[float, ...]])
-    """What is slow until the stage has answers of its own."""
-    budget: float = 0.0
-    """Of the stage that the bets began in; 0 where there are none."""
-    purses: Mapping[Measure, Purses] = field(default_factory=dict[Measure, Purses])
-    slowness: Mapping[Time, tuple[Sequence[float], Sequence[float]]] = field(
-        default_factory=dict[Time, tuple[Sequence[float], Sequence[float]]]
-    )
-    shares: tuple[float, ...] = ()
-    """Of the stages so far."""
-    seen: bytes = bytes(PLACES)
-    """Of each place's user, in which stage he was last seen as stable's, from 1 on, or that he is the candidate's."""
-    owners: bytes = bytes(2 * PLACES)
-    """Who is each place's user: the rest of his hash, in two bytes. Of others at the place nobody knows."""
-    shown: Mapping[Measure, tuple[int, int]] = field(default_factory=dict[Measure, tuple[int, int]])
-    """Of what is not promised: hits of both slots in all stages so far, and of how many requests."""
+    latencies: Mapping[str, CarriedLatency] = field(default_factory=dict[str, CarriedLatency])
+    alpha: float = 0.0
+    """Of the stage that the e-processes began in; 0 where there are none."""
+    wealth: Mapping[str, Wealth] = field(default_factory=dict[str, Wealth])
+    """By event measure."""
+    weights: tuple[float, ...] = ()
+    """The candidate's in the stages so far."""
+    seen: bytes = bytes(BUCKETS)
+    """Of each bucket's user, in which stage he was last seen as stable's, from 1 on, or that he is the candidate's."""
+    owners: bytes = bytes(2 * BUCKETS)
+    """Who is each bucket's user: the rest of his hash, in two bytes. Of others in the bucket nobody knows."""
+    shown: Mapping[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
+    """Of each event: hits of both slots in all stages so far, and of how many requests."""
     answered: frozenset[RequestKind] = frozenset()
     """Kinds of requests that somebody was answered well to."""
 
     @classmethod
-    def after(cls, stages: Iterable[Evidence]) -> Self:
-        """What the ledger still knows of a release's stages, where a flow takes it up: no bets, and no users.
+    def after(cls, stages: Iterable[Evidence], measures: Sequence[Measure] = MEASURES) -> Self:
+        """What the ledger still knows of a release's stages, where a flow takes it up: no e-processes, and no users.
 
         Older stages do not know of how many requests their hits were, nor what was answered, and say nothing.
         """
-        shown: dict[Measure, tuple[int, int]] = {}
+        shown: dict[str, tuple[int, int]] = {}
         answered: set[RequestKind] = set()
+        events = [one.name for one in measures if isinstance(one, EventMeasure)]
         for stage in stages:
             answered.update(stage.answered)
-            for one in UNPROMISED:
-                count = stage.count(one)
+            for name in events:
+                count = stage.count(name)
                 if count.all_of:
-                    shown[one] = added(shown.get(one, (0, 0)), (count.all_hits, count.all_of))
+                    shown[name] = _added(shown.get(name, (0, 0)), (count.all_hits, count.all_of))
         return cls(shown=shown, answered=frozenset(answered))
 
-    def chances(self, share: float) -> tuple[float, ...]:
-        """Of being the candidate's at this share: of whom nobody saw, and of who was stable's in each stage so far."""
-        return (share, *((share - before) / (1 - before) for before in self.shares))
+    def chances(self, weight: float) -> tuple[float, ...]:
+        """Of being the candidate's now: of whom nobody saw, and of who was stable's in each stage so far."""
+        return (weight, *((weight - before) / (1 - before) for before in self.weights))
+
+
+def _added(one: tuple[int, int], other: tuple[int, int]) -> tuple[int, int]:
+    return one[0] + other[0], one[1] + other[1]
 
 
 class Judge:
-    """What one stage has shown so far; it takes in requests one by one, and no more room for a million than for ten."""
+    """What one stage has shown so far; it takes no more room for a million requests than for ten."""
 
     def __init__(
         self,
         limits: Limits,
         candidate: Slot,
         *,
-        share: float,
-        budget: float = 1.0,
+        weight: float,
+        alpha: float = 1.0,
         carried: Carried | None = None,
         cells: Mapping[str, str] | None = None,
+        kind: ModelKind = "chat",
+        measures: tuple[Measure, ...] = MEASURES,
     ) -> None:
         """Go on with what the stage before left; `cells` tells which cell an address of the candidate is in."""
-        self._limits, self._candidate, self._share, self._budget = limits, candidate, share, budget
+        self._limits, self._weight, self._alpha = limits, weight, alpha
+        self._candidate: Slot = candidate
+        self._kind: ModelKind = kind
+        self._panel = panel_of(kind, limits, measures)
         self._cells = dict(cells or {})
+        self._cell_names = sorted(set(self._cells.values()))
+        self._cell_numbers = {address: self._cell_names.index(cell) for address, cell in self._cells.items()}
         self._dropped: set[str] = set()
         carried = carried or Carried()
         self._known = Carried(shown=carried.shown, answered=carried.answered)
-        # Alone, no bet is on whose something is, and none goes on.
-        self._begin(carried if share < 1 else self._what_is_known(carried.slow_ms))
+        # Alone, no e-process is on whose something is, and none goes on.
+        self._begin(carried if weight < 1 else self._what_is_known(carried.latencies))
 
     @property
     def limits(self) -> Limits:
@@ -157,244 +136,319 @@ class Judge:
         return tuple(sorted(address for address, cell in self._cells.items() if cell in cells))
 
     def begin_anew(self) -> None:
-        """Forget what was seen, as where some of it may have been lost; what is slow is still known."""
-        self._begin(self._what_is_known(self.slow_ms))
+        """Forget what was seen, as where some of it may have been lost; edges are still known."""
+        edges = {name: CarriedLatency(latency.edges_ms) for name, latency in self._latencies.items()}
+        self._begin(self._what_is_known(edges))
 
-    def _what_is_known(self, slow_ms: Mapping[Time, tuple[float, ...]]) -> Carried:
-        """From the stages before, where no bets go on."""
-        return replace(self._known, slow_ms=slow_ms)
+    def _what_is_known(self, latencies: Mapping[str, CarriedLatency]) -> Carried:
+        """From the stages before, where no e-processes go on."""
+        return replace(self._known, latencies={name: CarriedLatency(one.edges_ms) for name, one in latencies.items()})
 
     def _begin(self, carried: Carried) -> None:
-        self._begun = carried
-        self._marks, self._round_marks, self._requests_of = bytearray(PLACES), bytearray(PLACES), bytearray(PLACES)
-        self._requests = self._stable_requests = self._users = self._in_round = self._rounds = 0
-        self._tokens = self._stable_tokens = 0
-        self._answered = set(carried.answered)
-        measures: list[Measure] = ["failed", "failed lately", *UNPROMISED]
-        for time in TIMES:
-            if time.is_judged(self._limits):
-                measures += (time.hung, time.slow, time.late, time.later)
-        self._owners = array("H", carried.owners)
-        limits, chances = self._limits, carried.chances(self._share)
-        allowed: dict[Measure, float | None] = {
-            one: allowed_alone(*seen, limits) for one, seen in carried.shown.items() if self._share == 1
-        }
-        self._tally = Tally(measures, self._share, limits, chances, carried.purses, allowed)
-        self._good_times = GoodTimes(*above_limit(limits.error_percent / 100))
-        self._latencies = {
-            time: Latency(
-                time,
-                self._tally,
-                limits,
-                carried.slow_ms.get(time, ()),
-                chances,
-                carried.slowness.get(time, ((), ())),
-            )
-            for time in TIMES
-        }
-        self._handicap = log(2)
-        self._cell_requests: dict[str, int] = {}
+        self._begun, limits = carried, self._limits
+        chances, cells = carried.chances(self._weight), len(self._cell_names)
+        self._arrived = self._taken = self._in_round = self._rounds = 0
+        self._requests = self._stable_requests = self._users = self._tokens = self._stable_tokens = 0
+        self._seen = np.frombuffer(carried.seen, np.uint8)
+        self._owners = np.frombuffer(carried.owners, np.uint16).copy()
+        self._is_stables, self._is_candidates = np.zeros(BUCKETS, bool), np.zeros(BUCKETS, bool)
+        self._requests_of, self._is_counted = np.zeros(BUCKETS, np.int64), np.zeros(BUCKETS, bool)
+        self._answered_at = np.array([-1 if kind in carried.answered else NEVER for kind in KINDS])
+        self._cell_requests = np.zeros(cells, np.int64)
         self._trail: list[tuple[int, int]] = []
-        self._pace = self._next_mark = 1
-
-    def observe(self, outcome: Outcome, elapsed_seconds: float) -> None:
-        """Take in one request that has ended by now, `elapsed_seconds` into the stage."""
-        if outcome.slot is None or not speaks(outcome):
-            return
-        mine = outcome.slot == self._candidate
-        began_seconds = elapsed_seconds - outcome.total_ms / 1000
-        user = None if outcome.user is None else crc32(outcome.user.encode())
-        draw = self._draw(user, mine=mine, began_before=began_seconds < 0)
-        cell = self._cells.get(outcome.address or "") if mine else None
-        if cell is not None and cell in self._dropped:
-            return
-        place, failed, refused = None if user is None else user % PLACES, has_failed(outcome), has_refused(outcome)
-        if self._says_nothing(outcome.kind, failed=failed, refused=refused):
-            return
-        self._turn_the_round()
-        take, marks = self._tally.take, self._marks
-        if cell is not None:
-            self._cell_requests[cell] = self._cell_requests.get(cell, 0) + 1
-        if outcome.user_left and not failed and not refused:
-            measure, bit = ("left", _LEFT) if outcome.status == NO_ANSWER else ("left midway", _LEFT_MIDWAY)
-            take(measure, place, marks, bit, mine=mine, hit=True, cell=cell, draw=draw)
-            return
-        if not failed and not refused:
-            self._answered.add(outcome.kind)
-        self._add_up(outcome, mine=mine)
-        take("refused", place, marks, _REFUSED, mine=mine, hit=refused, cell=cell, draw=draw)
-        take("left", place, marks, _LEFT, mine=mine, hit=False, cell=cell, draw=draw)
-        take("left midway", place, marks, _LEFT_MIDWAY, mine=mine, hit=False, cell=cell, draw=draw)
-        # What was refused was not answered, and is no news of whether answers fail.
-        if not refused:
-            is_promised = not self._answered or outcome.kind in self._answered
-            self._take_answer(
-                outcome, user, began_seconds, cell, draw, mine=mine, failed=failed, is_promised=is_promised
+        self._trail_step = self._next_on_trail = 1
+        self._events: dict[str, HitCounter] = {}
+        self._lately: dict[str, HitCounter] = {}
+        self._outages: dict[str, SharedOutages] = {}
+        for one in self._panel.events:
+            limit, allowed = one.limit(limits), None
+            if limit is None and self._weight == 1 and one.name in carried.shown:
+                allowed = allowed_alone(*carried.shown[one.name], limits)
+            rate = limit if limit is not None else allowed
+            question = Question(self._weight, limits, None if rate is None else over_limit(rate))
+            self._events[one.name] = HitCounter(
+                question, chances, carried.wealth.get(one.name), cells=cells, allowed=allowed, goes_on=True
             )
+            if any(one.lately):
+                self._lately[one.name] = HitCounter(question, chances)
+                self._lately[one.name].begin_round(_penalty(0))
+            if limit is not None:
+                self._outages[one.name] = SharedOutages(over_limit(limit))
+        self._latencies = {
+            one.name: Latency(
+                one, limits, self._weight, chances, carried.latencies.get(one.name, CarriedLatency()), cells=cells
+            )
+            for one in self._panel.shown_latencies
+        }
 
-    def _take_answer(
-        self,
-        outcome: Outcome,
-        user: int | None,
-        began_seconds: float,
-        cell: str | None,
-        draw: int | None,
-        *,
-        mine: bool,
-        failed: bool,
-        is_promised: bool,
-    ) -> None:
-        """Whether it failed, and its times.
+    def take(self, outcomes: Iterable[Outcome], elapsed_seconds: float) -> None:
+        """Take in requests that have ended by now, `elapsed_seconds` into the stage."""
+        batch = Batch.of(outcomes, elapsed_seconds, self._candidate, self._panel, self._cell_numbers)
+        if len(batch):
+            self.take_batch(batch)
 
-        What is not promised breaks no limit: a kind that nobody was answered to, where others were. Beside stable it is
-        a bet all the same, for whose it is, is chance.
+    def take_batch(self, batch: Batch, analyses: Ints | None = None) -> Trajectory:
+        """Take in requests in order of time; the stage after each of so many of them, or after all."""
+        if analyses is None:
+            analyses = np.array([len(batch)])
+        assignment = self._assign(batch)
+        is_kept, is_promised = self._what_speaks(batch)
+        kept = np.flatnonzero(is_kept)
+        if len(kept) < len(batch):
+            batch, assignment, is_promised = batch.some(kept), assignment[kept], is_promised[kept]
+            analyses = np.searchsorted(kept, analyses)
+        parts = [
+            self._take_part(batch.some(part), assignment[part], is_promised[part], analyses[some] - part.start)
+            for part, some in self._rounds_of(len(batch), analyses)
+        ]
+        if len(parts) == 1:
+            return parts[0]
+        series = {
+            gate: Series(*(np.concatenate([getattr(part.series[gate], name) for part in parts]) for name in FIELDS))
+            for gate in parts[0].series
+        }
+        return Trajectory(np.concatenate([part.requests for part in parts]), series)
+
+    def _rounds_of(self, requests: int, analyses: Ints) -> Iterator[tuple[slice, Flags]]:
+        """The requests of each round, and the interim analyses among them; one begins once the one before is full."""
+        begin = 0
+        while begin < requests or not begin:
+            if self._in_round == ROUND_REQUESTS:
+                self._begin_round()
+            end = min(requests, begin + ROUND_REQUESTS - self._in_round)
+            yield slice(begin, end), (analyses <= end) & ((analyses > begin) | (begin == 0))
+            self._in_round += end - begin
+            if end == begin:
+                return
+            begin = end
+
+    def _begin_round(self) -> None:
+        self._in_round, self._rounds = 0, self._rounds + 1
+        self._requests_of[:] = 0
+        for counter in self._lately.values():
+            counter.begin_round(_penalty(self._rounds))
+
+    def _assign(self, batch: Batch) -> Ints:
+        """Which chance each request's user has of being the candidate's; -1 where it is known whose he is, or nothing.
+
+        A request that began before the stage was sent by the split of before.
         """
-        take, place = self._tally.take, None if user is None else user % PLACES
-        counts = self._counts_as_good_news(place, mine=mine) and is_promised
-        take("failed", place, self._marks, _FAILED, mine=mine, hit=failed, cell=cell, counts=counts, draw=draw)
-        lately = self._round_marks
-        take("failed lately", place, lately, _FAILED, mine=mine, hit=failed, cell=None, handicap=self._handicap)
-        if is_promised:
-            self._good_times.take(place, mine=mine, failed=failed, counts=counts)
-        if mine:
-            self._leave_a_mark()
-        if began_seconds < self._limits.warm_up_seconds:
-            return
-        for time, ms in ((FIRST_TOKEN, outcome.first_token_ms), (EACH_TOKEN, outcome.per_token_ms)):
-            if ms is not None:
-                self._latencies[time].take(ms, user, mine=mine, cell=cell, counts=counts, draw=draw)
+        began_before, is_candidate = batch.began_seconds < 0, batch.is_candidate
+        assignment = np.where(began_before, -1, 0)
+        rows = np.flatnonzero((batch.user >= 0) & (is_candidate | ~began_before))
+        bucket, owner, own = batch.bucket[rows], batch.owner[rows], is_candidate[rows]
+        seen = self._seen[bucket].astype(np.int64)
+        new = np.flatnonzero((seen == 0) & ~self._is_stables[bucket] & ~self._is_candidates[bucket])[::-1]
+        self._owners[bucket[new]] = owner[new]
+        is_owner = self._owners[bucket] == owner
+        self._is_candidates[bucket[is_owner & own]] = True
+        self._is_stables[bucket[is_owner & ~own]] = True
+        is_drawn = ~began_before[rows] & ((seen == 0) | (is_owner & (seen != CANDIDATES)))
+        assignment[rows] = np.where(is_drawn, seen, -1)
+        return assignment
 
-    def _says_nothing(self, kind: RequestKind, *, failed: bool, refused: bool) -> bool:
-        """Whether it is of a kind that the candidate may not have to answer: a chat model cannot embed when asked to.
+    def _what_speaks(self, batch: Batch) -> tuple[Flags, Flags]:
+        """Which requests say something, and which of those are of a kind that is promised to be answered.
 
-        A refusal speaks once somebody was answered well to that kind, in either slot, for a bet is unfair where whose
-        a request is decides if it counts. A failure speaks at once beside stable, for it would come to both; alone,
-        only where nothing was shown before.
+        A chat model cannot embed, and anybody may ask it to. So a refusal speaks once somebody was answered well to
+        that kind, in either slot, for an e-process is unfair where whose a request is decides if it counts. A failure
+        speaks at once beside stable, for it would come to both; alone, only where nothing was shown before. And of a
+        kind that nobody was answered to, where others were, it breaks no promise.
         """
-        if kind in self._answered:
-            return False
-        return refused or (failed and self._share == 1 and bool(self._known.answered))
+        number = self._arrived + np.arange(len(batch))
+        self._arrived += len(batch)
+        is_kept = np.ones(len(batch), bool)
+        if self._dropped:
+            dropped = [number for number, name in enumerate(self._cell_names) if name in self._dropped]
+            is_kept &= ~np.isin(batch.cell, dropped)
+        answered = is_kept & is_event(batch, "answered")
+        for kind in set(batch.kind[answered].tolist()):
+            if self._answered_at[kind] == NEVER:
+                self._answered_at[kind] = number[np.argmax(answered & (batch.kind == kind))]
+        is_known = number >= self._answered_at[batch.kind]
+        says_nothing = is_event(batch, "refused")
+        if self._weight == 1 and self._known.answered:
+            says_nothing |= is_event(batch, "failed")
+        return is_kept & (is_known | ~says_nothing), is_known | (number < self._answered_at.min())
 
-    def _draw(self, user: int | None, *, mine: bool, began_before: bool) -> int | None:
-        """Which chance this user has of being the candidate's; None where he is it, or nobody knows what he was.
+    def _take_part(self, batch: Batch, assignment: Ints, is_promised: Flags, analyses: Ints) -> Trajectory:
+        """Requests of one round."""
+        is_candidate = batch.is_candidate
+        has_stayed = ~is_event(batch, "left") & ~is_event(batch, "left midway")
+        is_refused = is_event(batch, "refused")
+        requests = sampled(self._requests, has_stayed & is_candidate, analyses)
+        self._add_up(batch, has_stayed)
+        trials = Trials(
+            is_candidate=is_candidate,
+            user=batch.user,
+            bucket=batch.bucket,
+            number=self._taken + np.arange(len(batch)),
+            assignment=assignment,
+            counts=self._count_requests(batch, has_stayed & ~is_refused) & is_promised,
+            cell=batch.cell,
+            at=np.arange(len(batch)),
+            analyses=analyses,
+        )
+        self._taken += len(batch)
+        series: dict[str, Series] = {}
+        for one in self._panel.events:
+            series |= self._take_event(one, batch, trials, is_promised)
+        is_warm = batch.began_seconds >= self._limits.warm_up_seconds
+        answers = is_warm & is_event(batch, "answered")
+        for name, latency in self._latencies.items():
+            ms = batch.ms[name]
+            is_timed = answers & ~np.isnan(ms)
+            series |= latency.take(trials.where(is_timed), ms[is_timed])
+        return Trajectory(requests, series)
 
-        A request that began before the stage was sent by the share before.
-        """
-        if began_before and (user is None or not mine):
-            return None
-        if user is None:
-            return 0
-        place, who = user % PLACES, user // PLACES
-        seen = self._begun.seen[place]
-        if not seen and not self._marks[place] & (_MINE | _STABLES):
-            self._owners[place] = who
-        is_owner = self._owners[place] == who
-        if is_owner:
-            self._marks[place] |= _MINE if mine else _STABLES
-        return seen if not began_before and (not seen or (is_owner and seen != CANDIDATES)) else None
+    def _take_event(self, measure: EventMeasure, batch: Batch, trials: Trials, is_promised: Flags) -> dict[str, Series]:
+        name, is_trial, hit = measure.name, batch.trials[measure.name], batch.hits[measure.name]
+        # Beside stable, whose a request is that the split of before has sent is no news of this one.
+        is_drawn = is_trial & (batch.began_seconds >= 0) if self._weight < 1 else is_trial
+        drawn, its_hits, counter = trials.where(is_drawn), hit[is_drawn], self._events[name]
+        series = {name: counter.take(drawn, its_hits)}
+        if name in self._lately:
+            series[measure.lately_name] = self._lately[name].take(drawn, its_hits)
+        if (outages := self._outages.get(name)) is not None:
+            self._leave_a_trail(counter)
+            start = outages.counted, outages.hits
+            is_news = is_trial & is_promised
+            some = trials.where(is_news)
+            paths = outages.take(some.bucket, some.is_candidate, hit[is_news], some.counts)
+            counted, hits = (
+                np.concatenate(([begun], path))[some.rows].astype(np.float64)
+                for begun, path in zip(start, paths, strict=True)
+            )
+            series[name] = replace(series[name], counted=counted, counted_hits=hits)
+        return series
 
-    def _add_up(self, outcome: Outcome, *, mine: bool) -> None:
-        if not mine:
-            self._stable_requests += 1
-            self._stable_tokens += outcome.tokens or 0
-            return
-        self._requests += 1
-        self._tokens += outcome.tokens or 0
+    def _add_up(self, batch: Batch, has_stayed: Flags) -> None:
+        is_candidate = batch.is_candidate
+        own = has_stayed & is_candidate
+        requests = int(own.sum())
+        self._requests += requests
+        self._stable_requests += int(has_stayed.sum()) - requests
+        tokens = int(batch.tokens[own].sum())
+        self._tokens += tokens
+        self._stable_tokens += int(batch.tokens[has_stayed].sum()) - tokens
+        if len(self._cell_requests):
+            self._cell_requests += np.bincount(batch.cell[batch.cell >= 0], minlength=len(self._cell_requests))
 
-    def _leave_a_mark(self) -> None:
-        """On the trail: every so many requests, and half as often each time that there are too many marks."""
-        requests, failed = self._tally.of("failed")
-        if requests >= self._next_mark:
-            self._trail.append((requests, failed))
+    def _count_requests(self, batch: Batch, is_answer: Flags) -> Flags:
+        """Whether each request is one of the first few of its user in this round."""
+        rows = np.flatnonzero(is_answer & (batch.user >= 0))
+        bucket, counts = batch.bucket[rows], np.ones(len(batch), bool)
+        order, earlier = repeats(bucket)
+        counts[rows[order]] = self._requests_of[bucket[order]] + earlier < REQUESTS_A_USER
+        np.add.at(self._requests_of, bucket, 1)
+        own = bucket[counts[rows] & batch.is_candidate[rows]]
+        self._users += len(set(own[~self._is_counted[own]].tolist()))
+        self._is_counted[own] = True
+        self._users += int((is_answer & batch.is_candidate & (batch.user < 0)).sum())
+        return counts
+
+    def _leave_a_trail(self, counter: HitCounter) -> None:
+        """For the board's picture: every so many requests, and half as often each time that there are too many."""
+        if counter.of >= self._next_on_trail:
+            self._trail.append((counter.of, counter.hits))
             if len(self._trail) == TRAIL:
-                self._trail, self._pace = self._trail[1::2], self._pace * 2
-            self._next_mark = requests + self._pace
-
-    def _counts_as_good_news(self, place: int | None, *, mine: bool) -> bool:
-        """Whether this request is one of the first few of its user in this round."""
-        if place is None:
-            self._users += mine
-            return True
-        if (before := self._requests_of[place]) == REQUESTS_A_USER:
-            return False
-        self._requests_of[place] = before + 1
-        if mine and not self._marks[place] & _SEEN:
-            self._marks[place] |= _SEEN
-            self._users += 1
-        return True
-
-    def _turn_the_round(self) -> None:
-        self._in_round += 1
-        if self._in_round > ROUND_REQUESTS:
-            self._in_round, self._rounds = 1, self._rounds + 1
-            self._round_marks, self._requests_of = bytearray(PLACES), bytearray(PLACES)
-            self._tally.forget("failed lately")
-            # A later round has a smaller part of the budget, or a long stage would run out of it: 1/2, 1/6, 1/12 ...
-            self._handicap = log((self._rounds + 1) * (self._rounds + 2))
+                self._trail, self._trail_step = self._trail[1::2], self._trail_step * 2
+            self._next_on_trail = counter.of + self._trail_step
 
     @property
-    def slow_ms(self) -> dict[Time, tuple[float, ...]]:
-        """Stable's lines of each time; none of one that is still to be learned."""
-        return {time: latency.slow_ms for time, latency in self._latencies.items()}
+    def edges_ms(self) -> dict[str, tuple[float, ...]]:
+        """Of each latency; none of one whose edges are still to be learned."""
+        return {name: latency.edges_ms for name, latency in self._latencies.items()}
 
     def carried(self) -> Carried:
         """What goes on in the next stage."""
-        number = len(self._begun.shares) + 1
+        number = len(self._begun.weights) + 1
+        seen = np.where(self._is_stables, np.uint8(number), self._seen)
         return Carried(
-            slow_ms={time: latency.next_slow_ms() for time, latency in self._latencies.items()},
-            budget=self._begun.budget or self._budget,
-            purses=self._tally.purses(),
-            slowness={time: purses for time, latency in self._latencies.items() if (purses := latency.purses)},
-            shares=(*self._begun.shares, self._share),
-            seen=bytes(
-                CANDIDATES if marks & _MINE else number if marks & _STABLES else before
-                for before, marks in zip(self._begun.seen, self._marks, strict=True)
-            ),
+            latencies={name: latency.carried() for name, latency in self._latencies.items()},
+            alpha=self._begun.alpha or self._alpha,
+            wealth={name: wealth for name, one in self._events.items() if (wealth := one.wealth)},
+            weights=(*self._begun.weights, self._weight),
+            seen=np.where(self._is_candidates, np.uint8(CANDIDATES), seen).astype(np.uint8).tobytes(),
             owners=self._owners.tobytes(),
             shown=self._shown(),
-            answered=frozenset(self._answered),
+            answered=self._answered,
         )
 
-    def _shown(self) -> dict[Measure, tuple[int, int]]:
+    def _shown(self) -> dict[str, tuple[int, int]]:
         """In all stages so far."""
-        before, now = self._known.shown, self._tally.shown()
-        return {one: added(before.get(one, (0, 0)), seen) for one, seen in now.items()}
+        before = self._known.shown
+        return {
+            name: _added(before.get(name, (0, 0)), (self._events[name].all_hits, self._events[name].all_of))
+            for name in self._events
+        }
 
-    def _counts(self) -> dict[Measure, Count]:
-        counts, good = self._tally.counts(), self._good_times
-        counts["failed"] = replace(
-            counts["failed"],
-            counted=good.counted,
-            counted_hits=good.hits,
-            set_aside=good.set_aside,
-            set_aside_hits=good.set_aside_hits,
-        )
-        for time, latency in self._latencies.items():
-            if time.later in counts:
-                counts[time.later] = replace(counts[time.later], weighed=latency.weighed)
+    @property
+    def _answered(self) -> frozenset[RequestKind]:
+        known = zip(KINDS, self._answered_at.tolist(), strict=True)
+        return frozenset(kind for kind, at in known if at < self._arrived)
+
+    def _counts(self) -> dict[str, Count]:
+        counts: dict[str, Count] = {}
+        for one in self._panel.events:
+            counts[one.name] = self._events[one.name].count()
+            if one.name in self._outages:
+                good = self._outages[one.name]
+                counts[one.name] = replace(
+                    counts[one.name],
+                    counted=good.counted,
+                    counted_hits=good.hits,
+                    set_aside=good.set_aside,
+                    set_aside_hits=good.set_aside_hits,
+                )
+            if one.name in self._lately:
+                counts[one.lately_name] = self._lately[one.name].count()
+        for latency in self._latencies.values():
+            counts |= latency.counts()
         return counts
 
     def evidence(self) -> Evidence:
-        first, each = (self._latencies[time].timing() for time in (FIRST_TOKEN, EACH_TOKEN))
         return Evidence(
-            share=self._share,
-            budget=self._budget,
-            whole_budget=self._begun.budget,
+            weight=self._weight,
+            alpha=self._alpha,
+            cumulative_alpha=self._begun.alpha,
             requests=self._requests,
             stable_requests=self._stable_requests,
             users=self._users,
             counts=self._counts(),
             cells={
-                cell: CellCount(requests, dict(self._tally.cell_hits.get(cell, {})))
-                for cell, requests in sorted(self._cell_requests.items())
+                name: CellCount(requests, self._hits_of_cell(number))
+                for number, (name, requests) in enumerate(
+                    zip(self._cell_names, self._cell_requests.tolist(), strict=True)
+                )
+                if requests
             },
             trail=tuple(self._trail),
             dropped=tuple(sorted(self._dropped)),
-            learned=first.learned,
-            slow_ms=first.slow_ms,
-            first_token_ms=first.recent_ms,
-            each_token=each,
+            timings={name: latency.timing() for name, latency in self._latencies.items()},
             tokens=self._tokens,
             stable_tokens=self._stable_tokens,
             answered=tuple(sorted(self._answered)),
+            kind=self._kind,
         )
+
+    def _hits_of_cell(self, number: int) -> dict[str, int]:
+        counters = dict(self._events)
+        for latency in self._latencies.values():
+            counters |= latency.counters()
+        return {
+            gate: int(one.cell_hits[number])
+            for gate, one in counters.items()
+            if len(one.cell_hits) and one.cell_hits[number]
+        }
+
+
+FIELDS = tuple(Series.__dataclass_fields__)
+
+
+def _penalty(rounds: int) -> float:
+    """The multiplicity penalty: a later round has a smaller part of alpha, or a long stage would run out of it.
+
+    1/2, 1/6, 1/12 …
+    """
+    return log((rounds + 1) * (rounds + 2))

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 from blocks.errors import Refused
 from blocks.ports.fleet import POOLING, ModelKind
 from blocks.ports.gateway import Outcome, RequestKind
-from flows.policy.gating.measures import Limits
+from flows.policy.gating.limits import Limits
 
 HAS_TO_ANSWER: Mapping[ModelKind, frozenset[RequestKind]] = {
     "embedding": frozenset({"embedding"}),

@@ -12,9 +12,10 @@ from blocks.errors import Refused
 from blocks.ports.fleet import EngineBuild, EngineSettings, ReplicaOrder
 from blocks.ports.gateway import Slot
 from blocks.stores.mirrors import mirror_prefix
+from flows.policy.gating.decide import Verdict
 from flows.policy.gating.engines import Engines
-from flows.policy.gating.gates import Verdict
-from flows.policy.gating.measures import Evidence, Limits, Probed
+from flows.policy.gating.evidence import Evidence, Probed
+from flows.policy.gating.limits import Limits
 from flows.policy.placement.plan import PlacementRules
 
 State = Literal["in progress", "live", "retiring", "stopping", "retired", "rolled back"]

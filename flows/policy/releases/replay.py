@@ -1,13 +1,18 @@
 """What do the gates say of a stage that is over: the same again, or what other gates would have said?"""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
+import numpy as np
 from pydantic import ValidationError
 
 from blocks.errors import Refused
-from flows.policy.gating.gates import Ruling, rule
-from flows.policy.gating.measures import SLOWNESS, Evidence, Limits, worth_of_harm, worth_that_matters
+from flows.policy.gating.decide import LATELY, Ruling, rule
+from flows.policy.gating.evidence import Evidence
+from flows.policy.gating.limits import Limits
+from flows.policy.gating.measures import MEASURES, Measure, panel_of
+from flows.policy.gating.questions import question_of
+from flows.policy.gating.wording import Words, words_of
 from flows.policy.releases.ledger import Stage
 from flows.policy.releases.rollback import hold_while_blocked
 
@@ -16,21 +21,31 @@ COUNTED_BY = frozenset(
         "first_token_p95_ms",
         "token_p95_ms",
         "slower_than_stable",
+        "total_p95_ms",
         "first_token_margin_ms",
         "token_margin_ms",
+        "total_margin_ms",
         "warm_up_seconds",
     }
 )
 """The counts were taken by these; what others would have counted is not kept."""
-BET_BY = {False: frozenset({"more_than_stable", "error_margin_percent"}), True: frozenset({"error_percent"})}
-"""What a bet was worth at its best depends on these, beside stable and alone.
+ASKED_BY = {False: frozenset({"more_than_stable", "error_margin_percent"}), True: frozenset({"error_percent"})}
+"""The peak of an e-value depends on these, beside stable and alone.
 
-With others, it is what it would be worth at the stage's end; and what matters of earlier stages nobody knows, so that
-bets that went on from there are left out.
+With others, it is what the e-value would be at the stage's end; and what earlier stages would have shown nobody knows,
+so that e-values that went on from there are left out.
 """
 
 
-def replay(stage: Stage, other_gates: Mapping[str, object]) -> Ruling:
+@dataclass(frozen=True)
+class Replayed:
+    """What the gates say again, and in which words."""
+
+    ruling: Ruling
+    words: Words
+
+
+def replay(stage: Stage, other_gates: Mapping[str, object], measures: tuple[Measure, ...] = MEASURES) -> Replayed:
     """Rule again on what the ledger keeps; Refused where it does not keep enough."""
     if stage.evidence is None or stage.limits is None:
         raise Refused(f"the evidence of the stage of {stage.share_percent} % is not kept: it is too long ago")
@@ -42,12 +57,13 @@ def replay(stage: Stage, other_gates: Mapping[str, object]) -> Ruling:
             f"leave it out, and change {', '.join(sorted(set(Limits.model_fields) - COUNTED_BY))} only"
         )
     evidence, probed = stage.evidence, stage.probed
-    if differ & BET_BY[evidence.share == 1]:
-        evidence = _bet_anew(evidence, limits)
-    if probed and differ & BET_BY[False]:
-        probed = replace(probed, evidence=_bet_anew(probed.evidence, limits))
-    ruling = rule(evidence, limits, stage.seconds, probed)
-    return hold_while_blocked(ruling, stage.barred_by, stage.seconds, limits.deadline_seconds)
+    if differ & ASKED_BY[evidence.weight == 1]:
+        evidence = _asked_anew(evidence, limits, measures)
+    if probed and differ & ASKED_BY[False]:
+        probed = replace(probed, evidence=_asked_anew(probed.evidence, limits, measures))
+    ruling = rule(evidence, limits, stage.seconds, probed, measures)
+    ruling = hold_while_blocked(ruling, stage.barred_by, stage.seconds, limits.deadline_seconds)
+    return Replayed(ruling, words_of(ruling, evidence, limits, stage.seconds, probed, measures))
 
 
 def _changed(limits: Limits, other_gates: Mapping[str, object]) -> Limits:
@@ -57,12 +73,23 @@ def _changed(limits: Limits, other_gates: Mapping[str, object]) -> Limits:
         raise Refused(f"these are no gates: {error}") from error
 
 
-def _bet_anew(evidence: Evidence, limits: Limits) -> Evidence:
-    """But for `failed lately` and the slow ones, which stay: what they were bet on is not all in the evidence."""
-    counts = dict(evidence.counts)
-    for measure, count in evidence.counts.items():
-        if measure not in {"failed lately", *SLOWNESS}:
-            harm = worth_of_harm(measure, count, evidence.share, limits) if count.hits else 0.0
-            matters = worth_that_matters(measure, count, evidence.share, limits) if count.hits else 0.0
-            counts[measure] = replace(count, harm=harm, matters=matters, harm_now=min(harm, matters), whole_matters=0)
+def _asked_anew(evidence: Evidence, limits: Limits, measures: tuple[Measure, ...]) -> Evidence:
+    """But for what failed lately and whole distributions, which stay: what they were asked of is not all kept."""
+    counts, panel = dict(evidence.counts), panel_of(evidence.kind, limits, measures)
+    for gate, count in evidence.counts.items():
+        latency = panel.latency(gate)
+        if gate.endswith(LATELY) or (latency is not None and gate == latency.gate("slower")):
+            continue
+        harm = beyond = 0.0
+        if count.hits:
+            question = question_of(panel, gate, evidence.weight, limits, count.allowed)
+            numbers = (np.array(float(number)) for number in (count.hits, count.all_hits, count.of))
+            harm, beyond = (float(e_value) for e_value in question.e_values(*numbers))
+        counts[gate] = replace(
+            count,
+            peak=harm,
+            peak_beyond_margin=beyond,
+            current=min(harm, beyond),
+            cumulative_peak_beyond_margin=0,
+        )
     return replace(evidence, counts=counts)

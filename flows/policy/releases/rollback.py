@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from blocks.ports.engine import Load
 from blocks.ports.gateway import Server
-from flows.policy.gating.gates import Ruling
+from flows.policy.gating.decide import Ruling
 
 
 def rollback_blockers(
@@ -49,7 +49,5 @@ def hold_while_blocked(ruling: Ruling, blockers: str, elapsed_seconds: float, de
     """Of a stage that would be passed: it is held for as long as the way back is barred, up to its deadline."""
     if ruling.verdict != "promote" or not blockers:
         return ruling
-    reason = f"stable could not take its traffic back now: {blockers}"
-    if elapsed_seconds >= deadline_seconds:
-        return replace(ruling, verdict="roll back", reason=f"not passed within {deadline_seconds:g} s: {reason}")
-    return replace(ruling, verdict="hold", reason=reason)
+    is_late = elapsed_seconds >= deadline_seconds
+    return replace(ruling, verdict="roll back" if is_late else "hold", blockers=blockers)

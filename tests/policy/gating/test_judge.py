@@ -1,33 +1,29 @@
 """What a stage has shown: requests in one by one, evidence out."""
 
-import pickle
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import count, product
+from itertools import count, islice, product
 from math import exp, log, prod
 from random import Random
-from typing import Any
 from zlib import crc32
 
+import numpy as np
 import pytest
 
 from blocks.ports.gateway import Outcome, RequestKind, Slot
-from flows.policy.gating.bets import mean_of
-from flows.policy.gating.gates import Ruling, rule
-from flows.policy.gating.judge import PLACES, ROUND_REQUESTS, Carried, Judge, has_failed, has_refused, speaks
-from flows.policy.gating.measures import (
-    FIRST_TOKEN,
-    LEARNED_FROM,
-    TIMES,
-    UNPROMISED,
-    Count,
-    Measure,
-    budget_of_stage,
-    worth_like_stable,
-)
-from flows.policy.gating.user_weights import Weights
+from flows.policy.gating.alpha import alpha_of_stage
+from flows.policy.gating.decide import Ruling, rule
+from flows.policy.gating.design_effect import UserWeights
+from flows.policy.gating.e_values import log_mean
+from flows.policy.gating.evidence import Count
+from flows.policy.gating.judge import ROUND_REQUESTS, Carried, Judge
+from flows.policy.gating.latency import LEARNED_FROM, CarriedLatency
+from flows.policy.gating.non_inferiority import log_e_like_stable
+from flows.policy.gating.outcomes import BUCKETS, NAMELESS, has_failed, has_refused, speaks
 from tests import limits
+from tests.gating import said, subjects
 
 LIMITS = limits.LIMITS.model_copy(
     update={"token_p95_ms": 100, "first_token_margin_ms": 0, "minimum_seconds": 0, "deadline_seconds": 3600}
@@ -54,7 +50,7 @@ CELLS = {f"127.0.0.1:{number}": f"cell-{number}" for number in range(4)}
 
 
 def judge(share: float = 0.05, **others: object) -> Judge:
-    return Judge(LIMITS.model_copy(update=others), "green", share=share, budget=budget_of_stage(0, 5))
+    return Judge(LIMITS.model_copy(update=others), "green", weight=share, alpha=alpha_of_stage(0, 5))
 
 
 def users(
@@ -86,13 +82,13 @@ def users(
 
 
 def play(judge: Judge, requests: Iterator[Outcome], at_most: int = 100_000) -> tuple[Ruling, int]:
-    for number, outcome in enumerate(requests, start=1):
-        judge.observe(outcome, 10)
-        if number % 20 == 0:
-            ruling = rule(judge.evidence(), judge.limits, 10)
-            if ruling.verdict != "hold" or ruling.bad_cells or number >= at_most:
-                return ruling, judge.evidence().requests
-    raise AssertionError
+    ruling = Ruling("hold")
+    for _ in range(0, at_most, 20):
+        judge.take(list(islice(requests, 20)), 10)
+        ruling = rule(judge.evidence(), judge.limits, 10)
+        if ruling.verdict != "hold" or ruling.bad_cells:
+            break
+    return ruling, judge.evidence().requests
 
 
 @pytest.mark.parametrize(
@@ -123,7 +119,7 @@ def play(judge: Judge, requests: Iterator[Outcome], at_most: int = 100_000) -> t
 def test_what_counts_as_a_failure(outcome: Outcome, failed: bool) -> None:  # noqa: FBT001 - a parametrised flag
     """What a retry or a fallback hid counts; a refusal, and a user who left, do not."""
     one = judge()
-    one.observe(outcome, 10)
+    one.take([outcome], 10)
     assert has_failed(outcome) == failed
     assert not (failed and has_refused(outcome))
     assert one.evidence().count("failed").hits == failed
@@ -151,7 +147,7 @@ def test_a_candidate_that_is_half_as_fast_is_harm(seed: int) -> None:
     """Within the limit, and yet twice as slow as stable."""
     ruling, requests = play(judge(first_token_p95_ms=5000), users(seed, rate=0.002, times=2))
     assert ruling.verdict == "roll back"
-    assert "first answers in this stage later than the p90 of both slots" in ruling.reason
+    assert subjects(ruling) == ["TTFT slower"]
     assert requests < 60
 
 
@@ -160,7 +156,7 @@ def test_a_candidate_whose_tokens_come_half_as_fast_is_harm(seed: int) -> None:
     """Though its first tokens are as quick, and both are within the limit; where tokens are not judged it passes."""
     ruling, requests = play(judge(), users(seed, rate=0.002, token_times=2))
     assert ruling.verdict == "roll back"
-    assert "first answers in this stage later a token than the p90 of both slots" in ruling.reason
+    assert "TPOT slower" in subjects(ruling)
     assert requests < 60
     ruling, _ = play(judge(token_p95_ms=None), users(seed, rate=0.002, token_times=2))
     assert ruling.verdict == "promote"
@@ -169,29 +165,32 @@ def test_a_candidate_whose_tokens_come_half_as_fast_is_harm(seed: int) -> None:
 def test_alone_tokens_are_judged_by_their_limit() -> None:
     """A fifth of the answers at more than 100 ms a token, at all traffic."""
     one = judge(share=1.0)
-    for number in range(200):
-        one.observe(replace(OUTCOME, per_token_ms=150 if number % 5 == 0 else 20), 10)
+    one.take([replace(OUTCOME, per_token_ms=150 if number % 5 == 0 else 20) for number in range(200)], 10)
     ruling = rule(one.evidence(), LIMITS, 10)
     assert ruling.verdict == "roll back"
-    assert "streamed answers took more a token than 100 ms" in ruling.reason
+    assert subjects(ruling) == ["TPOT over limit"]
 
 
 def test_a_promised_pace_of_which_nothing_was_seen_is_not_kept() -> None:
     """Answers of a few tokens each say nothing of it: no data is never a pass."""
     one = judge()
-    for _, outcome in zip(range(20_000), users(1, rate=0.0), strict=False):
-        one.observe(replace(outcome, per_token_ms=None), 10)
+    one.take(
+        [replace(outcome, per_token_ms=None) for _, outcome in zip(range(20_000), users(1, rate=0.0), strict=False)], 10
+    )
     ruling = rule(one.evidence(), LIMITS, 10)
     assert ruling.verdict == "hold"
-    assert "0 of the 100 streamed answers of some tokens that say what is slow" in ruling.reason
+    assert subjects(ruling, "learning") == ["TPOT"]
+    assert "0 of the 100 streamed answers of some tokens" in said(one.evidence(), LIMITS, 10)
 
 
 def test_tokens_are_added_up_beside_requests() -> None:
     """One request in twenty can be a third of all tokens."""
     one = judge()
+    seen: list[Outcome] = []
     for number in range(100):
         mine = number % 20 == 0
-        one.observe(replace(OUTCOME, slot="green" if mine else "blue", tokens=190 if mine else 20), 10)
+        seen.append(replace(OUTCOME, slot="green" if mine else "blue", tokens=190 if mine else 20))
+    one.take(seen, 10)
     evidence = one.evidence()
     assert (evidence.requests, evidence.stable_requests) == (5, 95)
     assert (evidence.tokens, evidence.stable_tokens) == (950, 1900)
@@ -206,7 +205,7 @@ def test_harm_takes_as_many_users_as_the_docs_say(share: float, status: int, use
     one = judge(share=share)
     for number in range(4 * users_hit):
         assert rule(one.evidence(), LIMITS, 10).verdict == "hold"
-        one.observe(replace(OUTCOME, status=status if number % 4 == 3 else 200), 10)
+        one.take([replace(OUTCOME, status=status if number % 4 == 3 else 200)], 10)
     assert rule(one.evidence(), LIMITS, 10).verdict == "roll back"
 
 
@@ -214,8 +213,8 @@ def test_a_user_counts_once() -> None:
     """One user whose every request fails is one failure; as many without a name are as many."""
     named, nameless = judge(), judge()
     for _ in range(50):
-        named.observe(replace(OUTCOME, status=500, user="always"), 10)
-        nameless.observe(replace(OUTCOME, status=500), 10)
+        named.take([replace(OUTCOME, status=500, user="always")], 10)
+        nameless.take([replace(OUTCOME, status=500)], 10)
     assert (named.evidence().count("failed").hits, named.evidence().count("failed").of) == (1, 1)
     assert nameless.evidence().count("failed").hits == 50
     assert rule(named.evidence(), LIMITS, 10).verdict == "hold"
@@ -225,8 +224,7 @@ def test_a_user_counts_once() -> None:
 def test_few_users_are_little_good_news() -> None:
     """Five users with four hundred requests each count as 125, and that is no pass."""
     one = judge()
-    for number in range(ROUND_REQUESTS):
-        one.observe(replace(OUTCOME, user=str(number % 5)), 10)
+    one.take([replace(OUTCOME, user=str(number % 5)) for number in range(ROUND_REQUESTS)], 10)
     evidence = one.evidence()
     assert (evidence.requests, evidence.users, evidence.count("failed").counted) == (2000, 5, 125)
     assert rule(evidence, LIMITS, 10).verdict == "hold"
@@ -235,26 +233,27 @@ def test_few_users_are_little_good_news() -> None:
 def test_old_users_whom_all_requests_fail_of_a_sudden_count_again() -> None:
     """All 160 users failed once, over hours; when everything fails, they are not passed over as known."""
     one = judge(share=0.5)
+    seen: list[Outcome] = []
     for number in range(10 * ROUND_REQUESTS):
         first = number % 121 == 0  # all users in turn
         slot: Slot = "green" if number % 2 else "blue"
-        one.observe(replace(OUTCOME, slot=slot, user=f"{slot}{number % 160}", status=500 if first else 200), 10)
+        seen.append(replace(OUTCOME, slot=slot, user=f"{slot}{number % 160}", status=500 if first else 200))
+    one.take(seen, 10)
     assert rule(one.evidence(), LIMITS, 10).verdict != "roll back"
-    for number in range(1, 160, 2):
-        one.observe(replace(OUTCOME, user=f"green{number}", status=500), 10)
+    one.take([replace(OUTCOME, user=f"green{number}", status=500) for number in range(1, 160, 2)], 10)
     ruling = rule(one.evidence(), LIMITS, 10)
     assert ruling.verdict == "roll back"
-    assert "met a failure lately" in ruling.reason
+    assert subjects(ruling) == ["failed lately"]
 
 
 def test_first_tokens_of_the_warm_up_are_not_judged_and_failures_are() -> None:
     """A request belongs to the warm-up by its own duration: no clock of another host is asked."""
     one = judge(warm_up_seconds=30)
-    one.observe(replace(OUTCOME, first_token_ms=900, total_ms=5000), 32)
-    assert one.evidence().count("late").of == 0
-    one.observe(replace(OUTCOME, first_token_ms=900, total_ms=1000), 32)
-    assert one.evidence().count("late").hits == 1
-    one.observe(replace(OUTCOME, status=500, first_token_ms=None), 1)
+    one.take([replace(OUTCOME, first_token_ms=900, total_ms=5000)], 32)
+    assert one.evidence().count("TTFT over limit").of == 0
+    one.take([replace(OUTCOME, first_token_ms=900, total_ms=1000)], 32)
+    assert one.evidence().count("TTFT over limit").hits == 1
+    one.take([replace(OUTCOME, status=500, first_token_ms=None)], 1)
     assert one.evidence().count("failed").hits == 1
 
 
@@ -262,32 +261,33 @@ def test_what_is_slow_is_learned_from_both_slots_and_follows_them() -> None:
     """The requests that it is learned from are judged by it too; a hundred later the lines are drawn anew."""
     one = judge()
     for number in range(LEARNED_FROM):
-        assert not one.evidence().slow_ms
-        one.observe(replace(OUTCOME, slot="blue" if number % 10 else "green", first_token_ms=number + 1.0), 10)
+        assert not one.evidence().timing("TTFT").edges_ms
+        one.take([replace(OUTCOME, slot="blue" if number % 10 else "green", first_token_ms=number + 1.0)], 10)
     evidence = one.evidence()
-    assert evidence.slow_ms == (10, 25, 50, 75, 90, 97, 99)
-    assert evidence.count("slow").all_hits == 9  # from 92 on; 91 is the candidate's, and within 1.1 times 90
-    for number in range(9 * LEARNED_FROM):
-        one.observe(replace(OUTCOME, slot="blue", first_token_ms=1000.0 + number), 10)
-    lately = one.evidence().slow_ms
+    assert evidence.timing("TTFT").edges_ms == (10, 25, 50, 75, 90, 97, 99)
+    assert evidence.count("TTFT slower").all_hits == 9  # from 92 on; 91 is the candidate's, and within 1.1 times 90
+    one.take([replace(OUTCOME, slot="blue", first_token_ms=1000.0 + number) for number in range(9 * LEARNED_FROM)], 10)
+    lately = one.evidence().timing("TTFT").edges_ms
     assert min(lately) > 1000
-    one.observe(replace(OUTCOME, slot="blue", first_token_ms=5000), 10)
-    assert min(one.evidence().slow_ms) > min(lately)
-    assert min(one.carried().slow_ms[FIRST_TOKEN]) > min(lately)
+    one.take([replace(OUTCOME, slot="blue", first_token_ms=5000)], 10)
+    assert min(one.evidence().timing("TTFT").edges_ms) > min(lately)
+    assert min(one.carried().latencies["TTFT"].edges_ms) > min(lately)
 
 
 @pytest.mark.parametrize(("candidates_ms", "is_harm"), [(108.0, False), (125.0, True)])
 def test_slower_within_the_margin_is_excused(candidates_ms: float, is_harm: bool) -> None:  # noqa: FBT001 - a row
     """Stable takes 100 ms each time: 108 is plainly slower and within the margin, 125 is not."""
     one = judge(share=0.2)
+    seen: list[Outcome] = []
     for number in range(1000):
         mine = number % 5 == 0
         ms = candidates_ms if mine else 100.0
-        one.observe(replace(OUTCOME, slot="green" if mine else "blue", first_token_ms=ms), 10)
-    slow = one.evidence().count("slow")
-    assert slow.harm > log(10_000)
-    assert slow.matters is not None
-    assert (slow.matters > log(10_000)) == is_harm
+        seen.append(replace(OUTCOME, slot="green" if mine else "blue", first_token_ms=ms))
+    one.take(seen, 10)
+    slow = one.evidence().count("TTFT slower")
+    assert slow.peak > log(10_000)
+    assert slow.peak_beyond_margin is not None
+    assert (slow.peak_beyond_margin > log(10_000)) == is_harm
     assert (rule(one.evidence(), LIMITS, 10).verdict == "roll back") == is_harm
 
 
@@ -295,22 +295,22 @@ def test_slower_within_the_margin_is_excused(candidates_ms: float, is_harm: bool
 def test_what_a_token_takes_longer_within_the_margin_is_excused(candidates_ms: float, is_harm: bool) -> None:  # noqa: FBT001 - a row
     """Stable takes 1 ms a token, and 5 ms more are excused: four times as slow is nothing that a reader sees."""
     one = judge(share=0.2, token_margin_ms=5)
+    seen: list[Outcome] = []
     for number in range(1000):
         mine = number % 5 == 0
         ms = candidates_ms if mine else 1.0
-        one.observe(replace(OUTCOME, slot="green" if mine else "blue", per_token_ms=ms), 10)
-    assert one.evidence().count("slow tokens").harm > log(10_000)
+        seen.append(replace(OUTCOME, slot="green" if mine else "blue", per_token_ms=ms))
+    one.take(seen, 10)
+    assert one.evidence().count("TPOT slower").peak > log(10_000)
     assert (rule(one.evidence(), LIMITS, 10).verdict == "roll back") == is_harm
 
 
 def two_stages(first: Sequence[Outcome], second: Sequence[Outcome], carried: Carried | None = None) -> Judge:
     """At 5 % and at 30 % of the traffic."""
-    before = Judge(LIMITS, "green", share=0.05, budget=budget_of_stage(0, 3), carried=carried)
-    for outcome in first:
-        before.observe(outcome, 10)
-    judge = Judge(LIMITS, "green", share=0.3, budget=budget_of_stage(1, 3), carried=before.carried())
-    for outcome in second:
-        judge.observe(outcome, 10)
+    before = Judge(LIMITS, "green", weight=0.05, alpha=alpha_of_stage(0, 3), carried=carried)
+    before.take(first, 10)
+    judge = Judge(LIMITS, "green", weight=0.3, alpha=alpha_of_stage(1, 3), carried=before.carried())
+    judge.take(second, 10)
     return judge
 
 
@@ -320,7 +320,7 @@ def test_bets_go_on_in_the_next_stage() -> None:
     fine = [OUTCOME] * 10
     ruling = rule(two_stages([*fine, *failures[:2]], [*fine, *failures[2:]]).evidence(), LIMITS, 10)
     assert ruling.verdict == "roll back"
-    assert "if it were like stable, what all stages so far have shown would be bad luck of 1 in" in ruling.reason
+    assert subjects(ruling, "cumulative harm") == ["failed"]
     assert rule(two_stages(fine, [*fine, *failures[2:]]).evidence(), LIMITS, 10).verdict == "hold"
 
 
@@ -334,8 +334,12 @@ def test_of_whom_it_is_known_that_he_is_the_candidates_nothing_is_bet() -> None:
 
     again = failed([failure], [failure] * 20)
     assert again.hits == 1
-    assert again.whole == failed([failure], [OUTCOME]).whole
-    assert failed([failure, stables], [new]).whole > failed([failure], [new]).whole > again.whole
+    assert again.cumulative_peak == failed([failure], [OUTCOME]).cumulative_peak
+    assert (
+        failed([failure, stables], [new]).cumulative_peak
+        > failed([failure], [new]).cumulative_peak
+        > again.cumulative_peak
+    )
 
 
 def test_a_request_that_began_before_the_stage_was_not_drawn_in_it() -> None:
@@ -345,29 +349,29 @@ def test_a_request_that_began_before_the_stage_was_not_drawn_in_it() -> None:
 
     def whole(stable: Outcome) -> float:
         before = two_stages([OUTCOME], [stable])
-        judge = Judge(LIMITS, "green", share=0.5, budget=budget_of_stage(2, 4), carried=before.carried())
-        judge.observe(fails, 10)
-        return judge.evidence().count("failed").whole
+        judge = Judge(LIMITS, "green", weight=0.5, alpha=alpha_of_stage(2, 4), carried=before.carried())
+        judge.take([fails], 10)
+        return judge.evidence().count("failed").cumulative_peak
 
     assert whole(late) < whole(replace(late, total_ms=200))
 
 
 def test_whom_a_cell_answered_that_is_held_back_is_known() -> None:
     """Requests that it still had in flight are judged by nobody, and their users are the candidate's."""
-    before = Judge(LIMITS, "green", share=0.05, budget=budget_of_stage(0, 3), cells=CELLS)
+    before = Judge(LIMITS, "green", weight=0.05, alpha=alpha_of_stage(0, 3), cells=CELLS)
     before.drop(["cell-1"])
-    before.observe(replace(OUTCOME, address="127.0.0.1:1", user="one"), 10)
-    judge = Judge(LIMITS, "green", share=0.3, budget=budget_of_stage(1, 3), carried=before.carried())
-    judge.observe(replace(OUTCOME, status=500, user="one"), 10)
+    before.take([replace(OUTCOME, address="127.0.0.1:1", user="one")], 10)
+    judge = Judge(LIMITS, "green", weight=0.3, alpha=alpha_of_stage(1, 3), carried=before.carried())
+    judge.take([replace(OUTCOME, status=500, user="one")], 10)
     assert judge.evidence().count("failed").hits == 1
-    assert judge.evidence().count("failed").whole == 0.0
+    assert judge.evidence().count("failed").cumulative_peak == 0.0
 
 
 def test_bets_that_go_on_are_worth_one_coin_on_average() -> None:
     """Over all ways of giving six users to the slots as the share rises, where two of them have one place."""
     names = ["a", "b", "c", "d"]
-    twin = next(str(n) for n in count() if crc32(str(n).encode()) % PLACES == crc32(b"a") % PLACES)
-    lines: Any = dict.fromkeys(TIMES, (10.0, 20.0, 40.0, 60.0, 80.0, 90.0, 100.0))
+    twin = next(str(n) for n in count() if crc32(str(n).encode()) % BUCKETS == crc32(b"a") % BUCKETS)
+    known = CarriedLatency((10.0, 20.0, 40.0, 60.0, 80.0, 90.0, 100.0))
     first = [("a", 500, 5), ("b", 200, 95), (twin, 200, 30), ("c", 200, 70), ("a", 200, 85)]
     second = [("a", 500, 99), ("b", 500, 99), ("c", 200, 5), ("d", 500, 200), (twin, 500, 7), ("d", 200, 1)]
     failed = slow = 0.0
@@ -381,38 +385,41 @@ def test_bets_that_go_on_are_worth_one_coin_on_average() -> None:
                 for user, status, ms in rows
             ]
 
-        judge = two_stages(requests(0.05, first), requests(0.3, second), Carried(slow_ms=lines))
+        judge = two_stages(
+            requests(0.05, first), requests(0.3, second), Carried(latencies={"TTFT": known, "TPOT": known})
+        )
         left = judge.carried()
-        failed += prod(places) * exp(mean_of(left.purses["failed"].harm))
-        slow += prod(places) * exp(mean_of(left.slowness[FIRST_TOKEN][0]))
+        failed += prod(places) * exp(log_mean(np.array(left.wealth["failed"].harm)))
+        slow += prod(places) * exp(log_mean(np.array(left.latencies["TTFT"].harm)))
     assert failed == pytest.approx(1)
     assert slow == pytest.approx(1)
 
 
 def test_a_log_with_a_gap_begins_anew() -> None:
-    """What was seen before is forgotten; what is slow is still known."""
+    """What was seen before is forgotten; the edges are still known."""
     one = judge()
-    for number in range(LEARNED_FROM):
-        one.observe(replace(OUTCOME, first_token_ms=number + 1.0, status=500 if number == 5 else 200), 10)
+    one.take([replace(OUTCOME, status=500, first_token_ms=None)], 10)
+    one.take([replace(OUTCOME, first_token_ms=number + 1.0) for number in range(LEARNED_FROM)], 10)
     one.begin_anew()
     assert one.evidence().requests == one.evidence().count("failed").hits == 0
-    assert one.evidence().slow_ms == (10, 25, 50, 75, 90, 97, 99)
+    assert one.evidence().timing("TTFT").edges_ms == (10, 25, 50, 75, 90, 97, 99)
 
 
 def test_the_same_requests_give_the_same_evidence() -> None:
     """Nothing but the requests decides."""
     first, second = judge(), judge()
     for one in (first, second):
-        for outcome, _ in zip(users(7, rate=0.02), range(1000), strict=False):
-            one.observe(outcome, 10)
+        one.take([outcome for outcome, _ in zip(users(7, rate=0.02), range(1000), strict=False)], 10)
     assert first.evidence() == second.evidence()
 
 
 def test_the_trail_stays_short() -> None:
     """From one request to ten thousand, in order, with all failures so far."""
     one = judge()
-    for number in range(10_000):
-        one.observe(replace(OUTCOME, status=500 if number % 1000 == 0 else 200), 10)
+    for begin in range(0, 10_000, 20):
+        one.take(
+            [replace(OUTCOME, status=500 if number % 1000 == 0 else 200) for number in range(begin, begin + 20)], 10
+        )
     trail = one.evidence().trail
     assert 20 < len(trail) < 50
     assert list(trail) == sorted(trail)
@@ -425,11 +432,11 @@ def test_what_asks_no_model_is_no_news_and_no_user() -> None:
     one, few = judge(), judge()
     for number in range(200):
         chat = replace(OUTCOME, slot="green" if number % 2 else "blue", status=500 if number % 20 == 1 else 200)
-        one.observe(chat, 10)
-        few.observe(chat, 10)
+        one.take([chat], 10)
+        few.take([chat], 10)
         for _ in range(10):
-            one.observe(replace(OUTCOME, kind="other", slot=chat.slot, user=f"monitor {number}"), 10)
-            one.observe(replace(OUTCOME, kind="other", slot=chat.slot, status=404, first_token_ms=None), 10)
+            one.take([replace(OUTCOME, kind="other", slot=chat.slot, user=f"monitor {number}")], 10)
+            one.take([replace(OUTCOME, kind="other", slot=chat.slot, status=404, first_token_ms=None)], 10)
     assert one.evidence() == few.evidence()
     assert not speaks(replace(OUTCOME, kind="other"))
 
@@ -437,9 +444,8 @@ def test_what_asks_no_model_is_no_news_and_no_user() -> None:
 def test_what_an_sdk_sends_again_is_the_same_request() -> None:
     """It fails three times at 100 %, where the candidate has all traffic: one failure. It goes well: no good news."""
     one = judge(share=1.0)
-    one.observe(replace(OUTCOME, status=500), 10)
-    for status in (500, 503, 200):
-        one.observe(replace(OUTCOME, status=status, is_repeat=True), 10)
+    one.take([replace(OUTCOME, status=500)], 10)
+    one.take([replace(OUTCOME, status=status, is_repeat=True) for status in (500, 503, 200)], 10)
     evidence = one.evidence()
     assert (evidence.requests, evidence.count("failed").hits, evidence.count("failed").counted) == (1, 1, 1)
 
@@ -450,9 +456,8 @@ def test_what_no_chat_model_can_do_is_not_held_against_one(share: float, status:
     """Nameless embeddings asked of it: four of them, or forty, in its first stage, its last, or its only one."""
     asked = replace(OUTCOME, kind="embedding", status=status, first_token_ms=None)
     for carried in (None, Carried(answered=frozenset({"chat"}), shown={"refused": (3, 4000)})):
-        one = Judge(LIMITS, "green", share=share, carried=carried)
-        for _ in range(40):
-            one.observe(asked, 10)
+        one = Judge(LIMITS, "green", weight=share, carried=carried)
+        one.take([asked for _ in range(40)], 10)
         assert rule(one.evidence(), LIMITS, 10).verdict == "hold"
         assert one.evidence().requests == one.evidence().count("refused").hits == 0
 
@@ -463,9 +468,8 @@ def test_an_unknown_kind_that_fails_speaks_beside_stable_and_not_alone() -> None
     known = Carried(answered=frozenset({"chat"}))
 
     def failed(share: float, carried: Carried | None, requests: Sequence[Outcome] = (fails,)) -> int:
-        one = Judge(LIMITS, "green", share=share, carried=carried)
-        for outcome in requests:
-            one.observe(outcome, 10)
+        one = Judge(LIMITS, "green", weight=share, carried=carried)
+        one.take(requests, 10)
         return one.evidence().count("failed").hits
 
     assert failed(0.05, known) == failed(1.0, None) == 1
@@ -477,28 +481,28 @@ def test_an_unknown_kind_that_fails_speaks_beside_stable_and_not_alone() -> None
 def test_what_no_model_of_its_kind_answers_holds_no_stage() -> None:
     """Nameless embeddings that fail in both slots, beside good chats: they break no promise, and are bet on."""
     one, random = judge(token_p95_ms=None), Random(5)  # noqa: S311 - the same each time, and no secret
+    seen: list[Outcome] = []
     for number, outcome in zip(range(8000), users(5, rate=0.0, stables=0.0), strict=False):
-        one.observe(outcome, 10)
+        seen.append(outcome)
         if number % 20 == 0:
             slot: Slot = "green" if random.random() < 0.05 else "blue"
-            one.observe(replace(OUTCOME, kind="embedding", slot=slot, status=500, first_token_ms=None), 10)
+            seen.append(replace(OUTCOME, kind="embedding", slot=slot, status=500, first_token_ms=None))
+    one.take(seen, 10)
     evidence = one.evidence()
     assert rule(evidence, one.limits, 10).verdict == "promote"
     assert (evidence.count("failed").counted_hits, evidence.count("failed").set_aside) == (0, 0)
-    for _ in range(40):
-        one.observe(replace(OUTCOME, kind="embedding", status=500, first_token_ms=None), 10)
+    one.take([replace(OUTCOME, kind="embedding", status=500, first_token_ms=None) for _ in range(40)], 10)
     assert rule(one.evidence(), one.limits, 10).verdict == "roll back"
 
 
 def test_what_was_answered_is_known_after_a_crash() -> None:
     """A flow that takes the release up at 100 % does not hold nameless embeddings that fail against a chat model."""
     before = judge()
-    before.observe(replace(OUTCOME, slot="blue"), 10)
+    before.take([replace(OUTCOME, slot="blue")], 10)
     fails = replace(OUTCOME, kind="embedding", status=500, first_token_ms=None)
     for carried in (before.carried(), Carried.after([before.evidence()])):
-        one = Judge(LIMITS, "green", share=1.0, budget=budget_of_stage(4, 5), carried=carried)
-        for _ in range(40):
-            one.observe(fails, 10)
+        one = Judge(LIMITS, "green", weight=1.0, alpha=alpha_of_stage(4, 5), carried=carried)
+        one.take([fails for _ in range(40)], 10)
         assert rule(one.evidence(), LIMITS, 10).verdict == "hold"
 
 
@@ -506,11 +510,10 @@ def test_a_refusal_speaks_once_somebody_was_answered() -> None:
     """A model that embeds at stable and not at the candidate is missed by whoever embeds."""
     one = judge()
     refused = replace(OUTCOME, kind="embedding", status=501, first_token_ms=None)
-    one.observe(refused, 10)
+    one.take([refused], 10)
     assert one.evidence().count("refused").hits == 0
-    one.observe(replace(OUTCOME, kind="embedding", slot="blue", first_token_ms=None), 10)
-    for _ in range(4):
-        one.observe(refused, 10)
+    one.take([replace(OUTCOME, kind="embedding", slot="blue", first_token_ms=None)], 10)
+    one.take([refused for _ in range(4)], 10)
     ruling = rule(one.evidence(), LIMITS, 10)
     assert (ruling.verdict, one.evidence().count("refused").hits) == ("roll back", 4)
 
@@ -518,19 +521,20 @@ def test_a_refusal_speaks_once_somebody_was_answered() -> None:
 def test_refusals_are_no_good_news_of_failures() -> None:
     """Ten a second that anybody can have refused do not make a candidate that fails one in twenty look well."""
     one = judge()
+    seen: list[Outcome] = []
     for number in range(2000):
-        one.observe(OUTCOME if number % 10 == 0 else replace(OUTCOME, status=400, slot="blue"), 10)
-        one.observe(replace(OUTCOME, status=400), 10)
+        seen.append(OUTCOME if number % 10 == 0 else replace(OUTCOME, status=400, slot="blue"))
+        seen.append(replace(OUTCOME, status=400))
+    one.take(seen, 10)
     count = one.evidence().count("failed")
     assert (count.of, count.counted) == (200, 200)
 
 
 def alone(shown: tuple[int, int] | None, requests: Sequence[Outcome]) -> tuple[Judge, Ruling]:
     """At 100 %, after stages that have shown so many refusals and departures of so many requests."""
-    seen: dict[Measure, tuple[int, int]] = {} if shown is None else dict.fromkeys(UNPROMISED, shown)
-    one = Judge(LIMITS, "green", share=1.0, budget=budget_of_stage(4, 5), carried=Carried(shown=seen, answered=CHAT))
-    for outcome in requests:
-        one.observe(outcome, 10)
+    seen: dict[str, tuple[int, int]] = {} if shown is None else dict.fromkeys(("refused", "left", "left midway"), shown)
+    one = Judge(LIMITS, "green", weight=1.0, alpha=alpha_of_stage(4, 5), carried=Carried(shown=seen, answered=CHAT))
+    one.take(requests, 10)
     return one, rule(one.evidence(), LIMITS, 10)
 
 
@@ -543,27 +547,27 @@ def test_alone_any_history_can_be_gone_on_from() -> None:
     """Where all was refused, or left, or all but one, nothing more can be harm; and no number is beyond a float."""
     requests = [LATELY_REFUSED, STALLED, GAVE_UP] * 200
     for shown in ((1, 1), (500, 500), (499, 500), (99_999, 100_000), (0, 1)):
-        assert "if it did no more" not in alone(shown, requests)[1].reason
+        assert not subjects(alone(shown, requests)[1], "harm")
 
 
 @pytest.mark.parametrize(
     ("bad", "words"),
     [
-        (LATELY_REFUSED, "were refused (90.0 %), 10 % are excused by what was shown before"),
-        (replace(OUTCOME, error_status=400), "were refused (90.0 %)"),
-        (STALLED, "were left in the middle of the answer (90.0 %)"),
-        (GAVE_UP, "were given up without an answer (90.0 %)"),
+        (LATELY_REFUSED, "(90.0 %) requests were refused; 10 % are excused by what earlier stages have shown"),
+        (replace(OUTCOME, error_status=400), "(90.0 %) requests were refused"),
+        (STALLED, "(90.0 %) requests were left in the middle of the answer"),
+        (GAVE_UP, "(90.0 %) requests were given up without an answer"),
     ],
 )
 def test_alone_what_nobody_promised_is_judged_by_what_was_shown(bad: Outcome, words: str) -> None:
     """Nine of ten refused, or left, at all traffic, where it was one in a thousand, by named users and others."""
     requests = [bad if number % 10 else OUTCOME for number in range(500)]
     for some in (requests, [replace(one, user=str(number)) for number, one in enumerate(requests)]):
-        ruling = alone((4, 4000), some)[1]
+        one, ruling = alone((4, 4000), some)
         assert ruling.verdict == "roll back"
-        assert words in ruling.reason
+        assert words in said(one.evidence(), LIMITS, 10)
     # Where it was so before, it is what users ask, and where nothing was shown, nothing is known.
-    assert "if it did no more" not in alone((450, 500), requests)[1].reason
+    assert not subjects(alone((450, 500), requests)[1], "harm")
     assert alone(None, requests)[1].verdict != "roll back"
 
 
@@ -573,7 +577,7 @@ def test_alone_a_strangers_handful_rolls_nothing_back() -> None:
         one, ruling = alone((4, 4000), [bad] * 20)
         assert ruling.verdict == "hold"
         for _ in range(300):
-            one.observe(OUTCOME, 10)
+            one.take([OUTCOME], 10)
             assert rule(one.evidence(), LIMITS, 10).verdict != "roll back"
         assert rule(one.evidence(), LIMITS, 10).verdict == "promote"
 
@@ -587,14 +591,17 @@ def test_a_good_release_is_refused_as_often_alone_as_before() -> None:
 def test_streams_that_stall_are_harm_beside_stable() -> None:
     """Users leave four of five answers of the candidate in the middle, and one in fifty of stable's."""
     one = judge()
+    seen: list[Outcome] = []
     for number in range(2000):
         mine = number % 20 == 0
         leaves = number // 20 % 5 > 0 if mine else number % 50 == 1
         slot: Slot = "green" if mine else "blue"
-        one.observe(replace(OUTCOME, slot=slot, user=str(number), user_left=leaves), 10)
+        seen.append(replace(OUTCOME, slot=slot, user=str(number), user_left=leaves))
+    one.take(seen, 10)
     ruling = rule(one.evidence(), LIMITS, 10)
     assert ruling.verdict == "roll back"
-    assert "who left in the middle of an answer the candidate has 80 of" in ruling.reason
+    assert "left midway" in subjects(ruling)
+    assert "80 of 100 (80.0 %) requests were left in the middle of the answer" in said(one.evidence(), LIMITS, 10)
 
 
 def test_what_was_shown_goes_on_and_comes_back_from_a_ledger() -> None:
@@ -602,16 +609,17 @@ def test_what_was_shown_goes_on_and_comes_back_from_a_ledger() -> None:
     first = judge()
     for number in range(100):
         slot: Slot = "green" if number % 4 == 0 else "blue"
-        first.observe(replace(LATELY_REFUSED if number % 25 == 24 else OUTCOME, slot=slot), 10)
-    second = Judge(LIMITS, "green", share=0.3, carried=first.carried())
+        first.take([replace(LATELY_REFUSED if number % 25 == 24 else OUTCOME, slot=slot)], 10)
+    second = Judge(LIMITS, "green", weight=0.3, carried=first.carried())
     for outcome in [OUTCOME] * 50 + [LATELY_REFUSED]:
-        second.observe(outcome, 10)
+        second.take([outcome], 10)
     again = Carried.after([first.evidence(), second.evidence()])
-    assert again.shown == second.carried().shown == {"refused": (5, 151), "left": (0, 151), "left midway": (0, 151)}
+    shown = {"failed": (0, 146), "refused": (5, 151), "left": (0, 151), "left midway": (0, 151)}
+    assert again.shown == second.carried().shown == shown
     assert second.carried().answered == {"chat"}
     older = replace(first.evidence(), counts={"refused": Count(hits=1, all_hits=4, of=25)})
     assert not Carried.after([older]).shown
-    last = Judge(LIMITS, "green", share=1.0, carried=second.carried())
+    last = Judge(LIMITS, "green", weight=1.0, carried=second.carried())
     last.begin_anew()
     allowed = last.evidence().count("refused").allowed
     assert allowed is not None
@@ -621,12 +629,12 @@ def test_what_was_shown_goes_on_and_comes_back_from_a_ledger() -> None:
 def outage(share: float, *, stable_too: bool) -> Judge:
     """200 good requests of many users, 200 of which 60 % fail, in both slots or the candidate's; then all is well."""
     one, random = judge(share=share, first_token_p95_ms=None, token_p95_ms=None), Random(4)  # noqa: S311 - no secret
+    seen: list[Outcome] = []
     for number in range(6000):
         mine = random.random() < share
         bad = 200 <= number < 400 and random.random() < 0.6 and (mine or stable_too)
-        one.observe(
-            replace(OUTCOME, slot="green" if mine else "blue", user=str(number), status=500 if bad else 200), 10
-        )
+        seen.append(replace(OUTCOME, slot="green" if mine else "blue", user=str(number), status=500 if bad else 200))
+    one.take(seen, 10)
     return one
 
 
@@ -636,9 +644,10 @@ def test_what_fails_while_stable_fails_alike_costs_no_good_news() -> None:
     count = evidence.count("failed")
     assert (count.hits, count.counted_hits, count.set_aside_hits) == (4, 0, 4)
     assert count.counted == evidence.requests - count.set_aside
-    ruling = rule(evidence, LIMITS.model_copy(update={"first_token_p95_ms": None, "token_p95_ms": None}), 10)
+    promises_no_times = LIMITS.model_copy(update={"first_token_p95_ms": None, "token_p95_ms": None})
+    ruling = rule(evidence, promises_no_times, 10)
     assert ruling.verdict == "promote"
-    assert f"4 of {count.set_aside} while stable broke it as well" in ruling.reason
+    assert f"4 of {count.set_aside} while stable broke it as well are left out" in said(evidence, promises_no_times, 10)
 
 
 def test_what_fails_while_stable_does_not_is_the_candidates() -> None:
@@ -652,21 +661,22 @@ def test_what_fails_while_stable_does_not_is_the_candidates() -> None:
 def test_whom_an_outage_met_counts_again_as_good_news() -> None:
     """What he met was no failure of his slot's own; whom the candidate fails in good times has failed for good."""
     one = judge(share=0.5)
+    seen: list[Outcome] = []
     for number in range(400):
         slot: Slot = "green" if number % 2 else "blue"
-        one.observe(replace(OUTCOME, slot=slot, user=f"{slot} {number % 40}", status=500 if number < 200 else 200), 10)
+        seen.append(replace(OUTCOME, slot=slot, user=f"{slot} {number % 40}", status=500 if number < 200 else 200))
+    one.take(seen, 10)
     count = one.evidence().count("failed")
     assert (count.hits, count.counted, count.counted_hits, count.set_aside) == (20, 100, 0, 100)
 
 
 def test_as_good_news_a_user_weighs_as_twenty_answers_at_most() -> None:
     """One who asks long questions all day does not make a slot slow, and hundreds of answers of one are no evidence."""
-    weights = Weights()
+    weights = UserWeights()
     for number in range(1000):
-        weights.take(7, mine=True, is_late=number % 2 == 0)
-        weights.take(8, mine=False, is_late=True)
-        weights.take(None, mine=False, is_late=number < 3)
-    weighed = weights.weighed()
+        rows = ((7, True, number % 2 == 0), (8, False, True), (NAMELESS, False, number < 3))
+        weights.take(*(np.array(column) for column in zip(*rows, strict=True)))
+    weighed = weights.weighed
     assert weighed.of == pytest.approx(20, abs=0.4)
     assert weighed.hits == pytest.approx(10, abs=0.2)
     assert weighed.all_hits == pytest.approx(10 + 20 + 3, abs=0.6)
@@ -675,24 +685,29 @@ def test_as_good_news_a_user_weighs_as_twenty_answers_at_most() -> None:
 def test_one_heavy_user_does_not_hold_a_stage() -> None:
     """A third of the candidate's answers go to someone who always waits long, as in stable he would."""
     one = judge(share=0.2, first_token_p95_ms=5000)
+    seen: list[Outcome] = []
     for number, outcome in zip(range(8000), users(3, rate=0.0, stables=0.0, share=0.2), strict=False):
         heavy = outcome.slot == "green" and number % 3 == 0
-        one.observe(replace(outcome, user="heavy", first_token_ms=400.0) if heavy else outcome, 10)
-    later = one.evidence().count("later than p90")
-    assert worth_like_stable(later, 0.2) > log(20) > 0 > worth_like_stable(replace(later, weighed=None), 0.2)
+        seen.append(replace(outcome, user="heavy", first_token_ms=400.0) if heavy else outcome)
+    one.take(seen, 10)
+    later = one.evidence().count("TTFT later than p90")
+    weighed = later.weighed
+    assert weighed is not None
+    assert log_e_like_stable(weighed.hits, weighed.all_hits, weighed.of, 0.2) > log(20)
+    assert log_e_like_stable(later.hits, later.all_hits, later.counted, 0.2) < 0
 
 
 def test_requests_of_no_slot_and_of_nobody_change_nothing() -> None:
     """Where the split had nowhere to send it, no slot is to blame."""
     one = judge()
-    one.observe(replace(OUTCOME, slot=None, status=503), 10)
+    one.take([replace(OUTCOME, slot=None, status=503)], 10)
     assert one.evidence() == judge().evidence()
 
 
 @pytest.mark.parametrize("status", [-1, 200])
 def test_a_cell_that_hangs_until_its_users_leave_is_held_back(status: int) -> None:
     """They leave before its answers begin, or in the middle of them: it has nothing but departures."""
-    one = Judge(LIMITS, "green", share=0.2, budget=0.6, cells=CELLS)
+    one = Judge(LIMITS, "green", weight=0.2, alpha=0.6, cells=CELLS)
 
     def with_a_cell_that_hangs() -> Iterator[Outcome]:
         for outcome in users(3, rate=0.0, share=0.2):
@@ -706,7 +721,7 @@ def test_a_cell_that_hangs_until_its_users_leave_is_held_back(status: int) -> No
 @pytest.mark.parametrize("seed", range(5))
 def test_one_bad_cell_of_four_is_held_back_and_the_rest_goes_on(seed: int) -> None:
     """A fifth of its answers fail: it is named, its address is given back, and without it the stage is passed."""
-    one = Judge(LIMITS, "green", share=0.2, budget=0.6, cells=CELLS)
+    one = Judge(LIMITS, "green", weight=0.2, alpha=0.6, cells=CELLS)
 
     def with_bad_cell() -> Iterator[Outcome]:
         random = Random(seed)  # noqa: S311 - the same each time, and no secret
@@ -716,7 +731,6 @@ def test_one_bad_cell_of_four_is_held_back_and_the_rest_goes_on(seed: int) -> No
 
     ruling, _ = play(one, with_bad_cell())
     assert ruling.bad_cells == ("cell-2",)
-    assert "cell-2 is held back" in ruling.reason
     assert one.drop(ruling.bad_cells) == ("127.0.0.1:2",)
     assert one.evidence().dropped == ("cell-2",)
     ruling, _ = play(one, with_bad_cell())
@@ -727,32 +741,42 @@ def test_one_bad_cell_of_four_is_held_back_and_the_rest_goes_on(seed: int) -> No
 @pytest.mark.parametrize("seed", range(5))
 def test_a_model_that_is_bad_everywhere_is_no_cells_fault(seed: int) -> None:
     """Harm in all cells rolls the release back."""
-    one = Judge(LIMITS, "green", share=0.2, budget=0.6, cells=CELLS)
+    one = Judge(LIMITS, "green", weight=0.2, alpha=0.6, cells=CELLS)
     ruling, _ = play(one, users(seed, rate=0.1, share=0.2))
     assert ruling.verdict == "roll back"
+
+
+def room_of(thing: object) -> int:
+    """The bytes of all arrays, and the number of all else, in it."""
+    if isinstance(thing, np.ndarray):
+        return thing.nbytes
+    if isinstance(thing, dict):
+        return sum(map(room_of, thing.values()))
+    if isinstance(thing, list | tuple | deque):
+        return sum(map(room_of, thing))
+    is_ours = type(thing).__module__.startswith("flows.policy.gating") and hasattr(thing, "__dict__")
+    return room_of(vars(thing)) if is_ours else 1
 
 
 def test_a_million_requests_take_no_more_room_than_ten_thousand() -> None:
     """And each takes far less than 50 microseconds of one core; the bound here is wide, for tests share theirs."""
 
     def room(of: Judge) -> int:
-        return len(pickle.dumps(of))
+        return room_of(vars(of))
 
     one = judge()
     stream = users(1, rate=0.002, count=20_000)
     requests = [next(stream) for _ in range(30_000)]
-    for outcome in requests[:10_000]:
-        one.observe(outcome, 10)
+    one.take(requests[:10_000], 10)
     before, begun = room(one), time.process_time()
-    for outcome in requests:
-        one.observe(outcome, 10)
+    one.take(requests, 10)
     assert (time.process_time() - begun) / len(requests) < 200e-6
-    assert room(one) <= before + 1000 < 120 * PLACES
+    assert room(one) <= before + 1000 < 300 * BUCKETS
 
 
 def test_the_budget_of_all_stages_is_one() -> None:
     """Whatever their number, and the first has the largest part."""
     for of in range(1, 8):
-        parts = [budget_of_stage(number, of) for number in range(of)]
+        parts = [alpha_of_stage(number, of) for number in range(of)]
         assert sum(parts) == pytest.approx(1)
         assert parts[0] == max(parts)

@@ -6,8 +6,9 @@ import pytest
 
 from blocks.ports.engine import Answer, Prompt
 from blocks.ports.fleet import Replica
-from flows.policy.gating.gates import rule
-from flows.policy.gating.measures import CellCount, Count, Evidence, Probed, budget_of_stage
+from flows.policy.gating.alpha import alpha_of_stage
+from flows.policy.gating.decide import rule
+from flows.policy.gating.evidence import CellCount, Count, Evidence, Probed
 from flows.policy.gating.probes import (
     Pair,
     ProbeJudge,
@@ -17,25 +18,26 @@ from flows.policy.gating.probes import (
     what_is_wrong,
 )
 from tests import limits
+from tests.gating import said, subjects
 
 LIMITS = limits.LIMITS.model_copy(update={"minimum_requests": 10, "minimum_seconds": 0, "deadline_seconds": 1000})
 TEXT, JSON, TOOL = Prompt("Hello?", 32, "text"), Prompt("JSON!", 32, "json"), Prompt("Call it!", 32, "tool")
 RIGHT = Answer(200, "A sentence.", first_token_ms=50, total_ms=100, is_whole=True)
 MINE = Replica("chat-2-0", "chat", "2", "here", "127.0.0.1:2")
 STABLE = Replica("chat-1-0", "chat", "1", "here", "127.0.0.1:1")
-NOBODY = Evidence(share=0.05, budget=0.6)
+NOBODY = Evidence(weight=0.05, alpha=0.6)
 SOME = replace(NOBODY, requests=60, counts={"failed": Count(of=60, counted=60)})
 FEW = Evidence(
-    share=0.05,
-    budget=0.6,
+    weight=0.05,
+    alpha=0.6,
     requests=10,
-    counts={"failed": Count(of=10, counted=10), "late": Count(of=10, counted=10)},
+    counts={"failed": Count(of=10, counted=10), "TTFT over limit": Count(of=10, counted=10)},
 )
 
 
 def probed(pairs: int, mine: Answer = RIGHT, stables: Answer = RIGHT, prompt: Prompt = TEXT) -> Probed:
-    judge = ProbeJudge(LIMITS, "green", budget=0.1 * budget_of_stage(0, 5), cells={})
-    judge.observe([Pair(prompt, MINE, mine, STABLE, stables)] * pairs, 10)
+    judge = ProbeJudge(LIMITS, "green", alpha=0.1 * alpha_of_stage(0, 5), cells={})
+    judge.take([Pair(prompt, MINE, mine, STABLE, stables)] * pairs, 10)
     return judge.probed()
 
 
@@ -81,8 +83,8 @@ def test_enough_probes_are_enough() -> None:
     """Good ones take all doubt of what is to be learned, and then no more are sent; each failure asks for more."""
     assert probes_missing(FEW, LIMITS, 500, probed(180), 1000) == 0
     assert probes_missing(FEW, LIMITS, 500, probed(50), 1000) == 112
-    failed = ProbeJudge(LIMITS, "green", budget=0.06, cells={})
-    failed.observe([Pair(TEXT, MINE, Answer(500), STABLE, RIGHT)] + [Pair(TEXT, MINE, RIGHT, STABLE, RIGHT)] * 180, 10)
+    failed = ProbeJudge(LIMITS, "green", alpha=0.06, cells={})
+    failed.take([Pair(TEXT, MINE, Answer(500), STABLE, RIGHT)] + [Pair(TEXT, MINE, RIGHT, STABLE, RIGHT)] * 180, 10)
     assert probes_missing(FEW, LIMITS, 500, failed.probed(), 1000) > 50
 
 
@@ -96,47 +98,50 @@ def test_probes_stand_in_for_what_is_to_be_learned_but_not_for_users() -> None:
     assert rule(FEW, LIMITS, 500).verdict == "hold"
     passed = rule(FEW, LIMITS, 500, probed(180))
     assert passed.verdict == "promote"
-    assert passed.reason.endswith("of 180 probes 0 failed")
+    assert said(FEW, LIMITS, 500, probed(180)).endswith("of 180 probes 0 failed.")
     assert rule(FEW, LIMITS, 500, probed(50)).verdict == "hold"
     assert rule(NOBODY, LIMITS, 500, probed(5000)).verdict == "hold"
     ruling = rule(NOBODY, LIMITS, 1000, probed(5000))
     assert ruling.verdict == "roll back"
-    assert "0 of the 10 requests that this stage needs, and probes do not stand in for these" in ruling.reason
+    words = said(NOBODY, LIMITS, 1000, probed(5000))
+    assert "0 of the 10 requests of the candidate that a stage needs, and probes do not stand in for these" in words
 
 
 @pytest.mark.parametrize(
     ("mine", "stables", "prompt", "words"),
     [
-        (Answer(500), RIGHT, TEXT, "20 of 20 requests failed"),
-        (Answer(None), RIGHT, TEXT, "20 of 20 requests failed"),
-        (replace(RIGHT, is_whole=False), RIGHT, TEXT, "20 of 20 requests failed"),
-        (Answer(200, error_status=503), RIGHT, TEXT, "20 of 20 requests failed"),
-        (replace(RIGHT, text=""), RIGHT, TEXT, "wrong where the other's is right the candidate has 20 of 20"),
-        (replace(RIGHT, text="no JSON"), replace(RIGHT, text="{}"), JSON, "the candidate has 20 of 20"),
-        (replace(RIGHT, text="A"), RIGHT, TEXT, "much shorter than the other's the candidate has 20 of 20"),
+        (Answer(500), RIGHT, TEXT, "20 of 20 (100.0 %) requests failed"),
+        (Answer(None), RIGHT, TEXT, "20 of 20 (100.0 %) requests failed"),
+        (replace(RIGHT, is_whole=False), RIGHT, TEXT, "20 of 20 (100.0 %) requests failed"),
+        (Answer(200, error_status=503), RIGHT, TEXT, "20 of 20 (100.0 %) requests failed"),
+        (replace(RIGHT, text=""), RIGHT, TEXT, "20 of 20 answers to probes are wrong"),
+        (replace(RIGHT, text="no JSON"), replace(RIGHT, text="{}"), JSON, "20 of 20 answers to probes are wrong"),
+        (replace(RIGHT, text="A"), RIGHT, TEXT, "20 of 20 answers to probes are much shorter"),
         (
             replace(RIGHT, text="A sentence." * 4),
             RIGHT,
             TEXT,
-            "much longer than the other's the candidate has 20 of 20",
+            "20 of 20 answers to probes are much longer",
         ),
     ],
 )
 def test_harm_that_probes_show_takes_a_release_back(mine: Answer, stables: Answer, prompt: Prompt, words: str) -> None:
-    """Failures, wrong answers and lengths that stable does not have; the reason says that it was probes."""
+    """Failures, wrong answers and lengths that stable does not have; the words say that it was probes."""
     ruling = rule(FEW, LIMITS, 500, probed(20, mine, stables, prompt))
     assert ruling.verdict == "roll back"
-    assert ruling.reason.startswith("by probes, of which stable gets half: ")
-    assert words in ruling.reason
+    assert all(finding.by_probes for finding in ruling.findings)
+    told = said(FEW, LIMITS, 500, probed(20, mine, stables, prompt))
+    assert "probes" in told
+    assert words in told
     assert rule(FEW, LIMITS, 500, probed(3, mine, stables, prompt)).verdict == "hold"
 
 
 def test_one_probe_that_goes_wrong_by_chance_does_not_hold_a_stage() -> None:
     """Nobody would send more because of it: one wrong answer of the candidate's passes, and two wait."""
     for wrong, verdict in ((1, "promote"), (2, "hold")):
-        judge = ProbeJudge(LIMITS, "green", budget=0.1 * budget_of_stage(0, 5), cells={})
+        judge = ProbeJudge(LIMITS, "green", alpha=0.1 * alpha_of_stage(0, 5), cells={})
         pairs = [Pair(TEXT, MINE, Answer(200, "", is_whole=True, first_token_ms=50), STABLE, RIGHT)] * wrong
-        judge.observe([*pairs, *[Pair(TEXT, MINE, RIGHT, STABLE, RIGHT)] * 180], 10)
+        judge.take([*pairs, *[Pair(TEXT, MINE, RIGHT, STABLE, RIGHT)] * 180], 10)
         assert rule(FEW, LIMITS, 500, judge.probed()).verdict == verdict
 
 
@@ -146,8 +151,8 @@ def test_a_refusal_in_a_probes_body_is_a_refusal() -> None:
         seen = probed(180, refused, refused).evidence
         assert (seen.count("failed").of, seen.count("failed").hits) == (0, 0)
         assert rule(FEW, LIMITS, 500, probed(180, refused, refused)).verdict == "hold"
-        once = ProbeJudge(LIMITS, "green", budget=0.06, cells={})
-        once.observe([Pair(TEXT, MINE, RIGHT, STABLE, RIGHT), Pair(TEXT, MINE, refused, STABLE, RIGHT)], 10)
+        once = ProbeJudge(LIMITS, "green", alpha=0.06, cells={})
+        once.take([Pair(TEXT, MINE, RIGHT, STABLE, RIGHT), Pair(TEXT, MINE, refused, STABLE, RIGHT)], 10)
         assert once.probed().evidence.count("refused").hits == 1
 
 
@@ -160,23 +165,23 @@ def test_what_stable_gets_wrong_as_well_is_no_harm() -> None:
 
 def test_a_candidate_that_is_slow_to_probes_is_taken_back() -> None:
     """Twice as slow as stable, whose times vary as times do."""
-    judge = ProbeJudge(LIMITS, "green", budget=0.06, cells={})
+    judge = ProbeJudge(LIMITS, "green", alpha=0.06, cells={})
     for number in range(100):
         ms = 40 + 37 * number % 41
         pair = Pair(TEXT, MINE, replace(RIGHT, first_token_ms=2 * ms), STABLE, replace(RIGHT, first_token_ms=ms))
-        judge.observe([pair], 10)
+        judge.take([pair], 10)
     ruling = rule(FEW, LIMITS, 500, judge.probed())
     assert ruling.verdict == "roll back"
-    assert "later than the p90 of both slots" in ruling.reason
+    assert subjects(ruling) == ["TTFT slower"]
 
 
 def test_a_cell_that_only_probes_find_bad_is_held_back() -> None:
     """All failures are of one replica's cell: the others go on, and what was seen of it is forgotten."""
     others = replace(MINE, address="127.0.0.1:3")
     cells = {MINE.address: "a", others.address: "b"}
-    judge = ProbeJudge(LIMITS, "green", budget=0.06, cells=cells)
+    judge = ProbeJudge(LIMITS, "green", alpha=0.06, cells=cells)
     bad, good = Pair(TEXT, MINE, Answer(500), STABLE, RIGHT), Pair(TEXT, others, RIGHT, STABLE, RIGHT)
-    judge.observe([bad, good] * 20, 10)
+    judge.take([bad, good] * 20, 10)
     ruling = rule(FEW, LIMITS, 500, judge.probed())
     assert (ruling.verdict, ruling.bad_cells) == ("hold", ("a",))
     judge.drop(ruling.bad_cells)

@@ -6,7 +6,7 @@ import pytest
 
 from blocks.ports.engine import Load
 from blocks.ports.gateway import Server
-from flows.policy.gating.gates import Ruling
+from flows.policy.gating.decide import Finding, Ruling
 from flows.policy.releases.rollback import alone_answering, hold_while_blocked, rollback_blockers
 
 State = Literal["up", "down", "draining"]
@@ -53,14 +53,11 @@ def test_what_waits_or_is_unknown_bars_the_way() -> None:
 
 def test_a_pass_waits_for_the_way_back_until_the_deadline() -> None:
     """What would be promoted is held, and then rolled back; any other ruling stands as it is."""
-    passed, harm = Ruling("promote", "good"), Ruling("roll back", "bad")
+    passed, harm = Ruling("promote"), Ruling("roll back", (Finding("harm", "failed"),))
     assert hold_while_blocked(passed, "", 5, 10) == passed
-    assert hold_while_blocked(passed, "no replica", 5, 10) == Ruling(
-        "hold", "stable could not take its traffic back now: no replica"
-    )
+    assert hold_while_blocked(passed, "no replica", 5, 10) == Ruling("hold", blockers="no replica")
     late = hold_while_blocked(passed, "no replica", 10, 10)
-    assert late.verdict == "roll back"
-    assert late.reason.startswith("not passed within 10 s: stable could not")
+    assert (late.verdict, late.blockers) == ("roll back", "no replica")
     assert hold_while_blocked(harm, "no replica", 10, 10) == harm
 
 
