@@ -28,6 +28,8 @@ STAGES_PERCENT = (5, 15, 30, 50, 100)
 HALF_AS_FAST = {"stages_percent": (50, 100), "limits": {"slower_than_stable": 1.3, "first_token_margin_ms": 20}}
 """How v4 is released. By such limits it takes hundreds of requests to pass a good release, and twenty to see harm, once
 the first hundred have told what is slow: at half of three requests a second that is about a minute."""
+NEW_ENGINE = {"engine_flags": {"cache-ram": 64}}
+"""What v2 and those after it change of the engine: half the memory for prompts that begin alike."""
 STEP_SECONDS = 600
 
 
@@ -107,15 +109,16 @@ class Demo:
     say: Say
 
     def play(self) -> Report:
-        """Release v1, v2, a v3 that cannot be and a v4 that is too slow, then go to sleep for the night."""
+        """Release v1, v2 with a new engine, a v3 that cannot be and a v4 that is too slow, then sleep for the night."""
         add_deeper(self.stack.home.hub)
         users = Users.of(self.stack)
         steps = [self._step("release v1", "release-model", _release("v1"), users)]
         with users.calling(self.stack.settings.endpoint, self.rate):
+            small = _release("v2", FAR_TOO_SMALL_WINDOW_TOKENS)
             steps += [
-                self._step("release v2", "release-model", _release("v2"), users),
-                self._step("release v3", "release-model", _release("v2", FAR_TOO_SMALL_WINDOW_TOKENS), users),
-                self._step("release v4", "release-model", _release(DEEPER) | HALF_AS_FAST, users),
+                self._step("release v2", "release-model", _release("v2") | NEW_ENGINE, users),
+                self._step("release v3", "release-model", small | NEW_ENGINE, users),
+                self._step("release v4", "release-model", _release(DEEPER) | NEW_ENGINE | HALF_AS_FAST, users),
                 self._step("scale down for the night", "scale-down", {"service": SERVICE}, users),
             ]
         return self._report(tuple(steps), json.loads(users.report.read_text()))
@@ -181,6 +184,10 @@ def claims(
         "v1 was released": first.exit_code == 0,
         "v2 took over through all stages": second.exit_code == 0
         and passed == [(share, "promote") for share in STAGES_PERCENT],
+        "v2's engine has its new flag": [
+            dict(release.engine.build.flags) for release in releases[1:2] if release.engine.build is not None
+        ]
+        == [{"cache-ram": "64"}],
         "v1 was retired, v2 is live, v3 and v4 were rolled back": states
         == ["retired", "live", "rolled back", "rolled back"],
         "v3's run says that it failed": third.exit_code != 0,

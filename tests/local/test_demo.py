@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 
-from blocks.ports.fleet import EngineSettings
+from blocks.ports.fleet import EngineBuild, EngineSettings
 from blocks.ports.gateway import Slot
 from deployments.local.demo import STAGES_PERCENT, Noticed, Step, claims
 from flows.policy.releases.ledger import Release, Stage, State
 
 V1 = "v1 was released"
 V2 = "v2 took over through all stages"
+ENGINE = "v2's engine has its new flag"
 STATES = "v1 was retired, v2 is live, v3 and v4 were rolled back"
 V4 = "v4's run says that it failed"
 SLOW = "v4, half as fast, was taken back for its time to first token"
@@ -38,7 +39,7 @@ def release(name: str, slot: Slot, state: State, *stages: Stage, because: str = 
         service="chat",
         repo="maker/model",
         commit="c0ffee",
-        engine=EngineSettings(2048, 4),
+        engine=EngineSettings(2048, 4, build=EngineBuild("llama.cpp", flags=(("cache-ram", "64"),))),
         slot=slot,
         state=state,
         run_id="run",
@@ -99,6 +100,7 @@ def test_all_comes_true_where_all_went_well() -> None:
         (lambda told: told.step(1, exit_code=1), {V2}),
         (lambda told: told.release(1, stages=tuple(map(stage, STAGES_PERCENT[:-1]))), {V2}),
         (lambda told: told.release(1, stages=(*map(stage, STAGES_PERCENT[:-1]), stage(100, "roll back"))), {V2}),
+        (lambda told: told.release(1, engine=EngineSettings(2048, 4)), {ENGINE}),
         (lambda told: told.release(0, state="retiring"), {STATES}),
         (lambda told: told.release(1, state="in progress"), {STATES}),
         (lambda told: told.release(2, state="live"), {STATES}),
