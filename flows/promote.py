@@ -153,22 +153,22 @@ def _promote_by_stages(
     if not standing:
         check_agreement(service, release, live, candidates, stable.replicas)
     rate = measure_rate(service.gateway, service.name, min(MEASURED_SECONDS, given.stage_deadline_seconds / 100))
-    for share in stages_left(given.stages_percent, standing):
-        if share in given.approve_before_percent:
-            _ask_a_person(release, share, given.approval_timeout_seconds)
+    for weight in stages_left(given.stages_percent, standing):
+        if weight in given.approve_before_percent:
+            _ask_a_person(release, weight, given.approval_timeout_seconds)
         # Somebody else may have ended the release since the last look, above all while a person was asked.
         owned_by(read_record(service.store, service.name), own_run_id())
         reconcile_replicas(service, release, candidates, given.ready_timeout_seconds)
-        if share * 100 > standing:
-            _wait_for_rollback_blockers(service, release, given, share, stable, board)
+        if weight * 100 > standing:
+            _wait_for_rollback_blockers(service, release, given, weight, stable, board)
         candidates = _replicas_of(service, release.id)
         cells = _cells(candidates)
-        alpha, kind = alpha_of_stage(given.stages_percent.index(share), len(given.stages_percent)), release.engine.kind
+        alpha, kind = alpha_of_stage(given.stages_percent.index(weight), len(given.stages_percent)), release.engine.kind
         of_probes = PART_OF_ALPHA * alpha if service.probes_per_stage else 0.0
         judge = Judge(
             limits,
             release.slot,
-            weight=share / 100,
+            weight=weight / 100,
             alpha=alpha - of_probes,
             carried=carried,
             cells=cells,
@@ -178,7 +178,7 @@ def _promote_by_stages(
             service,
             release,
             given.stages_percent,
-            share,
+            weight,
             judge,
             ProbeJudge(limits, release.slot, alpha=of_probes, cells=cells, kind=kind),
             board,
@@ -199,19 +199,19 @@ def _promote_by_stages(
 
 
 def _wait_for_rollback_blockers(
-    service: Service, release: Release, given: PromoteParameters, share: int, stable: Stable, board: Artifact
+    service: Service, release: Release, given: PromoteParameters, weight: int, stable: Stable, board: Artifact
 ) -> None:
-    """No share rises while stable could not take all of its traffic back."""
+    """No weight rises while stable could not take all of its traffic back."""
 
     def blockers() -> str:
         owned_by(record_of(service.store, service.name), own_run_id())
         if words := stable.rollback_blockers(service):
-            board.show(lambda: waiting_board(release, given.stages_percent, share, words))
+            board.show(lambda: waiting_board(release, given.stages_percent, weight, words))
         return words
 
-    if words := wait_for_rollback_blockers(share, blockers, given.stage_deadline_seconds):
+    if words := wait_for_rollback_blockers(weight, blockers, given.stage_deadline_seconds):
         raise RolledBack(
-            f"rolled back before {share} %: for {given.stage_deadline_seconds:g} s stable could not have taken its "
+            f"Rolled back before {weight} %: for {given.stage_deadline_seconds:g} s stable could not have taken its "
             f"traffic back: {words}"
         )
 
@@ -246,14 +246,14 @@ def _cells(replicas: Sequence[Replica]) -> dict[str, str]:
     return {replica.address: replica.name if one else replica.cell for replica in replicas}
 
 
-def _ask_a_person(release: Release, share: int, timeout_seconds: int) -> None:
-    form = Approval.with_initial_data(description=approval_question(release, share))
+def _ask_a_person(release: Release, weight: int, timeout_seconds: int) -> None:
+    form = Approval.with_initial_data(description=approval_question(release, weight))
     try:
-        answer = ask_a_person(form, f"approval-before-{share}", timeout_seconds)
+        answer = ask_a_person(form, f"approval-before-{weight}", timeout_seconds)
     except Unanswered as error:
-        raise RolledBack(f"rolled back before {share} %: {error}") from error
+        raise RolledBack(f"Rolled back before {weight} %: {error}") from error
     # The server checks an answer against the form's schema; check it here too, where an old form may have answered.
     if answer.decision == "roll back":
-        raise RolledBack(f"rolled back before {share} %: a person said so")
+        raise RolledBack(f"Rolled back before {weight} %: a person said so")
     if answer.decision != "promote":
         raise Refused(f"the answer is {answer.decision!r}; it has to be 'promote' or 'roll back'")

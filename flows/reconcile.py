@@ -65,16 +65,16 @@ def reconcile(given: ReconcileParameters) -> Sequence[Started]:
 
 
 def _is_looked_after(service: Service, record: ServiceRecord) -> bool:
-    """Whether a run looks after a release in progress; Unavailable where it has a share and no run looks at all."""
+    """Whether a run looks after a release in progress; Unavailable where it has traffic and no run looks at all."""
     candidate = record.in_progress
     if candidate is None:
         return False
     if not has_ended(candidate.run_id):
         get_run_logger().info("Release %s is in progress: its run looks after it.", candidate.id)
         return True
-    if share := read_split(service.gateway, service.name).weight_of(candidate.slot):
+    if weight := read_split(service.gateway, service.name).weight_of(candidate.slot):
         raise Unavailable(
-            f"release {candidate.id} has {share / 100:g} % of the traffic of {service.name}, and its run "
+            f"release {candidate.id} has {weight / 100:g} % of the traffic of {service.name}, and its run "
             f"{candidate.run_id} has ended, so nobody watches it: release it again, which goes on there, or run "
             f"roll-back"
         )

@@ -95,7 +95,7 @@ def scale_down(given: ScaleDownParameters) -> tuple[Replica, ...]:
         traffic_to_live(service, record)
     if is_way_back:
         get_run_logger().warning(
-            "A candidate may have a share of %s, so the live release stays whole; run this again after it.",
+            "A candidate may have some of the traffic of %s, so the live release stays whole; run this again after it.",
             service.name,
         )
     else:
@@ -123,7 +123,7 @@ def scale_down(given: ScaleDownParameters) -> tuple[Replica, ...]:
 
 
 def _has_a_candidate(service: Service, record: ServiceRecord) -> bool:
-    """Whether a release in progress has a share of the traffic, or a run that may give it one at any moment."""
+    """Whether a release in progress has some of the traffic, or a run that may give it one at any moment."""
     candidate = record.in_progress
     if candidate is None or record.live is None:
         return False

@@ -62,7 +62,7 @@ class Cluster:
     """Its machine runs and has been set up; whether its job does is another matter."""
     host: str
     """Empty while it has none."""
-    told: Mapping[str, str]
+    metadata: Mapping[str, str]
     """The environment that its task was launched with, without secrets."""
     launched_at: float
 
@@ -253,12 +253,12 @@ def _cluster(record: Mapping[str, Any]) -> Cluster:
         hash=record["cluster_hash"],
         is_up=record["status"].value == "UP",
         host=getattr(handle, "head_ip", None) or "",
-        told=_told(record["last_creation_yaml"] or ""),
+        metadata=_metadata(record["last_creation_yaml"] or ""),
         launched_at=float(record["launched_at"]),
     )
 
 
 @lru_cache(maxsize=1024)  # it is asked about once a second and never changes
-def _told(creation_yaml: str) -> Mapping[str, str]:
+def _metadata(creation_yaml: str) -> Mapping[str, str]:
     task = yaml.safe_load(creation_yaml) or {}
     return {name: str(value) for name, value in (task.get("envs") or {}).items()}

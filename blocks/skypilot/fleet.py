@@ -246,17 +246,17 @@ class SkyPilotFleet(Block):
 
     def _listed(self) -> list[Cluster]:
         found = self._watch.clusters(self.refresh_seconds, self._answers)
-        return sorted(found, key=lambda cluster: (cluster.told["SKYFERRY_REPLICA"], cluster.name))
+        return sorted(found, key=lambda cluster: (cluster.metadata["SKYFERRY_REPLICA"], cluster.name))
 
     def _is_own(self, cluster: Cluster) -> bool:
         """It says so; or it says nothing, being older than that, and its release is one of ours from that time."""
         whose = _installation_of(cluster)
-        return whose == self._installation or (not whose and cluster.told["SKYFERRY_RELEASE"] in self._inherited)
+        return whose == self._installation or (not whose and cluster.metadata["SKYFERRY_RELEASE"] in self._inherited)
 
     def _standing(self, name: str) -> Cluster | None:
         """The cluster of that replica of ours, by whatever name; Refused where a stranger has the name."""
         clusters, called = self._skypilot.clusters(), self._called(name)
-        own = [c for c in clusters if _is_a_replica(c) and c.told["SKYFERRY_REPLICA"] == name and self._is_own(c)]
+        own = [c for c in clusters if _is_a_replica(c) and c.metadata["SKYFERRY_REPLICA"] == name and self._is_own(c)]
         if not own and any(cluster.name == called for cluster in clusters):
             raise Refused(
                 f"a cluster called {called}, as {name} would be, is not Skyferry's; end it: `sky down {called}`"
@@ -343,7 +343,7 @@ class SkyPilotFleet(Block):
             },
             "envs": {
                 **(task.get("envs") or {}),
-                **_told(order, offer, port, is_tls=self.authority is not None),
+                **_metadata(order, offer, port, is_tls=self.authority is not None),
                 "SKYFERRY_INSTALLATION": self._installation,
             },
             "file_mounts": {
@@ -408,9 +408,9 @@ class SkyPilotFleet(Block):
         if not cell.startswith(SLURM):
             return self.port
         taken = {
-            cluster.told.get("SKYFERRY_PORT")
+            cluster.metadata.get("SKYFERRY_PORT")
             for cluster in self._skypilot.clusters()
-            if cluster.told.get("SKYFERRY_CELL", "").startswith(_slurm_cluster(cell))
+            if cluster.metadata.get("SKYFERRY_CELL", "").startswith(_slurm_cluster(cell))
         }
         free = [port for port in range(self.slurm_first_port, self.slurm_last_port + 1) if str(port) not in taken]
         if not free:
@@ -428,15 +428,15 @@ class SkyPilotFleet(Block):
             yield
 
     def _replica(self, cluster: Cluster) -> Replica:
-        told = cluster.told
-        dollars = told["SKYFERRY_DOLLARS_PER_HOUR"]
+        metadata = cluster.metadata
+        dollars = metadata["SKYFERRY_DOLLARS_PER_HOUR"]
         return Replica(
-            name=told["SKYFERRY_REPLICA"],
-            service=told["SKYFERRY_SERVICE"],
-            release=told["SKYFERRY_RELEASE"],
-            cell=told["SKYFERRY_CELL"],
+            name=metadata["SKYFERRY_REPLICA"],
+            service=metadata["SKYFERRY_SERVICE"],
+            release=metadata["SKYFERRY_RELEASE"],
+            cell=metadata["SKYFERRY_CELL"],
             address=self._address(cluster),
-            is_tls=told["SKYFERRY_IS_TLS"] == "yes",
+            is_tls=metadata["SKYFERRY_IS_TLS"] == "yes",
             launched_at=cluster.launched_at,
             dollars_per_hour=float(dollars) if dollars else None,
         )
@@ -444,9 +444,9 @@ class SkyPilotFleet(Block):
     def _address(self, cluster: Cluster) -> str:
         if not cluster.is_up or not cluster.host:
             return ""
-        if cluster.told["SKYFERRY_CELL"].startswith(SLURM):  # of whose endpoints SkyPilot says nothing
-            return f"{cluster.host}:{cluster.told['SKYFERRY_PORT']}"
-        return self._watch.endpoint(cluster, int(cluster.told["SKYFERRY_PORT"]))
+        if cluster.metadata["SKYFERRY_CELL"].startswith(SLURM):  # of whose endpoints SkyPilot says nothing
+            return f"{cluster.host}:{cluster.metadata['SKYFERRY_PORT']}"
+        return self._watch.endpoint(cluster, int(cluster.metadata["SKYFERRY_PORT"]))
 
     def _answers(self, cluster: Cluster) -> bool:
         """Its engine does, so its machine is there and its job goes on: nobody else need be asked."""
@@ -546,7 +546,7 @@ def _watch_of(skypilot: SkyPilot) -> Watch:
     return Watch(skypilot)
 
 
-def _told(order: ReplicaOrder, offer: Offer, port: int, *, is_tls: bool) -> Mapping[str, str]:
+def _metadata(order: ReplicaOrder, offer: Offer, port: int, *, is_tls: bool) -> Mapping[str, str]:
     """What the machine is told, and what SkyPilot tells again whoever asks for its clusters."""
     engine: EngineSettings = order.engine
     return {
@@ -577,12 +577,12 @@ def _for_the_engine(build: EngineBuild | None) -> Mapping[str, str]:
 
 def _installation_of(cluster: Cluster) -> str:
     """Empty where nobody said it."""
-    return cluster.told.get("SKYFERRY_INSTALLATION", "")
+    return cluster.metadata.get("SKYFERRY_INSTALLATION", "")
 
 
 def _is_a_replica(cluster: Cluster) -> bool:
     """Launched as one: somebody's own cluster may have a task with such an environment, and another name."""
-    if (replica := cluster.told.get("SKYFERRY_REPLICA")) is None:
+    if (replica := cluster.metadata.get("SKYFERRY_REPLICA")) is None:
         return False
     whose = _installation_of(cluster)
     # Before there were installations, a cluster was called what its replica is called.

@@ -40,7 +40,7 @@ class Stable:
     release: Release
     replicas: Sequence[Replica]
     had: int
-    """Servers in its slot when its candidate got the first share."""
+    """Servers in its slot when its candidate got the first weight."""
 
     def rollback_blockers(self, service: Service) -> str:
         """Why it could not take all of the traffic now, in words; nothing where it could."""
@@ -59,12 +59,12 @@ class Stable:
 
 @dataclass
 class StageWatch:
-    """What is looked at while the candidate has one share of the traffic."""
+    """What is looked at while the candidate has one weight of the traffic."""
 
     service: Service
     release: Release
     stages_percent: Sequence[int]
-    share: int
+    weight: int
     """In percent."""
     judge: Judge
     probe_judge: ProbeJudge
@@ -87,17 +87,17 @@ class StageWatch:
     _is_over: Event = field(default_factory=Event)
 
     def hold(self) -> Stage:
-        """Give the share, and wait until the gates say promote or roll back; a bad cell is drained on the way."""
-        get_run_logger().info("%s %%: this stage takes %s", self.share, self._forecast)
+        """Give the weight, and wait until the gates say promote or roll back; a bad cell is drained on the way."""
+        get_run_logger().info("%s %%: this stage takes %s", self.weight, self._forecast)
         service = self.service
-        # Before the share, so that what it brings is in the differences, and nobody's requests wait to be looked at.
+        # Before the weight, so that what it brings is in the differences, and nobody's requests wait to be looked at.
         self._note_loads(loads_of(service.engine_client, [*self.candidates, *self.stable.replicas]))
-        set_weight(service.gateway, service.name, self.release.slot, self.share)
+        set_weight(service.gateway, service.name, self.release.slot, self.weight)
         with (
             LoadReader(service.engine_client, [*self.candidates, *self.stable.replicas]) as self._reader,
             self._until_over(),
         ):
-            ruling, seconds = hold_stage(service.gateway, service.name, self.share, self._look)
+            ruling, seconds = hold_stage(service.gateway, service.name, self.weight, self._look)
             while ruling.bad_cells:
                 get_run_logger().warning("%s", self._words(ruling, seconds).text)
                 self.probe_judge.drop(ruling.bad_cells)
@@ -105,11 +105,11 @@ class StageWatch:
                 self.candidates = [replica for replica in self.candidates if replica.address not in dropped]
                 for address in dropped:
                     drain(service.gateway, service.name, self.release.slot, address)
-                ruling, seconds = hold_stage(service.gateway, service.name, self.share, self._look, seconds)
+                ruling, seconds = hold_stage(service.gateway, service.name, self.weight, self._look, seconds)
         words, evidence = self._words(ruling, seconds).text, self.judge.evidence()
         get_run_logger().info("%s", words)
         return Stage(
-            share_percent=self.share,
+            share_percent=self.weight,
             verdict=ruling.verdict,
             reason=words,
             requests=evidence.requests,
@@ -136,7 +136,7 @@ class StageWatch:
             # A roll-back by hand ends the stage within a second, and not at its deadline.
             owned_by(record_of(self.service.store, self.service.name), self._run_id)
         except Unavailable as error:
-            # The next share is not given without the ledger; until then, what users see is what counts.
+            # The next weight is not given without the ledger; until then, what users see is what counts.
             get_run_logger().warning("The ledger cannot be read: %s", error)
         if not is_complete:
             self.judge.begin_anew()
@@ -147,14 +147,14 @@ class StageWatch:
         evidence, limits = self.judge.evidence(), self.judge.limits
         self._probe(evidence, seconds)
         ruling = rule(evidence, limits, seconds, self._probed)
-        if ruling.verdict == "promote" and self.share < self.stages_percent[-1]:
+        if ruling.verdict == "promote" and self.weight < self.stages_percent[-1]:
             self._blockers = self.stable.rollback_blockers(self.service)
             ruling = hold_while_blocked(ruling, self._blockers, seconds, limits.deadline_seconds)
         self.board.show(
             lambda: canary_board(
                 self.release,
                 self.stages_percent,
-                self.share,
+                self.weight,
                 evidence,
                 limits,
                 ruling,
@@ -182,7 +182,7 @@ class StageWatch:
         if not missing or self._is_probing or seconds < self._next_round_at or not self.stable.replicas:
             return
         if not self._rounds:
-            get_run_logger().info("%s %%: too few users come to judge by: probes are sent", self.share)
+            get_run_logger().info("%s %%: too few users come to judge by: probes are sent", self.weight)
         prompts = service.prompts_for(self.release.engine.kind)[:missing]
         asked = probe.submit(
             service.engine_client,
@@ -205,7 +205,7 @@ class StageWatch:
     @property
     def _forecast(self) -> str:
         return forecast(
-            self.judge.limits, self.share / 100, self.requests_a_second, self.judge.edges_ms, self.release.engine.kind
+            self.judge.limits, self.weight / 100, self.requests_a_second, self.judge.edges_ms, self.release.engine.kind
         )
 
     @property

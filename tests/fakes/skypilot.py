@@ -40,7 +40,7 @@ class PaperSkyPilot(SkyPilot):
 
     def add(self, name: str, told: Mapping[str, str]) -> None:
         self.standing[name] = Cluster(
-            name, f"{name}#{next(self._numbers)}", is_up=True, host="node", told=told, launched_at=0
+            name, f"{name}#{next(self._numbers)}", is_up=True, host="node", metadata=told, launched_at=0
         )
 
     def wait_for_launch(self, name: str, timeout_seconds: float) -> None:

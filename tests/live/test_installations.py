@@ -108,4 +108,4 @@ def test_one_that_is_scaled_to_zero_and_reaped_takes_nothing_from_the_other(
     (job,) = slurm_lab.queue("beta").values()
     (left,) = SkyPilot().clusters()
     assert job[0].startswith(left.name)
-    assert left.told["SKYFERRY_REPLICA"] == production.replica.name
+    assert left.metadata["SKYFERRY_REPLICA"] == production.replica.name

@@ -34,7 +34,7 @@ class Frozen(BaseModel):
 
 
 class Stage(Frozen):
-    """One share of the traffic, and how its gates ruled."""
+    """One weight of the candidate, and how its gates ruled."""
 
     share_percent: int
     verdict: Verdict

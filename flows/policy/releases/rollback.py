@@ -1,4 +1,4 @@
-"""Could stable take all of its traffic back now? If not, no share rises: a roll-back would be no rescue."""
+"""Could stable take all of its traffic back now? If not, no weight rises: a roll-back would be no rescue."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -13,7 +13,7 @@ def rollback_blockers(
 ) -> str:
     """Why stable could not, in words; nothing where it could.
 
-    `servers` are those in its slot, and `had` how many there were when its candidate got the first share; `loads` are
+    `servers` are those in its slot, and `had` how many there were when its candidate got the first weight; `loads` are
     what its engines say, by address. A queue is short where no more wait than its replicas answer at the same time.
     """
     up = [server.address for server in servers if server.state == "up"]

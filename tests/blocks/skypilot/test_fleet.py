@@ -304,7 +304,7 @@ class FakeSkyPilot(SkyPilot):
 
     def clusters(self) -> tuple[Cluster, ...]:
         return tuple(
-            Cluster(name, name, is_up=name != "none", host="node", told={"SKYFERRY_REPLICA": name}, launched_at=0)
+            Cluster(name, name, is_up=name != "none", host="node", metadata={"SKYFERRY_REPLICA": name}, launched_at=0)
             for name in ("ended", "going on", "none", "unknown", "well")
         )
 
