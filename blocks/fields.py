@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Annotated
 from urllib.parse import urlsplit
 
+from prefect.blocks.core import Block
 from pydantic import AfterValidator, Field, SecretStr, ValidationInfo
 
 from blocks.cleaning import mask_from_now_on
@@ -134,3 +135,16 @@ Near = Annotated[
     ),
 ]
 """Of a store."""
+
+
+def of_kind(block: type[Block], given: object) -> object:
+    """What was given to validate, unless it says that it is another kind of block.
+
+    Of a union of blocks pydantic takes the first that fits, and a saved one fits every block that has its required
+    fields. It is a ValueError, so that the next kind is tried.
+    """
+    if isinstance(given, Mapping):
+        slug = given.get("block_type_slug", block.get_block_type_slug())
+        if slug != block.get_block_type_slug():
+            raise ValueError(f"this is a block of type {slug!r}, not {block.get_block_type_slug()!r}")
+    return given

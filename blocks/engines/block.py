@@ -64,7 +64,7 @@ class Engine(Block):
             known = engine_named(self.name)
             check(known, self.choice, self.version or known.flags_of)
         except Refused as error:
-            raise ValueError(str(error)) from error
+            raise ValueError(str(error)) from None
         return self
 
     @property

@@ -147,7 +147,7 @@ def _check_flag(called: str, name: str, value: object) -> None:
     except (TypeError, ValueError) as error:
         raise Refused(
             f"engine flag {name} of {called} has a value that is not of JSON ({error}); write it anew"
-        ) from error
+        ) from None
     if "\\u0000" in text or without_secrets(text) != text:
         raise Refused(
             f"the value of engine flag {name} of {called} holds a secret or a character of no text; leave it out"

@@ -37,10 +37,10 @@ def lock_of(package: str, version: str) -> str:
             timeout=LONGEST_SECONDS,
             check=False,
         )
-    except subprocess.TimeoutExpired as error:
+    except subprocess.TimeoutExpired:
         raise Refused(
             f"what {package} {version} needs was not resolved within {LONGEST_SECONDS} s; see to the package index"
-        ) from error
+        ) from None
     if done.returncode:
         raise Refused(f"{package} {version} cannot be had: {cleaned(done.stderr)}; choose another version")
     lines = done.stdout.replace("\\\n", " ").splitlines()

@@ -74,8 +74,8 @@ def check_they_rank(scores: Sequence[float]) -> None:
 def _object(body: bytes) -> dict[str, Any]:
     try:
         answer = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise NoAnswer("it is no JSON") from error
+    except (ValueError, RecursionError):
+        raise NoAnswer("it is no JSON") from None
     if not isinstance(answer, dict):
         raise NoAnswer("it is no JSON object")
     return answer
@@ -115,8 +115,8 @@ def _vector(said: object) -> tuple[float, ...]:
 def _numbers_in_base64(text: str) -> tuple[float, ...]:
     try:
         packed = base64.b64decode(text, validate=True)
-    except ValueError as error:
-        raise Unsound("a vector is no list of numbers, nor base64") from error
+    except ValueError:
+        raise Unsound("a vector is no list of numbers, nor base64") from None
     count, rest = divmod(len(packed), FLOAT_BYTES)
     if rest or count > LONGEST_VECTOR:
         raise Unsound(f"a vector in base64 has {len(packed):,} bytes, which are no float32 numbers of one vector")

@@ -16,11 +16,12 @@ from typing import Self
 import psutil
 from filelock import FileLock
 from prefect.blocks.core import Block
-from pydantic import ConfigDict, Field, PrivateAttr
+from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
 from blocks.engines.known import KnownEngine, LocalStart, canonical, check, words
 from blocks.engines.registry import engine_named, engines
 from blocks.errors import EngineEnded, Refused, Unavailable
+from blocks.fields import of_kind
 from blocks.files import write_atomically, write_private
 from blocks.local.processes import Daemon, free_port
 from blocks.ports.fleet import EngineBuild, EngineChoice, Replica, ReplicaOrder, ResolvedEngine
@@ -70,6 +71,11 @@ class LocalFleet(Block):
         description='Python environments on this machine that engines are installed in, such as {"vllm": "/opt/vllm"}; '
         "an engine that is not named here is looked for in Skyferry's own.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_of_this_kind(cls, given: object) -> object:
+        return of_kind(cls, given)
 
     _installation: str = PrivateAttr(default="")
     _inherited: frozenset[str] = PrivateAttr(default=frozenset())
@@ -208,11 +214,11 @@ class LocalFleet(Block):
                 return metadata.version(known.package)
             asked = [str(python), "-c", question, known.package]
             return subprocess.run(asked, capture_output=True, check=True, text=True, timeout=60).stdout.strip()
-        except (metadata.PackageNotFoundError, OSError, subprocess.SubprocessError) as error:
+        except (metadata.PackageNotFoundError, OSError, subprocess.SubprocessError):
             raise Refused(
                 f"{known.name} cannot be had on this machine: {python} has no {known.package}; install it there, or "
                 f"name the environment that has it in the fleet's environments"
-            ) from error
+            ) from None
 
     def _weights_for(self, known: KnownEngine, mirror_prefix: str) -> Path:
         directory = self.directory / "weights"

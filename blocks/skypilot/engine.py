@@ -117,7 +117,7 @@ def _files_of(parsed: Mapping[str, Any]) -> dict[str, bytes]:
             raise Refused(
                 f"the engine's task puts {here} on the machine, and that is no file here ({error.strerror}); name a "
                 f"file below Skyferry's root"
-            ) from error
+            ) from None
     return files
 
 

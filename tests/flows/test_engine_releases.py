@@ -173,7 +173,7 @@ def test_a_flag_that_makes_it_slow_is_rolled_back(live: Live) -> None:
     """By the gate on the time to first token; stable goes on, and comes back as what it was."""
     before, stable = live.live, live.commands()
     live.service.engine = None
-    with live.users(), pytest.raises(SkyferryError, match=r"rolled back at 50 %"):
+    with live.users(), pytest.raises(SkyferryError, match=r"Rolled back at 50 %"):
         release_model(**plan(engine_flags=SLOW))
     refused = live.record.releases[-1]
     assert refused.engine.build is not None

@@ -107,7 +107,7 @@ def test_a_candidate_that_is_bad_in_one_cell_goes_on_without_it(live: Live) -> N
 
 def test_where_nobody_calls_probes_are_sent_and_do_not_promote(live: Live) -> None:
     """They reach both releases past the gateway; the stage is held, and rolled back at its deadline in words."""
-    with pytest.raises(SkyferryError, match=r"not passed within 4 s: 0 of the 20 requests that this stage needs, and"):
+    with pytest.raises(SkyferryError, match=r"not passed within 4 s: 0 of the 20 requests of the candidate"):
         release_model(**released((50, 100), 4))
     (stage,) = live.candidate.stages
     assert stage.probed is not None

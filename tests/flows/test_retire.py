@@ -142,7 +142,7 @@ def test_a_promoted_release_tells_its_way(live: World, told: list[Event]) -> Non
 def test_a_release_that_is_taken_back_tells_why(live: World, told: list[Event]) -> None:
     """With the gate's reason, the weight and how many requests met it."""
     live.users.see("green", FAILED, 30)
-    with pytest.raises(SkyferryError, match="rolled back at 10 %"):
+    with pytest.raises(SkyferryError, match="Rolled back at 10 %"):
         release_model(**plan("v2"))
     assert names(told) == ["release.opened", "mirror.written", "release.stage.failed", "release.rolled-back"]
     assert (told[-1].payload["weight_percent"], told[-1].payload["requests"]) == (10, 30)
