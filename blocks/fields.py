@@ -138,13 +138,17 @@ Near = Annotated[
 
 
 def of_kind(block: type[Block], given: object) -> object:
-    """What was given to validate, unless it says that it is another kind of block.
+    """What was given to validate, unless it is another kind: it says so, or has fields that this block has not.
 
-    Of a union of blocks pydantic takes the first that fits, and a saved one fits every block that has its required
-    fields. It is a ValueError, so that the next kind is tried.
+    Of a union of blocks pydantic takes the first that fits, and Prefect's blocks take fields that they do not know, so
+    that a saved one fits every block whose required fields it has; where it is a document of its own, Prefect says
+    nothing of its kind. It is a ValueError, so that the next kind is tried.
     """
     if isinstance(given, Mapping):
         slug = given.get("block_type_slug", block.get_block_type_slug())
         if slug != block.get_block_type_slug():
             raise ValueError(f"this is a block of type {slug!r}, not {block.get_block_type_slug()!r}")
+        known = {*block.model_fields, "block_type_slug"}
+        if unknown := sorted(str(name) for name in given if name not in known and not str(name).startswith("_")):
+            raise ValueError(f"{block.get_block_type_slug()!r} has no fields {', '.join(unknown)}")
     return given

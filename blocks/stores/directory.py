@@ -13,9 +13,10 @@ from pathlib import Path
 
 from awscrt.checksums import crc64nvme
 from prefect.blocks.core import Block
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 
 from blocks.errors import Conflict, Refused, Unavailable
+from blocks.fields import of_kind
 from blocks.ports.store import MultipartUpload, Objects, Part, PartLimits, StoredObject, VersionedObject
 
 CHUNK_BYTES = 8 << 20
@@ -35,6 +36,11 @@ class DirectoryStore(Block):
         title="Directory",
         description="Where the objects lie; it has to be there. On what is mounted, name a directory below the mount.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_of_this_kind(cls, given: object) -> object:
+        return of_kind(cls, given)
 
     @property
     def near(self) -> tuple[str, ...]:

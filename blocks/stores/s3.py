@@ -22,11 +22,11 @@ from botocore.exceptions import ConnectionError as NoConnectionError
 from botocore.handlers import add_expect_header
 from botocore.parsers import ResponseParserError
 from prefect.blocks.core import Block
-from pydantic import ConfigDict, Field, HttpUrl, SecretStr
+from pydantic import ConfigDict, Field, HttpUrl, SecretStr, model_validator
 
 from blocks.cleaning import cleaned
 from blocks.errors import Conflict, Refused, SkyferryError, Unavailable, Unsupported
-from blocks.fields import Endpoint, KeyId, Near, Secret
+from blocks.fields import Endpoint, KeyId, Near, Secret, of_kind
 from blocks.http import statuses
 from blocks.ports.store import MultipartUpload, Objects, Part, PartLimits, StoredObject, VersionedObject
 from blocks.stores.s3_checksums import CHECKSUMS, Algorithm, Checksum
@@ -139,6 +139,11 @@ class S3Store(Block):
         description="Whether the bucket's name is in the path or in the host's name; Alibaba's OSS wants virtual.",
     )
     near: Near = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_of_this_kind(cls, given: object) -> object:
+        return of_kind(cls, given)
 
     def create_bucket(self) -> None:
         """The account's own already is no error."""

@@ -1,6 +1,7 @@
 """The service block, saved and read again."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import SecretStr
@@ -29,5 +30,14 @@ def test_a_saved_service_keeps_the_kinds_of_its_parts(
         fleet=kind(directory=tmp_path, store=store),
         gateway=HAProxyGateway(admin_socket=tmp_path / "admin.sock"),
     )
-    loaded = Service.model_validate(service.model_dump(mode="json"))
-    assert (type(loaded.fleet), type(loaded.store), type(loaded.fleet.store)) == (kind, type(store), type(store))
+    dumped = service.model_dump(mode="json")
+    for told in (dumped, _without_kinds(dumped)):
+        loaded = Service.model_validate(told)
+        assert (type(loaded.fleet), type(loaded.store), type(loaded.fleet.store)) == (kind, type(store), type(store))
+
+
+def _without_kinds(dumped: Any) -> Any:
+    """As Prefect gives it where each part is a document of its own."""
+    if isinstance(dumped, dict):
+        return {name: _without_kinds(part) for name, part in dumped.items() if name != "block_type_slug"}
+    return dumped

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
+from prefect.client.schemas.sorting import ArtifactSort
 from pydantic import SecretStr
 
 from blocks.errors import Refused, SkyferryError, Unavailable
@@ -246,8 +248,12 @@ def test_code_that_no_config_names_is_left_out(world: World) -> None:
 def last_report() -> str:
     wait_until_shown()
     with get_client(sync_client=True) as client:
-        reports = [one for one in client.read_artifacts() if one.key == "mirror-report-chat"]
-    return str(max(reports, key=lambda one: one.created or datetime.min.replace(tzinfo=UTC)).data)
+        (report,) = client.read_artifacts(
+            artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["mirror-report-chat"])),
+            sort=ArtifactSort.CREATED_DESC,
+            limit=1,
+        )
+    return str(report.data)
 
 
 def test_a_config_is_read_to_its_declared_size(world: World) -> None:
