@@ -43,7 +43,7 @@ def test_a_release_over_two_clusters_loses_no_request(world: World) -> None:
     """Mirror, plan, a replica on each cluster, stages under traffic, the old fleet drained and down."""
     # One replica is as good a fleet to replace as two, and half as long on its way.
     world.service.replicas = 1
-    first = release("v1", placement=ON_GPUS)
+    first = release("v1", spread=False)
     world.service.replicas = 2
     with world.traffic() as noticed:
         second = release("v2")
