@@ -45,9 +45,9 @@ def check_agreement(
     )
     for pair in pairs:
         if words := disagreement(pair.prompt, pair.own, pair.its, is_same_model=is_same_model):
-            raise RolledBack(f"rolled back before it got any traffic: {words}")
+            raise RolledBack(f"Rolled back before it got any traffic: {words}")
     if not were_compared((pair.own, pair.its) for pair in pairs):
         raise RolledBack(
-            f"rolled back before it got any traffic: of {len(pairs)} golden prompts none was answered by both "
+            f"Rolled back before it got any traffic: of {len(pairs)} golden prompts none was answered by both "
             f"{release.id} and {live.id}, so nobody knows whether they answer alike; look at the logs of their replicas"
         )
