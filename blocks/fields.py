@@ -11,7 +11,7 @@ from typing import Annotated
 from urllib.parse import urlsplit
 
 from prefect.blocks.core import Block
-from pydantic import AfterValidator, Field, SecretStr, ValidationInfo
+from pydantic import AfterValidator, BaseModel, Field, SecretStr, ValidationInfo, model_validator
 
 from blocks.cleaning import mask_from_now_on
 from blocks.errors import Refused
@@ -137,18 +137,23 @@ Near = Annotated[
 """Of a store."""
 
 
-def of_kind(block: type[Block], given: object) -> object:
-    """What was given to validate, unless it is another kind: it says so, or has fields that this block has not.
+class OfItsKind(BaseModel):
+    """A block that one field may hold in place of others: what is another kind's is refused, so that the next is tried.
 
     Of a union of blocks pydantic takes the first that fits, and Prefect's blocks take fields that they do not know, so
     that a saved one fits every block whose required fields it has; where it is a document of its own, Prefect says
-    nothing of its kind. It is a ValueError, so that the next kind is tried.
+    nothing of its kind.
     """
-    if isinstance(given, Mapping):
-        slug = given.get("block_type_slug", block.get_block_type_slug())
-        if slug != block.get_block_type_slug():
-            raise ValueError(f"this is a block of type {slug!r}, not {block.get_block_type_slug()!r}")
-        known = {*block.model_fields, "block_type_slug"}
-        if unknown := sorted(str(name) for name in given if name not in known and not str(name).startswith("_")):
-            raise ValueError(f"{block.get_block_type_slug()!r} has no fields {', '.join(unknown)}")
-    return given
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_of_this_kind(cls, given: object) -> object:
+        """A ValueError where it says that it is another, or has fields that this one has not."""
+        if isinstance(given, Mapping) and issubclass(cls, Block):
+            slug = cls.get_block_type_slug()
+            if (told := given.get("block_type_slug", slug)) != slug:
+                raise ValueError(f"this is a block of type {told!r}, not {slug!r}")
+            known = {*cls.model_fields, "block_type_slug"}
+            if unknown := sorted(str(name) for name in given if name not in known and not str(name).startswith("_")):
+                raise ValueError(f"{slug!r} has no fields {', '.join(unknown)}")
+        return given

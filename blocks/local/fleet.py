@@ -16,12 +16,12 @@ from typing import Self
 import psutil
 from filelock import FileLock
 from prefect.blocks.core import Block
-from pydantic import ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import ConfigDict, Field, PrivateAttr
 
 from blocks.engines.known import KnownEngine, LocalStart, canonical, check, words
 from blocks.engines.registry import engine_named, engines
 from blocks.errors import EngineEnded, Refused, Unavailable
-from blocks.fields import of_kind
+from blocks.fields import OfItsKind
 from blocks.files import write_atomically, write_private
 from blocks.local.processes import Daemon, free_port
 from blocks.ports.fleet import EngineBuild, EngineChoice, Replica, ReplicaOrder, ResolvedEngine
@@ -41,7 +41,7 @@ LEAST_MEMORY_BYTES = 256 << 20
 """With less than this to spare, not even the smallest engine would load."""
 
 
-class LocalFleet(Block):
+class LocalFleet(OfItsKind, Block):
     """Runs each replica as a process on this machine, on loopback: llama.cpp, or any engine with a local command."""
 
     _block_type_name = "Local Fleet"
@@ -71,11 +71,6 @@ class LocalFleet(Block):
         description='Python environments on this machine that engines are installed in, such as {"vllm": "/opt/vllm"}; '
         "an engine that is not named here is looked for in Skyferry's own.",
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _is_of_this_kind(cls, given: object) -> object:
-        return of_kind(cls, given)
 
     _installation: str = PrivateAttr(default="")
     _inherited: frozenset[str] = PrivateAttr(default=frozenset())

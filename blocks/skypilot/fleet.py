@@ -18,13 +18,13 @@ from typing import Any, Self
 
 from filelock import FileLock
 from prefect.blocks.core import Block
-from pydantic import ConfigDict, Field, HttpUrl, PrivateAttr, field_validator, model_validator
+from pydantic import ConfigDict, Field, HttpUrl, PrivateAttr, field_validator
 
 from blocks.engines.block import check_task
 from blocks.engines.known import words
 from blocks.engines.openai import OpenAIEngine
 from blocks.errors import NoCapacity, Refused, SkyferryError, Unavailable, Unexplained
-from blocks.fields import Secret, of_kind
+from blocks.fields import OfItsKind, Secret
 from blocks.files import write_atomically
 from blocks.on_machine.node import CannotServe, File, encode_files
 from blocks.ports.fleet import (
@@ -61,7 +61,7 @@ LOG_LINES = 50
 SLURM = "slurm/"
 
 
-class SkyPilotFleet(Block):
+class SkyPilotFleet(OfItsKind, Block):
     """Runs each replica as a cluster of SkyPilot's, wherever SkyPilot can rent one."""
 
     _block_type_name = "SkyPilot Fleet"
@@ -154,11 +154,6 @@ class SkyPilotFleet(Block):
         title="Weights can be fetched for (h)",
         description="How long the signed addresses hold at which a machine reads the weights.",
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _is_of_this_kind(cls, given: object) -> object:
-        return of_kind(cls, given)
 
     _installation: str = PrivateAttr(default="")
     _inherited: frozenset[str] = PrivateAttr(default=frozenset())

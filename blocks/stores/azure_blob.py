@@ -36,11 +36,11 @@ from azure.storage.blob import (
     generate_blob_sas,
 )
 from prefect.blocks.core import Block
-from pydantic import ConfigDict, Field, HttpUrl, SecretStr, model_validator
+from pydantic import ConfigDict, Field, HttpUrl, SecretStr
 
 from blocks.cleaning import cleaned
 from blocks.errors import Conflict, Refused, Unavailable
-from blocks.fields import BareEndpoint, Near, Secret, of_kind
+from blocks.fields import BareEndpoint, Near, OfItsKind, Secret
 from blocks.http import statuses
 from blocks.ports.store import MultipartUpload, Objects, Part, PartLimits, StoredObject, VersionedObject
 
@@ -53,7 +53,7 @@ BEGUN = 0
 NO_CHECKSUM = "0" * 16
 
 
-class AzureStore(Block):
+class AzureStore(OfItsKind, Block):
     """A container in Azure Blob Storage, for mirrors and the ledger."""
 
     _block_type_name = "Azure Blob Storage"
@@ -73,11 +73,6 @@ class AzureStore(Block):
     )
 
     near: Near = ()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _is_of_this_kind(cls, given: object) -> object:
-        return of_kind(cls, given)
 
     def get(self, key: str) -> VersionedObject | None:
         with self._translated(f"get {key}"):

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from awscrt.checksums import crc64nvme
 from prefect.blocks.core import Block
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field
 
 from blocks.errors import Conflict, Refused, Unavailable
-from blocks.fields import of_kind
+from blocks.fields import OfItsKind
 from blocks.ports.store import MultipartUpload, Objects, Part, PartLimits, StoredObject, VersionedObject
 
 CHUNK_BYTES = 8 << 20
@@ -25,7 +25,7 @@ OWN = ".skyferry"
 PART_NAME = re.compile(r"(\d{5})-([0-9a-f]{16})")
 
 
-class DirectoryStore(Block):
+class DirectoryStore(OfItsKind, Block):
     """A directory that holds mirrors and the ledger: a local disk, NFS, Lustre, or a bucket mounted as files."""
 
     _block_type_name = "Directory Store"
@@ -36,11 +36,6 @@ class DirectoryStore(Block):
         title="Directory",
         description="Where the objects lie; it has to be there. On what is mounted, name a directory below the mount.",
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _is_of_this_kind(cls, given: object) -> object:
-        return of_kind(cls, given)
 
     @property
     def near(self) -> tuple[str, ...]:

@@ -25,12 +25,12 @@ from google.cloud.storage import Blob, Bucket, Client
 from google.cloud.storage.exceptions import DataCorruption
 from google.oauth2.service_account import Credentials
 from prefect.blocks.core import Block
-from pydantic import ConfigDict, Field, HttpUrl, SecretStr, model_validator
+from pydantic import ConfigDict, Field, HttpUrl, SecretStr
 from requests.exceptions import RequestException
 
 from blocks.cleaning import cleaned
 from blocks.errors import Conflict, Refused, Unavailable
-from blocks.fields import Endpoint, Near, ServiceAccount, of_kind
+from blocks.fields import Endpoint, Near, OfItsKind, ServiceAccount
 from blocks.http import statuses
 from blocks.ports.store import MultipartUpload, Objects, Part, PartLimits, StoredObject, VersionedObject
 
@@ -46,7 +46,7 @@ library goes on for two minutes.
 SCOPE = "https://www.googleapis.com/auth/devstorage.read_write"
 
 
-class GoogleStore(Block):
+class GoogleStore(OfItsKind, Block):
     """A bucket in Google Cloud Storage, for mirrors and the ledger."""
 
     _block_type_name = "Google Cloud Storage"
@@ -69,11 +69,6 @@ class GoogleStore(Block):
         description="The address of an emulator, which is asked without credentials.",
     )
     near: Near = ()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _is_of_this_kind(cls, given: object) -> object:
-        return of_kind(cls, given)
 
     def get(self, key: str) -> VersionedObject | None:
         with self._translated(f"get {key}"):

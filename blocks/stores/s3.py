@@ -22,11 +22,11 @@ from botocore.exceptions import ConnectionError as NoConnectionError
 from botocore.handlers import add_expect_header
 from botocore.parsers import ResponseParserError
 from prefect.blocks.core import Block
-from pydantic import ConfigDict, Field, HttpUrl, SecretStr, model_validator
+from pydantic import ConfigDict, Field, HttpUrl, SecretStr
 
 from blocks.cleaning import cleaned
 from blocks.errors import Conflict, Refused, SkyferryError, Unavailable, Unsupported
-from blocks.fields import Endpoint, KeyId, Near, Secret, of_kind
+from blocks.fields import Endpoint, KeyId, Near, OfItsKind, Secret
 from blocks.http import statuses
 from blocks.ports.store import MultipartUpload, Objects, Part, PartLimits, StoredObject, VersionedObject
 from blocks.stores.s3_checksums import CHECKSUMS, Algorithm, Checksum
@@ -103,7 +103,7 @@ takes the first thousand for all.
 """
 
 
-class S3Store(Block):
+class S3Store(OfItsKind, Block):
     """A bucket in S3, or in a store that speaks its protocol, for mirrors and the ledger."""
 
     _block_type_name = "S3 Store"
@@ -139,11 +139,6 @@ class S3Store(Block):
         description="Whether the bucket's name is in the path or in the host's name; Alibaba's OSS wants virtual.",
     )
     near: Near = ()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _is_of_this_kind(cls, given: object) -> object:
-        return of_kind(cls, given)
 
     def create_bucket(self) -> None:
         """The account's own already is no error."""
